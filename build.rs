@@ -1,0 +1,2 @@
+//! Builds nothing yet.
+fn main() {}

@@ -1,0 +1,219 @@
+//! What the HTTP API says, shared by the server (`web`) and the command line (`cli`). Field names are a public
+//! contract: `--json` prints these documents as they are.
+
+use super::ids::{Oid, PipelineName, RepoName, RunId, StepName};
+use super::log::Stream;
+use super::outcome::{AttemptEnd, RunStatus, StepOutcome};
+use super::trigger::{EventKind, Feeder};
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+
+/// One run in a list.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RunSummary {
+    /// Its number.
+    pub id: RunId,
+    /// The watched repository.
+    pub repo: RepoName,
+    /// The pipeline.
+    pub pipeline: PipelineName,
+    /// Why it exists.
+    pub event: EventKind,
+    /// The full ref name.
+    pub git_ref: String,
+    /// The commit.
+    pub commit: Oid,
+    /// First line of the commit message.
+    pub title: String,
+    /// Author of the commit.
+    pub author: String,
+    /// Where it stands.
+    pub status: RunStatus,
+    /// Why it could not be carried out, when it could not.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub error: Option<String>,
+    /// When it was stored.
+    pub created_at: Timestamp,
+    /// When driving began.
+    pub started_at: Option<Timestamp>,
+    /// When it ended.
+    pub finished_at: Option<Timestamp>,
+    /// The run that this one repeats.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub retry_of: Option<RunId>,
+}
+
+/// One run, whole.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RunDetail {
+    /// What lists show too.
+    #[serde(flatten)]
+    pub summary: RunSummary,
+    /// Its steps, in plan order.
+    pub steps: Vec<StepView>,
+    /// Inputs of a manual run.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty", default)]
+    pub inputs: BTreeMap<String, String>,
+}
+
+/// How a step stands, for showing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum StepState {
+    /// Waits for what it needs.
+    Waiting,
+    /// Could start, and waits for its turn under the limits.
+    Ready,
+    /// Runs.
+    Running,
+    /// See the outcome.
+    Done,
+}
+
+/// One step of a run.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StepView {
+    /// Its name.
+    pub name: StepName,
+    /// Its image.
+    pub image: String,
+    /// What it needs.
+    pub needs: Vec<StepName>,
+    /// Where it stands.
+    pub state: StepState,
+    /// How it ended, once it has.
+    pub outcome: Option<StepOutcome>,
+    /// Why it was skipped or failed, in words.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub reason: Option<String>,
+    /// Every attempt so far.
+    pub attempts: Vec<AttemptView>,
+    /// What it wrote to `$MAINSTAY_OUTPUT`.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty", default)]
+    pub outputs: BTreeMap<String, String>,
+}
+
+/// One attempt of a step.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AttemptView {
+    /// From 1.
+    pub attempt: u32,
+    /// When its start was recorded.
+    pub started_at: Timestamp,
+    /// When its process began, by the helper's mark.
+    pub began_at: Option<Timestamp>,
+    /// When it ended.
+    pub ended_at: Option<Timestamp>,
+    /// How it ended.
+    pub end: Option<AttemptEnd>,
+}
+
+/// One line of a log, as the API streams it: JSON lines.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LogLineView {
+    /// The step.
+    pub step: StepName,
+    /// The attempt.
+    pub attempt: u32,
+    /// Its number in that log, from 1.
+    pub n: u64,
+    /// When, by the engine's clock.
+    pub at: Timestamp,
+    /// Which stream.
+    pub stream: Stream,
+    /// The text, where the bytes are UTF-8; else with U+FFFD in place of what is not.
+    pub text: String,
+}
+
+/// What `POST /api/v1/trigger` takes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct TriggerRequest {
+    /// The watched repository.
+    pub repo: RepoName,
+    /// A branch, tag, full ref or commit id; the default branch when absent.
+    #[serde(rename = "ref", default)]
+    pub git_ref: Option<String>,
+    /// Only this pipeline; otherwise every one with `on.manual`.
+    #[serde(default)]
+    pub pipeline: Option<PipelineName>,
+    /// Inputs, checked against `on.manual.inputs`.
+    #[serde(default)]
+    pub inputs: BTreeMap<String, String>,
+}
+
+/// What trigger, retry and inbox replay answer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Started {
+    /// The runs that were stored.
+    pub runs: Vec<RunId>,
+    /// Why pipelines did not run, in words, when some did not.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub notes: Vec<String>,
+}
+
+/// What `POST /api/v1/runs/{id}/retry` takes.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RetryRequest {
+    /// Begin at this step, keeping what came before; the whole run when absent.
+    #[serde(default)]
+    pub from: Option<StepName>,
+}
+
+/// One accepted or refused report of the world, as `mainstay inbox` shows it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InboxView {
+    /// Its number.
+    pub id: u64,
+    /// The repository.
+    pub repo: RepoName,
+    /// The ref.
+    pub git_ref: String,
+    /// From.
+    pub old: Oid,
+    /// To.
+    pub new: Oid,
+    /// What kind of event.
+    pub event: EventKind,
+    /// Which feeders reported it.
+    pub feeders: Vec<Feeder>,
+    /// When it was accepted.
+    pub at: Timestamp,
+    /// `pending`, `done`, or `dropped`.
+    pub state: String,
+    /// Why nothing runs, or what was noticed.
+    pub reason: Option<String>,
+    /// Runs it started.
+    pub runs: Vec<RunId>,
+}
+
+/// What `GET /api/v1/status` answers.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DaemonStatus {
+    /// Version of the daemon.
+    pub version: String,
+    /// Since when it runs.
+    pub started_at: Timestamp,
+    /// Name and version of the engine, or why it does not answer.
+    pub runtime: String,
+    /// Whether the engine answers.
+    pub runtime_ok: bool,
+    /// How many repositories it watches.
+    pub repos: usize,
+    /// Runs by status that are not over.
+    pub queued: usize,
+    /// Runs being driven.
+    pub running: usize,
+}
+
+/// The body of every error answer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ApiError {
+    /// What is wrong, in a sentence.
+    pub error: String,
+    /// What to try.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub hints: Vec<String>,
+}

@@ -1,0 +1,17 @@
+//! Plain data that every room may use: identifiers, times, sizes, plans, outcomes, and what the API says.
+//!
+//! Nothing here does I/O and nothing here knows another room.
+
+pub mod api;
+pub mod ids;
+pub mod log;
+pub mod outcome;
+pub mod plan;
+pub mod quantity;
+pub mod trigger;
+
+pub use ids::{AttemptId, InstanceId, Oid, RepoName, RunId, StepName};
+pub use outcome::{AttemptEnd, RunStatus, StepOutcome};
+pub use plan::{Plan, PlannedStep};
+pub use quantity::{ByteSize, Span};
+pub use trigger::{EventKind, TriggerEvent};

@@ -1,0 +1,243 @@
+//! The contract between a run and whatever executes its steps.
+//!
+//! In come specifications made by `step`; out go processes, their logs and their exits. Two engines implement it:
+//! `docker` (any Docker-compatible socket) and `process` (plain processes, for trusted repositories only). The suite
+//! in `tests/it/conformance.rs` runs on both.
+
+pub mod docker;
+pub mod process;
+
+use crate::model::log::{LogChunk, LogCursor};
+use crate::model::plan::Resources;
+use crate::model::{AttemptId, RepoName, RunId};
+use async_trait::async_trait;
+use futures_util::stream::BoxStream;
+use serde::{Deserialize, Serialize};
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// Why an engine could not do what was asked. `Display` fits after "failed to ...".
+#[derive(Debug, thiserror::Error)]
+pub enum RuntimeError {
+    /// The engine does not answer. Trying again later is right; nothing is known about what it did.
+    #[error("reach the container engine at {endpoint}: {detail}")]
+    Unreachable {
+        /// Where it was looked for.
+        endpoint: String,
+        /// What the connection said.
+        detail: String,
+    },
+    /// The image is not there and could not be pulled.
+    #[error("get the image `{image}`: {detail}")]
+    Image {
+        /// As written in the pipeline.
+        image: String,
+        /// What the engine or the registry said.
+        detail: String,
+    },
+    /// The thing asked about does not exist (any more).
+    #[error("find {what}")]
+    Gone {
+        /// What was looked for.
+        what: String,
+    },
+    /// All subnets set aside for run networks are in use; the run waits.
+    #[error("get a network for the run: all {total} subnets of {range} are in use")]
+    NoNetworkLeft {
+        /// The configured range.
+        range: String,
+        /// How many networks fit in it.
+        total: usize,
+    },
+    /// The engine answered, and said no.
+    #[error("{doing}: {detail}")]
+    Refused {
+        /// What was asked of it.
+        doing: String,
+        /// What it said.
+        detail: String,
+    },
+    /// Something on this machine failed (files, pipes).
+    #[error("{doing}: {source}")]
+    Io {
+        /// What was attempted.
+        doing: String,
+        /// The cause.
+        source: std::io::Error,
+    },
+}
+
+/// The place in which one run lives: its workspace and, where the engine has them, its network and holder.
+/// Made in advance, taken by one run, never shared and never used again.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct SpaceName(pub String);
+
+/// What a workspace is filled with.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum WorkspaceSource {
+    /// A commit of a bare mirror: `/workspace` becomes a real clone of depth one with that commit checked out.
+    Commit {
+        /// The bare repository on the daemon's disk.
+        mirror: PathBuf,
+        /// The commit.
+        commit: crate::model::Oid,
+        /// The short branch or tag name HEAD shall show, if any.
+        branch: Option<String>,
+        /// The URL to record as `origin`.
+        origin: String,
+    },
+    /// A working tree as it is: everything Git does not ignore (`mainstay run`).
+    Folder(PathBuf),
+}
+
+/// Everything an engine needs to make a step's process, except what must stay unseen until it starts.
+#[derive(Debug, Clone, PartialEq)]
+pub struct StepSpec {
+    /// Which attempt; names and labels are made from it.
+    pub id: AttemptId,
+    /// The run's space.
+    pub space: SpaceName,
+    /// The repository, for labels.
+    pub repo: RepoName,
+    /// The resolved image: what [`Runtime::resolve_image`] returned.
+    pub image: ResolvedImage,
+    /// Limits; `None` fields take the engine's configured defaults.
+    pub resources: Resources,
+    /// Joins the holder's network namespace instead of having its own on the run's network.
+    pub shares_holder: bool,
+}
+
+/// An image pinned for a run.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ResolvedImage {
+    /// As written in the pipeline.
+    pub reference: String,
+    /// The content id (`sha256:...`) that containers are made from; empty for the process runtime.
+    pub id: String,
+}
+
+/// What a waiting process is told when its step becomes ready. Never visible in the engine's own records.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Word {
+    /// Shell lines under `sh -e`, each echoed; empty means the image's entrypoint with `args`.
+    pub commands: Vec<String>,
+    /// Arguments for the image's entrypoint.
+    pub args: Vec<String>,
+    /// Environment on top of the image's own. Holds secrets.
+    pub environment: Vec<(String, String)>,
+}
+
+impl std::fmt::Debug for Word {
+    /// Names only: the values hold secrets.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let names: Vec<_> = self.environment.iter().map(|(name, _)| name).collect();
+        f.debug_struct("Word").field("commands", &self.commands.len()).field("environment", &names).finish()
+    }
+}
+
+/// What an engine knows about an attempt.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Found {
+    /// Nothing of that name.
+    Absent,
+    /// It exists; whether its process got the word is for the log to say.
+    Alive,
+    /// It is over.
+    Exited {
+        /// The exit code.
+        code: i32,
+        /// Killed for want of memory.
+        out_of_memory: bool,
+    },
+}
+
+/// One thing of ours that an engine holds, for `doctor`, tests and clean-up reports.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+pub struct Leftover {
+    /// `container`, `network`, `volume` or `process`.
+    pub kind: &'static str,
+    /// Its name in the engine.
+    pub name: String,
+    /// The run it belongs to, when it belongs to one.
+    pub run: Option<RunId>,
+}
+
+/// Something that executes steps.
+///
+/// Order of calls for one run: `take_space`, then `fill` once, then for each attempt `prepare` (any time after
+/// `take_space`, also while `fill` runs), `release`, `logs` and `wait` (at once), `remove`; at the end `close`.
+/// `stop` may come at any time after `prepare`.
+///
+/// Every call may be repeated after a crash, by another process, with the same names, and then finds what the first
+/// one made: `prepare` and `release` of an attempt that already waits, runs or has ended succeed and change nothing.
+/// A process that got two words begins once. Calls for different attempts may run at the same time. A future that is
+/// dropped leaves things that `close` and `sweep` find.
+#[async_trait]
+pub trait Runtime: Send + Sync {
+    /// `docker` or `process`, for people.
+    fn name(&self) -> &'static str;
+
+    /// Asks the engine whether it is there; returns its name and version for people.
+    async fn ping(&self) -> Result<String, RuntimeError>;
+
+    /// Finds the image, pulling it when the engine does not have it; `progress` is told in sentences.
+    async fn resolve_image(
+        &self,
+        reference: &str,
+        progress: &(dyn Fn(String) + Send + Sync),
+    ) -> Result<ResolvedImage, RuntimeError>;
+
+    /// Hands out a space, made in advance for that repository when there is one. The caller records the name before
+    /// it calls anything else with it; a space nobody recorded is swept.
+    async fn take_space(&self, run: RunId, repo: &RepoName) -> Result<SpaceName, RuntimeError>;
+
+    /// Puts the source into the space's `/workspace`. Only once per space; after a crash in the middle the space is
+    /// given up with `close` and another one taken.
+    async fn fill(&self, space: &SpaceName, source: &WorkspaceSource) -> Result<(), RuntimeError>;
+
+    /// Makes the attempt's process and starts it up to the point where it waits for its word.
+    async fn prepare(&self, spec: &StepSpec) -> Result<(), RuntimeError>;
+
+    /// Gives the word: the user's command begins. Makes what `prepare` makes when that was not called.
+    async fn release(&self, spec: &StepSpec, word: &Word) -> Result<(), RuntimeError>;
+
+    /// Follows the attempt's output from a cursor to its end; the stream ends when the process has ended and all its
+    /// output was handed over. The helper's marks are part of the stream (`logs::mark` takes them out). A cursor
+    /// counts every byte this stream yields.
+    async fn logs(
+        &self,
+        id: &AttemptId,
+        from: LogCursor,
+    ) -> Result<BoxStream<'static, Result<LogChunk, RuntimeError>>, RuntimeError>;
+
+    /// Waits until the process has ended. [`RuntimeError::Gone`] when there is none.
+    async fn wait(&self, id: &AttemptId) -> Result<Found, RuntimeError>;
+
+    /// Looks without waiting.
+    async fn find(&self, id: &AttemptId) -> Result<Found, RuntimeError>;
+
+    /// SIGTERM to the process group, SIGKILL after `grace`; returns when it has ended. Nothing there is success.
+    async fn stop(&self, id: &AttemptId, grace: Duration) -> Result<(), RuntimeError>;
+
+    /// Removes the attempt and what it left, its log in the engine too. Nothing there is success.
+    async fn remove(&self, id: &AttemptId) -> Result<(), RuntimeError>;
+
+    /// Removes everything of the run: attempts, network, holder, and the workspace unless `keep_workspace`. Asks the
+    /// engine whether anything is left and fails if so. Nothing there is success.
+    async fn close(&self, run: RunId, space: Option<&SpaceName>, keep_workspace: bool) -> Result<(), RuntimeError>;
+
+    /// Everything of this daemon instance that the engine holds.
+    async fn leftovers(&self) -> Result<Vec<Leftover>, RuntimeError>;
+
+    /// Removes whatever of this instance belongs to none of the live runs, recorded spaces and kept workspaces.
+    /// Called at start, before anything new is made.
+    async fn sweep(&self, live: &[RunId], keep: &[SpaceName]) -> Result<(), RuntimeError>;
+
+    /// Makes a space ready for the next run of that repository, in the background, up to the pool's bound.
+    /// Best effort: failing costs the next run some milliseconds, nothing else.
+    async fn warm(&self, repo: &RepoName, source: &WorkspaceSource);
+
+    /// Gives up the spaces made in advance; running attempts are left alone. Called at a graceful stop.
+    async fn drain_pool(&self);
+}

@@ -1,0 +1,115 @@
+//! The schema, as a list of steps that is only ever added to. `user_version` counts the steps taken.
+
+use super::StoreError;
+use rusqlite::{Connection, TransactionBehavior};
+
+/// Step n brings a database from `user_version` n to n + 1. Never edit one that was released.
+const STEPS: &[&str] = &[r"
+CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
+
+-- One row per accepted change of a ref, schedule tick or manual trigger: what may start runs. Written before anybody is answered.
+CREATE TABLE inbox (
+    id          INTEGER PRIMARY KEY AUTOINCREMENT,
+    repo        TEXT NOT NULL,
+    git_ref     TEXT NOT NULL,
+    kind        TEXT NOT NULL,                     -- EventKind
+    old         TEXT NOT NULL,
+    new         TEXT NOT NULL,
+    generation  INTEGER NOT NULL,                  -- counts changes of this ref, from 1; 0 for schedule and manual
+    details     TEXT NOT NULL,                     -- JSON: actor, pipeline, inputs, due time
+    at          INTEGER NOT NULL,                  -- milliseconds since 1970
+    state       TEXT NOT NULL DEFAULT 'pending',   -- pending | done | dropped
+    reason      TEXT
+) STRICT;
+CREATE INDEX inbox_by_ref ON inbox (repo, git_ref, generation);
+CREATE INDEX inbox_pending ON inbox (state) WHERE state = 'pending';
+
+-- Every report of a feeder, also those that joined a row or were dropped. A delivery id is taken once.
+CREATE TABLE reports (
+    id          INTEGER PRIMARY KEY AUTOINCREMENT,
+    inbox_id    INTEGER REFERENCES inbox (id),
+    feeder      TEXT NOT NULL,
+    delivery    TEXT,
+    repo        TEXT NOT NULL,
+    git_ref     TEXT NOT NULL,
+    old         TEXT NOT NULL,
+    new         TEXT NOT NULL,
+    at          INTEGER NOT NULL,
+    verdict     TEXT NOT NULL,                     -- accepted | joined | replayed | stale | refused
+    reason      TEXT
+) STRICT;
+CREATE UNIQUE INDEX reports_by_delivery ON reports (feeder, repo, delivery) WHERE delivery IS NOT NULL;
+CREATE INDEX reports_by_inbox ON reports (inbox_id);
+
+-- What every ref was last accepted at.
+CREATE TABLE refs (
+    repo        TEXT NOT NULL,
+    git_ref     TEXT NOT NULL,
+    oid         TEXT NOT NULL,
+    generation  INTEGER NOT NULL,
+    PRIMARY KEY (repo, git_ref)
+) STRICT, WITHOUT ROWID;
+
+-- What the poller knows of a repository beyond its refs.
+CREATE TABLE repos (
+    repo        TEXT PRIMARY KEY,
+    seen_at     INTEGER NOT NULL,                  -- when its refs were first taken as a base line
+    head        TEXT                               -- the default branch's full ref name
+) STRICT;
+
+CREATE TABLE schedules (
+    repo        TEXT NOT NULL,
+    pipeline    TEXT NOT NULL,
+    spec        TEXT NOT NULL,                     -- as written: cron and zone
+    next_due    INTEGER NOT NULL,                  -- milliseconds since 1970
+    PRIMARY KEY (repo, pipeline, spec)
+) STRICT, WITHOUT ROWID;
+
+CREATE TABLE runs (
+    id          INTEGER PRIMARY KEY AUTOINCREMENT,
+    inbox_id    INTEGER REFERENCES inbox (id),
+    repo        TEXT NOT NULL,
+    pipeline    TEXT NOT NULL,
+    trigger     TEXT NOT NULL,                     -- JSON TriggerEvent
+    plan        TEXT NOT NULL,                     -- JSON Plan
+    carried     TEXT,                              -- JSON: what a retry takes over from the run it repeats
+    retry_of    INTEGER REFERENCES runs (id),
+    status      TEXT NOT NULL,                     -- RunStatus, follows the events
+    error       TEXT,
+    created_at  INTEGER NOT NULL,
+    started_at  INTEGER,
+    finished_at INTEGER,
+    closed      INTEGER NOT NULL DEFAULT 0,        -- 1 once the engine holds nothing of it but a kept workspace
+    kept_space  TEXT,                              -- the workspace of a failed run, kept for a retry
+    kept_until  INTEGER
+) STRICT;
+CREATE INDEX runs_open ON runs (closed) WHERE closed = 0;
+CREATE INDEX runs_by_repo ON runs (repo, id);
+CREATE INDEX runs_by_inbox ON runs (inbox_id);
+CREATE INDEX runs_kept ON runs (kept_until) WHERE kept_space IS NOT NULL;
+
+-- The facts of a run, in order. A run's state is the fold of its events.
+CREATE TABLE run_events (
+    run_id      INTEGER NOT NULL REFERENCES runs (id),
+    seq         INTEGER NOT NULL,
+    at          INTEGER NOT NULL,
+    event       TEXT NOT NULL,                     -- JSON RunEvent
+    PRIMARY KEY (run_id, seq)
+) STRICT, WITHOUT ROWID;
+"];
+
+/// Brings the schema up to date, each step in a transaction of its own.
+pub(super) fn migrate(connection: &mut Connection) -> Result<(), StoreError> {
+    let known = STEPS.len() as i64;
+    loop {
+        let tx = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+        let found: i64 = tx.query_row("PRAGMA user_version", [], |row| row.get(0))?;
+        if found > known {
+            return Err(StoreError::Newer { found, known });
+        }
+        let Some(step) = STEPS.get(found as usize) else { return Ok(()) };
+        tx.execute_batch(step)?;
+        tx.pragma_update(None, "user_version", found + 1)?;
+        tx.commit()?;
+    }
+}

@@ -1,0 +1,16 @@
+//! SQLite, and the only SQL of the project.
+//!
+//! One thread owns the one writing connection; every change is a closure sent to it and run in a transaction
+//! (`BEGIN IMMEDIATE`, WAL, `synchronous = FULL`), so a change that was answered survives a power cut. Readers have
+//! connections of their own. One file per noun adds methods to [`Store`].
+
+mod inbox;
+mod migrations;
+mod open;
+mod runs;
+mod schedules;
+
+pub use inbox::*;
+pub use open::{Store, StoreError};
+pub use runs::*;
+pub use schedules::*;

@@ -1,0 +1,1 @@
+//! Tests of promises, on real services. One file per promise; `support` holds one harness per service.
