@@ -1,1 +1,9 @@
-//! (to be written)
+//! The command line: one file per command.
+
+pub mod exit;
+pub mod graph;
+pub mod init;
+pub mod plan;
+pub mod schema;
+pub mod ui;
+pub mod validate;

@@ -1,0 +1,16 @@
+//! (to be written)
+
+use super::exit::{Exit, Failure};
+use super::ui::Ui;
+
+/// Arguments.
+#[derive(Debug, clap::Args)]
+pub struct Args {}
+
+/// Runs the command.
+///
+/// # Errors
+/// (to be written)
+pub fn run(_args: &Args, _ui: &Ui) -> Result<Exit, Failure> {
+    Ok(Exit::Good)
+}
