@@ -9,11 +9,11 @@ use super::event::RunEvent;
 use super::state::{Carried, RunState};
 use super::turns::Turn;
 use super::{Command, EngineError, RepoSetup, Settings, Shared, close};
+use crate::config::expression;
 use crate::logs::mask::Masker;
 use crate::model::outcome::AttemptResult;
 use crate::model::plan::PlannedStep;
 use crate::model::{AttemptEnd, AttemptId, RunId, RunStatus, StepName};
-use crate::plan::expression;
 use crate::runtime::{ResolvedImage, RuntimeError, SpaceName, StepSpec, Word};
 use crate::step::container::{AttemptJob, patiently, turned};
 use crate::step::environment::{Facts, environment};
@@ -448,6 +448,7 @@ impl Driver<'_> {
             stop: self.shared.stop.subscribe(),
             recovered,
             once: step.once,
+            instance: self.shared.store.instance().clone(),
         })
     }
 

@@ -3,13 +3,14 @@
 //! The same path serves a fresh attempt and one found after a restart. The engine, the helper's start mark and the log
 //! cursor say how far it got; nothing here depends on having been there from the beginning.
 
-use crate::logs::mark::{self, Mark, MarkFilter};
+use crate::logs::file::{LogLimit, LogWriter};
+use crate::logs::hub::LogStore;
+use crate::logs::mark::{self, MarkFilter, Marks, Passed};
 use crate::logs::mask::Masker;
-use crate::logs::{LogLimit, LogStore, LogWriter};
 use crate::model::log::LogCursor;
 use crate::model::outcome::AttemptResult;
-use crate::model::{AttemptEnd, AttemptId};
-use crate::runtime::{Found, Runtime, RuntimeError, StepSpec, Word};
+use crate::model::{AttemptEnd, AttemptId, InstanceId};
+use crate::runtime::{self, Found, Runtime, RuntimeError, StepSpec, Word};
 use futures_util::StreamExt;
 use jiff::Timestamp;
 use std::collections::BTreeMap;
@@ -52,6 +53,8 @@ pub struct AttemptJob {
     pub recovered: bool,
     /// It must never begin twice.
     pub once: bool,
+    /// The daemon's instance, from which marks are made.
+    pub instance: InstanceId,
 }
 
 /// Why the attempt was told to end before it did so by itself.
@@ -105,10 +108,15 @@ async fn follow_to_end(job: &mut AttemptJob, mut log: TakenOver) -> AttemptResul
     let (id, runtime) = (job.spec.id.clone(), Arc::clone(&job.runtime));
     let mut interruption = None;
     let mut engine_was_away = false;
+    let resumed = log.cursor != LogCursor::default();
     let found = {
         let follow = async {
             log.follow(&*runtime, &id, &mut engine_was_away).await;
-            patiently(|| runtime.wait(&id)).await
+            let found = patiently(|| runtime.wait(&id)).await;
+            if resumed {
+                log.find_marks(&*runtime, &id).await;
+            }
+            found
         };
         tokio::pin!(follow);
         loop {
@@ -125,6 +133,7 @@ async fn follow_to_end(job: &mut AttemptJob, mut log: TakenOver) -> AttemptResul
     };
     let end = conclude(job, &log, found, interruption, engine_was_away);
     match &end {
+        _ if log.broken => {}
         AttemptEnd::TimedOut => log.say(&format!("mainstay: stopped after its timeout of {}", job.timeout_text)),
         AttemptEnd::Cancelled => log.say("mainstay: stopped, the run was cancelled"),
         AttemptEnd::LostContainer { detail } => log.say(&format!("mainstay: {detail}")),
@@ -141,7 +150,7 @@ fn conclude(
     interruption: Option<Interruption>,
     engine_was_away: bool,
 ) -> AttemptEnd {
-    let began = log.began_at.is_some();
+    let began = log.began_at().is_some();
     match (found, interruption) {
         (_, Some(Interruption::Deadline)) => AttemptEnd::TimedOut,
         (_, Some(Interruption::Cancel)) => AttemptEnd::Cancelled,
@@ -181,7 +190,7 @@ async fn stop_and_finish(job: &AttemptJob, mut log: TakenOver, reason: Interrupt
 /// What is known about a container that is gone: that it ran, or that a `once` step may have.
 async fn lost_while_away(job: &AttemptJob, log: &TakenOver) -> Option<String> {
     match patiently(|| job.runtime.find(&job.spec.id)).await {
-        Ok(Found::Absent) if log.began_at.is_some() => {
+        Ok(Found::Absent) if log.began_at().is_some() => {
             Some("the container was gone when Mainstay came back, after the step had begun".into())
         }
         Ok(Found::Absent) if job.once => Some(
@@ -256,9 +265,12 @@ struct TakenOver {
     limit: LogLimit,
     nonce: String,
     writer: LogWriter,
-    cursor_now: LogCursor,
-    began_at: Option<Timestamp>,
-    outputs: BTreeMap<String, String>,
+    /// From where the engine's log is read: what is stored up to here is in our file.
+    cursor: LogCursor,
+    marks: Marks,
+    /// When its process began as far as known without its mark: an earlier daemon took that over.
+    began_before: Option<Timestamp>,
+    broken: bool,
 }
 
 impl TakenOver {
@@ -270,13 +282,19 @@ impl TakenOver {
             id: id.clone(),
             masker: Arc::clone(&job.masker),
             limit: job.limit,
-            nonce: job.runtime.nonce(id),
+            nonce: runtime::nonce(&job.instance, id),
             writer,
-            cursor_now: cursor,
+            cursor,
+            marks: Marks::default(),
             // The mark is the first thing on stdout: a cursor past it means that an earlier daemon took it over.
-            began_at: (cursor.stdout.bytes > 0).then_some(job.started_at),
-            outputs: BTreeMap::new(),
+            began_before: (cursor.stdout.bytes > 0).then_some(job.started_at),
+            broken: false,
         })
+    }
+
+    fn began_at(&self) -> Option<Timestamp> {
+        let marked = self.marks.begin.and_then(|nanos| Timestamp::from_nanosecond(i128::from(nanos)).ok());
+        marked.or(self.began_before)
     }
 
     /// Takes over everything until the process has ended, coming back with the stored cursor whenever the engine was away.
@@ -305,36 +323,75 @@ impl TakenOver {
     }
 
     async fn follow_once(&mut self, runtime: &dyn Runtime, id: &AttemptId) -> Result<(), RuntimeError> {
-        let mut chunks = runtime.logs(id, self.cursor_now).await?;
-        let mut filter = MarkFilter::new(&self.nonce, self.cursor_now);
+        let mut chunks = runtime.logs(id, self.cursor).await?;
+        let mut filter = MarkFilter::new(&self.nonce, &self.cursor);
+        let mut passed = Vec::new();
         let mut flush = tokio::time::interval(FLUSH_EVERY);
         flush.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             tokio::select! {
+                biased;
+                _ = flush.tick(), if self.writer.pending() => self.flush(),
                 chunk = chunks.next() => match chunk {
-                    Some(chunk) => self.take(&mut filter, &chunk?),
+                    Some(chunk) => filter.push(chunk?, &mut passed),
                     None => break,
                 },
-                _ = flush.tick(), if self.writer.pending() => self.flush(),
             }
+            self.store(&mut passed);
         }
-        for rest in filter.finish() {
-            self.push(&rest);
-        }
+        filter.finish(&mut passed);
+        self.store(&mut passed);
         Ok(())
+    }
+
+    /// Looks for the marks in the whole output again: an earlier daemon may have stored a cursor past them and died
+    /// before it recorded what they say.
+    async fn find_marks(&mut self, runtime: &dyn Runtime, id: &AttemptId) {
+        let found = async { mark::find(&self.nonce, runtime.logs(id, LogCursor::default()).await?).await };
+        match found.await {
+            Ok(marks) => self.marks = marks,
+            Err(error) => tracing::warn!(attempt = %id, %error, "failed to read the marks of a step again"),
+        }
+    }
+
+    fn store(&mut self, passed: &mut Vec<Passed>) {
+        for part in passed.drain(..) {
+            let written = match part {
+                Passed::Text(chunk) => self.writer.push(&chunk),
+                Passed::Skipped { stream, at_nanos, bytes } => self.writer.skip(stream, at_nanos, bytes),
+                Passed::Mark(mark) => {
+                    self.marks.add(mark);
+                    Ok(())
+                }
+            };
+            self.complain(written);
+        }
+    }
+
+    fn flush(&mut self) {
+        let flushed = self.writer.flush();
+        self.complain(flushed);
+    }
+
+    /// A log that cannot be written (full disk) must not end the step: its lines are lost, and that is said once.
+    fn complain(&mut self, written: std::io::Result<()>) {
+        if let Err(error) = written
+            && !std::mem::replace(&mut self.broken, true)
+        {
+            tracing::error!(attempt = %self.id, %error, "failed to write a step's log; the step goes on without it");
+        }
     }
 
     fn reopen(&mut self) -> std::io::Result<()> {
         let (writer, cursor) = self.logs.writer(&self.id, Arc::clone(&self.masker), self.limit)?;
         self.writer = writer;
-        self.cursor_now = cursor;
+        self.cursor = cursor;
         Ok(())
     }
 
     fn say(&mut self, words: &str) {
-        if let Err(error) = self.writer.push_system(words) {
-            tracing::error!(attempt = %self.id, %error, "failed to write a step's log");
-        }
+        let written = self.writer.push_system(words);
+        self.complain(written);
     }
 
     /// Makes everything durable; the end is recorded only after this.
@@ -343,10 +400,18 @@ impl TakenOver {
             Ok(summary) => tracing::debug!(attempt = %self.id, ?summary, "log finished"),
             Err(error) => tracing::error!(attempt = %self.id, %error, "failed to write a step's log to disk"),
         }
-        self.logs.finished(&self.id);
+        self.logs.hub().close(&self.id);
     }
 
-    fn result(self, end: AttemptEnd) -> AttemptResult {
-        AttemptResult { end, outputs: self.outputs, began_at: self.began_at, ended_at: Timestamp::now() }
+    fn result(mut self, end: AttemptEnd) -> AttemptResult {
+        let began_at = self.began_at();
+        let (outputs, complaints) = self.marks.end.take().map_or_else(Default::default, |raw| mark::outputs(&raw));
+        for complaint in complaints {
+            tracing::info!(attempt = %self.id, complaint, "an output was not taken");
+        }
+        // Outputs are shown to everybody who may see the run.
+        let mask = |value: String| String::from_utf8_lossy(&self.masker.mask_line(value.as_bytes())).into_owned();
+        let outputs = outputs.into_iter().map(|(key, value)| (key, mask(value))).collect();
+        AttemptResult { end, outputs, began_at, ended_at: Timestamp::now() }
     }
 }
