@@ -174,7 +174,13 @@ impl Shown {
                 from = Some(text.len());
             }
             // A tab would shift the underline, a control character could drive the terminal.
-            text.push(if c == '\t' { ' ' } else if is_unsafe(c) { '\u{fffd}' } else { c });
+            text.push(if c == '\t' {
+                ' '
+            } else if is_unsafe(c) {
+                '\u{fffd}'
+            } else {
+                c
+            });
             if n < column + finding.length.max(1) {
                 to = text.len();
             }
@@ -190,7 +196,8 @@ impl Shown {
 
 /// True for what must not reach a terminal: control characters and the marks that turn the direction of text.
 fn is_unsafe(c: char) -> bool {
-    c.is_control() || matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{200e}' | '\u{200f}' | '\u{2028}' | '\u{2029}')
+    c.is_control()
+        || matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{200e}' | '\u{200f}' | '\u{2028}' | '\u{2029}')
 }
 
 /// Bounded, on one line, and safe to print.

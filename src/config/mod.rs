@@ -11,6 +11,7 @@ mod globs;
 pub(crate) mod needs;
 pub mod pipeline;
 pub mod schedule;
+pub mod secret;
 mod yaml;
 
 pub use finding::{Finding, Findings, Severity};

@@ -114,7 +114,9 @@ impl Shared {
         let (commit, files) = match self.read(&repo, row).await {
             Ok(read) => read,
             // Wrong credentials are mended in mainstay.yml: the push must not be lost until then.
-            Err(error) if error.is_passing() || matches!(error, GitError::Denied { .. }) => return Ok(Begun::Later(format!("failed to {error}"))),
+            Err(error) if error.is_passing() || matches!(error, GitError::Denied { .. }) => {
+                return Ok(Begun::Later(format!("failed to {error}")));
+            }
             Err(error) => return close(format!("failed to {error}")).await,
         };
         if matches!(row.kind, EventKind::Push | EventKind::Tag) && asks_to_skip(&commit.message) {
@@ -150,7 +152,11 @@ impl Shared {
         let mut runs = Vec::new();
         let mut notes = Vec::new();
         if files.is_empty() {
-            notes.push(format!("no pipeline file in {} at {}", PIPELINE_FOLDERS.join("/ or "), event.commit.sha.short()));
+            notes.push(format!(
+                "no pipeline file in {} at {}",
+                PIPELINE_FOLDERS.join("/ or "),
+                event.commit.sha.short()
+            ));
         }
         let known: Vec<String> = files.iter().map(|file| file.name.to_string()).collect();
         let mut asked_for_found = event.pipeline.is_none();
@@ -184,7 +190,11 @@ impl Shared {
             }
         }
         if let (false, Some(only)) = (asked_for_found, &event.pipeline) {
-            notes.push(format!("no pipeline `{only}` at {}; there are: {}", event.commit.sha.short(), known.join(", ")));
+            notes.push(format!(
+                "no pipeline `{only}` at {}; there are: {}",
+                event.commit.sha.short(),
+                known.join(", ")
+            ));
         }
         (runs, notes)
     }

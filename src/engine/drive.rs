@@ -15,9 +15,9 @@ use crate::model::outcome::AttemptResult;
 use crate::model::plan::PlannedStep;
 use crate::model::{AttemptEnd, AttemptId, RunId, RunStatus, StepName};
 use crate::runtime::{ResolvedImage, RuntimeError, SpaceName, StepSpec, Word};
+use crate::step;
 use crate::step::container::{AttemptJob, patiently, turned};
 use crate::step::environment::{Facts, environment};
-use crate::step;
 use crate::store::{EventRow, RowChange, RunRow};
 use jiff::Timestamp;
 use std::collections::{BTreeMap, BTreeSet};
@@ -274,7 +274,9 @@ impl Driver<'_> {
         let Some(step) = self.row.plan.step(name).cloned() else { return Ok(()) };
         let reference = match self.image_of(&step) {
             Ok(reference) => reference,
-            Err(complaint) => return self.fail_unstarted(name, attempt, AttemptEnd::EngineError { detail: complaint }).await,
+            Err(complaint) => {
+                return self.fail_unstarted(name, attempt, AttemptEnd::EngineError { detail: complaint }).await;
+            }
         };
         if !self.state.images.contains_key(&reference) {
             let pause = match attempt {

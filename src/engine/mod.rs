@@ -21,9 +21,9 @@ pub mod view;
 
 use crate::config::secret::Secret;
 use crate::git::Mirror;
-use crate::logs::mask::Masker;
 use crate::logs::file::LogLimit;
 use crate::logs::hub::LogStore;
+use crate::logs::mask::Masker;
 use crate::model::{RepoName, RunId, RunStatus, StepName, StepOutcome};
 use crate::runtime::{Runtime, SpaceName, WorkspaceSource};
 use crate::store::{NewRun, RunRow, Store, StoreError};
@@ -216,7 +216,8 @@ impl Engine {
             open.iter().filter(|run| run.status == RunStatus::Queued && !driven.contains(&run.id)).collect();
         while active.values().sum::<usize>() < limit && !queued.is_empty() {
             // Fair between repositories: the one with the fewest runs under way comes first, its oldest run first.
-            let next = (0..queued.len()).min_by_key(|&i| (active.get(&queued[i].repo).copied().unwrap_or(0), queued[i].id));
+            let next =
+                (0..queued.len()).min_by_key(|&i| (active.get(&queued[i].repo).copied().unwrap_or(0), queued[i].id));
             let Some(next) = next else { break };
             let run = queued.remove(next);
             *active.entry(run.repo.clone()).or_default() += 1;
@@ -264,7 +265,9 @@ impl Engine {
     pub async fn retry(&self, run: RunId, from: Option<&StepName>) -> Result<(RunId, Vec<String>), EngineError> {
         let (row, state) = self.shared.load(run).await?;
         if !row.status.is_final() {
-            return Err(EngineError::NotNow(format!("retry run #{run}: it has not ended\nhint: mainstay cancel {run}")));
+            return Err(EngineError::NotNow(format!(
+                "retry run #{run}: it has not ended\nhint: mainstay cancel {run}"
+            )));
         }
         if row.plan.steps.is_empty() {
             return Err(EngineError::NotNow(format!(
@@ -295,7 +298,12 @@ impl Engine {
 }
 
 /// What a retry from `step` keeps: every step that ended well and does not come after it.
-fn carry_over(row: &RunRow, state: &RunState, step: &StepName, notes: &mut Vec<String>) -> Result<Carried, EngineError> {
+fn carry_over(
+    row: &RunRow,
+    state: &RunState,
+    step: &StepName,
+    notes: &mut Vec<String>,
+) -> Result<Carried, EngineError> {
     if row.plan.step(step).is_none() {
         let names: Vec<_> = row.plan.steps.iter().map(|s| s.name.as_str()).collect();
         return Err(EngineError::Wrong(format!(

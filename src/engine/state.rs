@@ -124,7 +124,10 @@ impl RunState {
     /// [`IllegalEvent`] when it contradicts what came before; the state is unchanged then.
     pub fn apply(&mut self, event: &RunEvent, at: Timestamp) -> Result<(), IllegalEvent> {
         let refuse = |why: String| {
-            Err(IllegalEvent { event: serde_json::to_string(event).unwrap_or_default().chars().take(200).collect(), why })
+            Err(IllegalEvent {
+                event: serde_json::to_string(event).unwrap_or_default().chars().take(200).collect(),
+                why,
+            })
         };
         if self.status.is_final() {
             return refuse(format!("the run has ended ({})", self.status));

@@ -35,7 +35,13 @@ pub struct Turn {
 impl Turns {
     /// At most `limit` at once; 0 counts as 1.
     pub fn new(limit: usize) -> Self {
-        let queue = Queue { limit: limit.max(1), held: BTreeMap::new(), last: BTreeMap::new(), granted: 0, waiting: BTreeMap::new() };
+        let queue = Queue {
+            limit: limit.max(1),
+            held: BTreeMap::new(),
+            last: BTreeMap::new(),
+            granted: 0,
+            waiting: BTreeMap::new(),
+        };
         Turns { shared: Arc::new(Mutex::new(queue)) }
     }
 
@@ -132,9 +138,8 @@ impl Queue {
     }
 
     fn next_repo(&self) -> Option<RepoName> {
-        let rank = |repo: &&RepoName| {
-            (self.held.get(*repo).copied().unwrap_or(0), self.last.get(*repo).copied().unwrap_or(0))
-        };
+        let rank =
+            |repo: &&RepoName| (self.held.get(*repo).copied().unwrap_or(0), self.last.get(*repo).copied().unwrap_or(0));
         self.waiting.keys().min_by_key(rank).cloned()
     }
 }

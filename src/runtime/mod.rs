@@ -245,3 +245,6 @@ pub trait Runtime: Send + Sync {
     /// Gives up the spaces made in advance; running attempts are left alone. Called at a graceful stop.
     async fn drain_pool(&self);
 }
+pub fn nonce(instance: &crate::model::InstanceId, id: &AttemptId) -> String {
+    format!("{instance}{id}")
+}

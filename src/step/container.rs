@@ -167,9 +167,9 @@ fn conclude(
             }
             AttemptEnd::Exited { code }
         }
-        (Ok(Found::Absent | Found::Alive), None) | (Err(RuntimeError::Gone { .. }), None) => AttemptEnd::LostContainer {
-            detail: "the container was removed by somebody else while the step ran".into(),
-        },
+        (Ok(Found::Absent | Found::Alive), None) | (Err(RuntimeError::Gone { .. }), None) => {
+            AttemptEnd::LostContainer { detail: "the container was removed by somebody else while the step ran".into() }
+        }
         (Err(error), None) => AttemptEnd::EngineError { detail: format!("failed to {error}") },
     }
 }

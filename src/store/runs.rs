@@ -160,7 +160,9 @@ impl Store {
     pub async fn load_run(&self, run: RunId) -> Result<Option<(RunRow, Vec<EventRow>)>, StoreError> {
         self.read(move |db| {
             let Some(row) = db
-                .query_row(&format!("SELECT {RUN_COLUMNS} FROM runs WHERE id = ?1"), [run.0 as i64], |row| Ok(run_row(row)))
+                .query_row(&format!("SELECT {RUN_COLUMNS} FROM runs WHERE id = ?1"), [run.0 as i64], |row| {
+                    Ok(run_row(row))
+                })
                 .optional()?
             else {
                 return Ok(None);
@@ -232,9 +234,8 @@ impl Store {
     pub async fn open_runs(&self) -> Result<Vec<OpenRun>, StoreError> {
         self.read(|db| {
             let mut statement = db.prepare_cached("SELECT id, repo, status FROM runs WHERE closed = 0 ORDER BY id")?;
-            let rows = statement.query_map([], |row| {
-                Ok((row.get::<_, i64>(0)?, row.get::<_, String>(1)?, row.get::<_, String>(2)?))
-            })?;
+            let rows = statement
+                .query_map([], |row| Ok((row.get::<_, i64>(0)?, row.get::<_, String>(1)?, row.get::<_, String>(2)?)))?;
             rows.map(|row| {
                 let (id, repo, status) = row?;
                 Ok(OpenRun { id: RunId(id as u64), repo: stored_name(repo)?, status: stored_status(&status)? })

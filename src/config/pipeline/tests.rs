@@ -61,9 +61,15 @@ fn without_needs_steps_run_in_the_order_written() {
     let needs = |text: &str| -> Vec<Vec<String>> {
         good(text).steps.iter().map(|s| s.needs.iter().map(ToString::to_string).collect()).collect()
     };
-    assert_eq!(needs("steps: {c: {image: x}, a: {image: x}, b: {image: x}}"), [vec![], vec!["c".into()], vec!["a".to_owned()]]);
+    assert_eq!(
+        needs("steps: {c: {image: x}, a: {image: x}, b: {image: x}}"),
+        [vec![], vec!["c".into()], vec!["a".to_owned()]]
+    );
     assert_eq!(needs("steps: [{name: b, image: x}, {name: a, image: x}]"), [vec![], vec!["b".to_owned()]]);
-    assert_eq!(needs("steps: {a: {image: x}, b: {image: x, depends_on: a}, c: {image: x}}"), [vec![], vec!["a".to_owned()], vec![]]);
+    assert_eq!(
+        needs("steps: {a: {image: x}, b: {image: x, depends_on: a}, c: {image: x}}"),
+        [vec![], vec!["a".to_owned()], vec![]]
+    );
     // An empty `needs` is one too: both start at once.
     assert_eq!(needs("steps: {a: {image: x}, b: {image: x, needs: []}}"), [Vec::<String>::new(), vec![]]);
 }
@@ -89,7 +95,9 @@ fn one_reading_tells_everything_that_is_wrong() {
 
 #[test]
 fn cycles_are_shown_whole() {
-    let findings = read("steps:\n  a: {image: x, needs: c}\n  b: {image: x, needs: a}\n  c: {image: x, needs: [b]}\n  d: {image: x, needs: d}\n");
+    let findings = read(
+        "steps:\n  a: {image: x, needs: c}\n  b: {image: x, needs: a}\n  c: {image: x, needs: [b]}\n  d: {image: x, needs: d}\n",
+    );
     let text = findings.unwrap_err().to_string();
     assert!(text.contains("a -> c -> b -> a"), "{text}");
     assert!(text.contains("the step `d` needs itself"), "{text}");
