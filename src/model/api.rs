@@ -55,6 +55,42 @@ pub struct RunDetail {
     /// Inputs of a manual run.
     #[serde(skip_serializing_if = "BTreeMap::is_empty", default)]
     pub inputs: BTreeMap<String, String>,
+    /// The pipeline's file in the repository; absent when the run could not be planned.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub file: Option<String>,
+}
+
+/// Which runs a list shows, the newest first.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RunFilter {
+    /// Only runs of this repository.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub repo: Option<RepoName>,
+    /// Only runs that stand there.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub status: Option<RunStatus>,
+    /// Only runs with a smaller number: the next page.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub before: Option<RunId>,
+    /// At most so many; the server never gives more than [`RunFilter::LIMIT_MAX`].
+    #[serde(default = "RunFilter::limit_default")]
+    pub limit: u32,
+}
+
+impl RunFilter {
+    /// The most runs in one answer: about 300 KiB of JSON.
+    pub const LIMIT_MAX: u32 = 500;
+    /// A screen full.
+    pub const fn limit_default() -> u32 {
+        20
+    }
+}
+
+impl Default for RunFilter {
+    fn default() -> Self {
+        RunFilter { repo: None, status: None, before: None, limit: Self::limit_default() }
+    }
 }
 
 /// How a step stands, for showing.
@@ -206,6 +242,39 @@ pub struct DaemonStatus {
     pub queued: usize,
     /// Runs being driven.
     pub running: usize,
+    /// Accepted reports that are not looked at yet.
+    #[serde(default)]
+    pub inbox_pending: usize,
+    /// Runs that are over, by the word of their status.
+    #[serde(default)]
+    pub finished: BTreeMap<String, u64>,
+    /// Why the daemon cannot carry out runs now, a sentence each; empty when it can.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub not_ready: Vec<String>,
+}
+
+/// What `POST /hooks/{repo}` answers once the report is durable.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct HookAccepted {
+    /// Numbers of the inbox rows that the report made or joined.
+    pub inbox: Vec<u64>,
+    /// What was not taken, and why.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub notes: Vec<String>,
+}
+
+/// What `POST /api/v1/reload` answers.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Reloaded {
+    /// What is different now, a sentence each; empty when the file says what was already in force.
+    pub changes: Vec<String>,
+}
+
+/// What `POST /api/v1/runs/{id}/cancel` answers: the wish is durable, the run ends soon.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Cancelling {
+    /// The run.
+    pub run: RunId,
 }
 
 /// The body of every error answer.

@@ -90,7 +90,7 @@ impl StepOutcome {
     }
 }
 
-/// Where a run stands.
+/// Where a run stands. In JSON it is the word of [`RunStatus::as_str`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum RunStatus {
@@ -99,12 +99,15 @@ pub enum RunStatus {
     /// Being driven.
     Running,
     /// All steps that count ended well.
+    #[serde(rename = "success")]
     Succeeded,
     /// A step that counts failed.
+    #[serde(rename = "failure")]
     Failed,
     /// Somebody cancelled it.
     Cancelled,
     /// It could not be planned or carried out: the pipeline file is wrong, or the engine could not serve it.
+    #[serde(rename = "error")]
     Errored,
 }
 
