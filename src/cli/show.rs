@@ -148,10 +148,9 @@ fn note(step: &StepView) -> String {
 }
 
 async fn last_lines(client: &Client, run: &RunDetail, step: &StepView) -> Vec<LogLineView> {
-    if step.attempts.is_empty() {
-        return Vec::new();
-    }
-    let query = [("step", step.name.to_string()), ("tail", LAST_LINES.to_string())];
+    let Some(last) = step.attempts.last() else { return Vec::new() };
+    let query =
+        [("step", step.name.to_string()), ("attempt", last.attempt.to_string()), ("tail", LAST_LINES.to_string())];
     // The log is a help here: without it the rest is still worth showing.
     match client.log_lines(run.summary.id, &query).await {
         Ok(lines) => lines.filter_map(async |line| line.ok()).collect().await,

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
 /// One run in a list.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct RunSummary {
     /// Its number.
     pub id: RunId,
@@ -45,7 +45,7 @@ pub struct RunSummary {
 }
 
 /// One run, whole.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct RunDetail {
     /// What lists show too.
     #[serde(flatten)]
@@ -61,7 +61,7 @@ pub struct RunDetail {
 }
 
 /// Which runs a list shows, the newest first.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct RunFilter {
     /// Only runs of this repository.
@@ -94,7 +94,7 @@ impl Default for RunFilter {
 }
 
 /// How a step stands, for showing.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum StepState {
     /// Waits for what it needs.
@@ -108,7 +108,7 @@ pub enum StepState {
 }
 
 /// One step of a run.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct StepView {
     /// Its name.
     pub name: StepName,
@@ -131,7 +131,7 @@ pub struct StepView {
 }
 
 /// One attempt of a step.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct AttemptView {
     /// From 1.
     pub attempt: u32,
@@ -146,7 +146,7 @@ pub struct AttemptView {
 }
 
 /// One line of a log, as the API streams it: JSON lines.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct LogLineView {
     /// The step.
     pub step: StepName,
@@ -163,7 +163,7 @@ pub struct LogLineView {
 }
 
 /// What `POST /api/v1/trigger` takes.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct TriggerRequest {
     /// The watched repository.
@@ -180,7 +180,7 @@ pub struct TriggerRequest {
 }
 
 /// What trigger, retry and inbox replay answer.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct Started {
     /// The runs that were stored.
     pub runs: Vec<RunId>,
@@ -190,7 +190,7 @@ pub struct Started {
 }
 
 /// What `POST /api/v1/runs/{id}/retry` takes.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct RetryRequest {
     /// Begin at this step, keeping what came before; the whole run when absent.
@@ -199,7 +199,7 @@ pub struct RetryRequest {
 }
 
 /// One accepted or refused report of the world, as `mainstay inbox` shows it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct InboxView {
     /// Its number.
     pub id: u64,
@@ -226,7 +226,7 @@ pub struct InboxView {
 }
 
 /// What `GET /api/v1/status` answers.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct DaemonStatus {
     /// Version of the daemon.
     pub version: String,
@@ -254,7 +254,7 @@ pub struct DaemonStatus {
 }
 
 /// What `POST /hooks/{repo}` answers once the report is durable.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct HookAccepted {
     /// Numbers of the inbox rows that the report made or joined.
     pub inbox: Vec<u64>,
@@ -264,21 +264,21 @@ pub struct HookAccepted {
 }
 
 /// What `POST /api/v1/reload` answers.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct Reloaded {
     /// What is different now, a sentence each; empty when the file says what was already in force.
     pub changes: Vec<String>,
 }
 
 /// What `POST /api/v1/runs/{id}/cancel` answers: the wish is durable, the run ends soon.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct Cancelling {
     /// The run.
     pub run: RunId,
 }
 
 /// The body of every error answer.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct ApiError {
     /// What is wrong, in a sentence.
     pub error: String,
