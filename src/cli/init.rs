@@ -3,7 +3,7 @@
 use super::exit::{Exit, Failure};
 use super::ui::Ui;
 
-/// Arguments.
+/// Write a configuration and a first pipeline into a folder
 #[derive(Debug, clap::Args)]
 pub struct Args {}
 
