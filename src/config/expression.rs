@@ -70,7 +70,7 @@ fn reference(inner: &str) -> Result<Reference, BadExpression> {
 
 /// A name that outputs, inputs, secrets and environment variables may have: letters, digits and `_`, not beginning with
 /// a digit; `-` is allowed inside for outputs and inputs.
-fn is_key(name: &str) -> bool {
+pub(super) fn is_key(name: &str) -> bool {
     name.len() <= 128
         && name.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_')
         && name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-'))

@@ -2,7 +2,7 @@
 
 use super::yaml::Place;
 use annotate_snippets::renderer::DecorStyle;
-use annotate_snippets::{AnnotationKind, Level, Renderer, Snippet};
+use annotate_snippets::{AnnotationKind, Level, Origin, Renderer, Snippet};
 use serde::Serialize;
 use std::fmt;
 
@@ -135,13 +135,19 @@ impl Findings {
         let source_line = finding.line.checked_sub(1).and_then(|n| self.source.lines().nth(n));
         let shown = source_line.map(|line| Shown::new(line, finding));
         let mut group = match &shown {
-            Some(shown) => group.element(
-                Snippet::source(shown.text.as_str())
+            Some(shown) => {
+                let snippet = Snippet::source(shown.text.as_str())
                     .line_start(finding.line)
-                    .path(format!("{}:{}:{}", self.file, finding.line, finding.column))
-                    .annotation(AnnotationKind::Primary.span(shown.from..shown.to)),
-            ),
-            None => group.element(annotate_snippets::Origin::path(self.file.as_str())),
+                    .annotation(AnnotationKind::Primary.span(shown.from..shown.to));
+                if shown.cut_at_start {
+                    // The renderer counts columns in what it is shown, so the place is given apart.
+                    let place = Origin::path(self.file.as_str()).line(finding.line).char_column(finding.column);
+                    group.element(place).element(snippet)
+                } else {
+                    group.element(snippet.path(self.file.as_str()))
+                }
+            }
+            None => group.element(Origin::path(self.file.as_str())),
         };
         for hint in &finding.hints {
             group = group.element(Level::HELP.with_name("hint").message(hint.as_str()));
@@ -156,6 +162,7 @@ struct Shown {
     text: String,
     from: usize,
     to: usize,
+    cut_at_start: bool,
 }
 
 impl Shown {
@@ -190,7 +197,7 @@ impl Shown {
         if rest.next().is_some() {
             text.push_str(" ...");
         }
-        Shown { text, from, to }
+        Shown { text, from, to, cut_at_start: skipped > 0 }
     }
 }
 
@@ -233,3 +240,21 @@ impl fmt::Display for Findings {
 }
 
 impl std::error::Error for Findings {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_long_line_is_cut_around_the_place_and_nothing_reaches_the_terminal() {
+        let line = format!("a: [{} \u{202e}oops\u{1b}[31m, {}]", "x".repeat(50_000), "y".repeat(50_000));
+        let offset = line.find("oops").unwrap();
+        let finding = Finding::at(&line, Place { offset, length: 4 }, "bad \u{1b}[31m\nword \u{202e}").hint("h\u{7}");
+        let text = Findings::new("f\u{1b}.yml", &line, vec![finding]).render(false);
+        let first: Vec<&str> = text.lines().take(2).collect();
+        assert_eq!(first, ["error: bad \\u{1b}[31m\\nword \\u{202e}", " --> f\\u{1b}.yml:1:50007"]);
+        assert!(text.contains("1 | ... xxx") && text.contains(" \u{fffd}oops\u{fffd}[31m, yyy"), "{text}");
+        assert!(text.contains("  |                                   ^^^^\n") && text.ends_with("= hint: h\\u{7}"), "{text}");
+        assert!(!text.contains(|c: char| c != '\n' && is_unsafe(c)) && text.len() < 600);
+    }
+}

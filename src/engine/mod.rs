@@ -16,6 +16,8 @@ pub mod decide;
 mod drive;
 pub mod event;
 pub mod state;
+#[cfg(test)]
+mod tests;
 pub mod turns;
 pub mod view;
 
@@ -417,7 +419,7 @@ impl Shared {
 
     fn masker(&self, repo: &RepoSetup) -> Arc<Masker> {
         let settings = self.settings();
-        let all = settings.masked.iter().map(String::as_str).chain(repo.secrets.values().map(Secret::reveal));
+        let all = settings.masked.iter().map(String::as_str).chain(repo.secrets.values().map(Secret::expose));
         Arc::new(Masker::new(all.map(|value| value.as_bytes().to_vec())))
     }
 }

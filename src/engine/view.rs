@@ -19,7 +19,8 @@ impl Engine {
         };
         let steps = row.plan.steps.iter().map(|step| step_view(&state, step)).collect();
         let inputs = row.trigger.inputs.clone();
-        Ok(Some(RunDetail { summary: row.summary(), steps, inputs }))
+        let file = (!row.plan.steps.is_empty()).then(|| row.plan.file.clone());
+        Ok(Some(RunDetail { summary: row.summary(), steps, inputs, file }))
     }
 }
 

@@ -31,7 +31,7 @@ pub fn environment(
     let mut all = own;
     for name in &step.secrets {
         if let Some(secret) = secrets.get(name) {
-            all.insert(name.clone(), secret.reveal().to_owned());
+            all.insert(name.clone(), secret.expose().to_owned());
         }
     }
     all.extend(ci_variables(facts, step));

@@ -4,7 +4,7 @@
 //! its events. `engine` writes both in one transaction and folds the events back into a state.
 
 use super::{Store, StoreError, inbox};
-use crate::model::api::RunSummary;
+use crate::model::api::{RunFilter, RunSummary};
 use crate::model::ids::PipelineName;
 use crate::model::{Plan, RepoName, RunId, RunStatus, TriggerEvent};
 use jiff::Timestamp;
@@ -72,19 +72,6 @@ pub struct RowChange {
     pub status: Option<RunStatus>,
     /// Why it could not be carried out.
     pub error: Option<String>,
-}
-
-/// Which runs a list shows.
-#[derive(Debug, Clone, Default)]
-pub struct RunFilter {
-    /// Only of this repository.
-    pub repo: Option<RepoName>,
-    /// Only with this status.
-    pub status: Option<RunStatus>,
-    /// Only with smaller numbers.
-    pub before: Option<RunId>,
-    /// At most this many; 0 means 20.
-    pub limit: usize,
 }
 
 /// A run whose things in the engine may still be there.
@@ -195,7 +182,7 @@ impl Store {
     pub async fn list_runs(&self, filter: &RunFilter) -> Result<Vec<RunSummary>, StoreError> {
         let filter = filter.clone();
         self.read(move |db| {
-            let limit = if filter.limit == 0 { 20 } else { filter.limit.min(1_000) };
+            let limit = filter.limit.min(RunFilter::LIMIT_MAX);
             let mut statement = db.prepare_cached(&format!(
                 "SELECT {RUN_COLUMNS} FROM runs
                  WHERE (?1 IS NULL OR repo = ?1) AND (?2 IS NULL OR status = ?2) AND (?3 IS NULL OR id < ?3)
@@ -206,7 +193,7 @@ impl Store {
                     filter.repo.as_ref().map(RepoName::as_str),
                     filter.status.map(RunStatus::as_str),
                     filter.before.map(|id| id.0 as i64),
-                    limit as i64
+                    i64::from(limit)
                 ],
                 |row| Ok(run_row(row)),
             )?;

@@ -90,7 +90,49 @@ fn one_reading_tells_everything_that_is_wrong() {
 ",
     )
     .unwrap_err();
-    insta::assert_snapshot!(findings.to_string(), @"");
+    insta::assert_snapshot!(findings.to_string(), @r"
+    error: unknown key `comands` in the step `build`
+     --> .mainstay/build.yml:4:5
+      |
+    4 |     comands: [make]
+      |     ^^^^^^^
+      |
+      = hint: did you mean `commands`?
+
+    error: `timeout`: `5 minutes` is not a duration; write `90s`, `15m`, `2h` or `7d`
+     --> .mainstay/build.yml:5:14
+      |
+    5 |     timeout: 5 minutes
+      |              ^^^^^^^^^
+
+    error: there is no step `biuld`
+     --> .mainstay/build.yml:8:13
+      |
+    8 |     needs: [biuld]
+      |             ^^^^^
+      |
+      = hint: did you mean `build`?
+
+    error: `deploy` is part of the language, but not of this version
+     --> .mainstay/build.yml:9:5
+      |
+    9 |     deploy: { environment: staging }
+      |     ^^^^^^
+
+    error: `sucess` is not known for `status`
+      --> .mainstay/build.yml:10:22
+       |
+    10 |     when: { status: [sucess], branch: main }
+       |                      ^^^^^^
+       |
+       = hint: did you mean `success`?
+
+    error: `branch` is part of the language, but not of this version
+      --> .mainstay/build.yml:10:31
+       |
+    10 |     when: { status: [sucess], branch: main }
+       |                               ^^^^^^
+    ");
 }
 
 #[test]
@@ -164,5 +206,127 @@ fn each_mistake_has_its_sentence() {
     for (text, words) in table {
         let said = read(text).expect_err(text).to_string();
         assert!(said.contains(words), "{text}\n--- wanted: {words}\n--- said:\n{said}");
+    }
+}
+
+/// Every one must be refused quickly, in few words, with nothing in them that drives a terminal.
+#[test]
+fn hostile_files_are_refused_quickly_and_shortly() {
+    let bomb = {
+        let mut text = "a0: &a0 [x,x,x,x,x,x,x,x,x,x]\n".to_owned();
+        for n in 1..12 {
+            let uses = vec![format!("*a{}", n - 1); 10].join(",");
+            text += &format!("a{n}: &a{n} [{uses}]\n");
+        }
+        text + "steps: {a: {image: x}}\n"
+    };
+    let many_unknown: String = (0..3_000).map(|n| format!("key{n}: 1\n")).collect();
+    let quadratic = format!("steps:\n{}", "  a: {image: &x y, needs: *x}\n".repeat(900));
+    let deep_map: String = (0..3_000).map(|n| format!("{}a:\n", " ".repeat(n))).collect();
+    let table = [
+        ("10 MiB", "steps: 1\n".repeat(10 * 1024 * 1024 / 9)),
+        ("alias bomb", bomb),
+        ("deep lists", "[".repeat(20_000)),
+        ("closed deep lists", format!("{}{}", "[".repeat(20_000), "]".repeat(20_000))),
+        ("deep maps", deep_map.chars().take(900_000).collect()),
+        ("deep flow maps", "{a: ".repeat(20_000)),
+        ("binary", "\u{7f}ELF\0\u{1}\u{2}".to_owned()),
+        ("escape sequences", "steps: {\"\\e[31m\": {image: x}}".to_owned()),
+        ("raw escape", "\u{1b}]0;owned\u{7}: x".to_owned()),
+        ("empty", String::new()),
+        ("byte order mark alone", "\u{feff}".to_owned()),
+        ("only a comment", "# nothing".to_owned()),
+        ("tabs", "steps:\n\ta:\n\t\timage: x\n".to_owned()),
+        ("huge key", format!("{}: 1", "k".repeat(900_000))),
+        ("huge value", format!("steps: {}", "v".repeat(900_000))),
+        ("huge image", format!("steps: {{a: {{image: {}}}}}", "v".repeat(900_000))),
+        ("huge expression", format!("steps: {{a: {{image: '{}'}}}}", "${{ x }}".repeat(60))),
+        ("many open expressions", format!("steps: {{a: {{image: x, environment: {{A: '{}'}}}}}}", "${{".repeat(200_000))),
+        ("many unknown keys", many_unknown),
+        ("duplicate keys with anchors", quadratic),
+        ("two documents", "steps: {}\n---\nsteps: {}\n".to_owned()),
+        ("bad quote", "steps: 'x".to_owned()),
+        ("odd tag", "steps: !!python/object:os.system {a: 1}".to_owned()),
+        ("self reference", "steps: &a [*a]".to_owned()),
+        ("direction marks", "steps: {a: {image: \"x\u{202e}y\"}}".to_owned()),
+        ("not a number", "steps: {a: {image: x, resources: {cpus: .nan, pids: 1e400}}}".to_owned()),
+    ];
+    for (what, text) in table {
+        let began = std::time::Instant::now();
+        let said = read(&text).map(|p| p.steps.len()).expect_err(what).render(true);
+        let took = began.elapsed();
+        assert!(took.as_millis() < 1_500, "{what} took {took:?}");
+        assert!(said.len() < 60_000, "{what}: {} bytes", said.len());
+        assert!(said.lines().all(|line| line.chars().count() < 800), "{what}: {said}");
+        let plain = read(&text).unwrap_err().render(false);
+        let bad = |c: char| (c.is_control() && c != '\n') || c == '\u{202e}';
+        assert!(!plain.contains(bad), "{what}: {plain:?}");
+        assert!(plain.contains("error"), "{what}: {plain}");
+    }
+}
+
+#[test]
+fn a_byte_order_mark_and_windows_line_ends_are_taken() {
+    assert_eq!(good("\u{feff}steps:\r\n  a:\r\n    image: x\r\n").steps.len(), 1);
+    let findings = read("\u{feff}steps:\r\n  a: {imagee: x}\r\n").unwrap_err();
+    assert_eq!((findings.list[0].line, findings.list[0].column), (2, 7));
+}
+
+#[test]
+fn a_thousand_steps_are_read_and_one_more_is_not() {
+    let text = |n: usize| -> String {
+        let step = |n: usize| format!("  s{n}:\n    image: x\n    commands: [a, b]\n    environment: {{A: b}}\n    needs: [{}]\n", if n == 0 { String::new() } else { format!("s{}", n - 1) });
+        format!("steps:\n{}", (0..n).map(step).collect::<String>())
+    };
+    assert_eq!(good(&text(1_000)).steps.len(), 1_000);
+    assert!(read(&text(1_001)).unwrap_err().to_string().contains("at most 1000"));
+}
+
+mod any {
+    use super::*;
+    use proptest::prelude::*;
+
+    const SEED: &str = include_str!("../../../pipelines/fan-out.yml");
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 150, ..ProptestConfig::default() })]
+
+        #[test]
+        fn bytes_never_make_it_panic_or_wait(bytes in proptest::collection::vec(any::<u8>(), 0..2_000)) {
+            let text = String::from_utf8_lossy(&bytes);
+            let began = std::time::Instant::now();
+            if let Err(findings) = read(&text) {
+                prop_assert!(!findings.list.is_empty());
+                findings.render(true);
+            }
+            prop_assert!(began.elapsed().as_secs() < 2);
+        }
+
+        #[test]
+        fn a_good_file_with_a_few_bytes_changed(
+            edits in proptest::collection::vec((0..SEED.len(), prop_oneof![
+                Just(""), Just("\n"), Just("  "), Just(":"), Just("- "), Just("["), Just("}"), Just("'"), Just("\""),
+                Just("&a "), Just("*a"), Just("!"), Just("|"), Just("${{"), Just("\u{e9}"), Just("\t"), Just("#"),
+            ]), 1..6),
+        ) {
+            let mut text = SEED.to_owned();
+            for (at, what) in edits {
+                let at = text.floor_char_boundary(at.min(text.len()));
+                let end = text.floor_char_boundary((at + 2).min(text.len()));
+                text.replace_range(at..end, what);
+            }
+            let began = std::time::Instant::now();
+            match read(&text) {
+                Ok(pipeline) => {
+                    let plan = crate::plan::make(&pipeline, "f", "d", &crate::plan::Defaults::default());
+                    prop_assert_eq!(plan.unwrap().steps.len(), pipeline.steps.len());
+                }
+                Err(findings) => {
+                    prop_assert!(findings.has_errors());
+                    findings.render(false);
+                }
+            }
+            prop_assert!(began.elapsed().as_secs() < 2);
+        }
     }
 }
