@@ -111,7 +111,7 @@ mod tests {
     #[test]
     fn what_it_writes_is_valid_and_what_is_there_stays() {
         let dir = tempfile::tempdir().unwrap();
-        let ui = Ui { json: true, color: false, verbosity: 0 };
+        let ui = Ui { json: true, color: false, color_err: false, verbosity: 0 };
         let args = Args { dir: dir.path().join("new") };
         assert_eq!(run(&args, &ui).unwrap(), Exit::Good);
         daemon::load(&args.dir.join("mainstay.yml")).unwrap_or_else(|e| panic!("{e}"));
