@@ -69,8 +69,6 @@ pub struct Settings {
     pub steps: usize,
     /// Containers started ahead and waiting, over all runs.
     pub waiting: usize,
-    /// Runs that one push may start.
-    pub runs_per_push: usize,
     /// Bound of one attempt's log.
     pub log: LogLimit,
     /// Between SIGTERM and SIGKILL.
