@@ -38,28 +38,31 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use ui::Ui;
 
+/// Keeps a command's own options apart on its help page.
+const EVERYWHERE: &str = "Options of every command";
+
 /// Runs the pipelines of your Git repositories as graphs of container steps.
 #[derive(Debug, Parser)]
 #[command(name = "mainstay", version, subcommand_required = true, arg_required_else_help = true)]
 #[command(max_term_width = 100)]
 struct Cli {
     /// The daemon's configuration [default: ./mainstay.yml, then /etc/mainstay/mainstay.yml]
-    #[arg(long, global = true, value_name = "FILE", env = "MAINSTAY_CONFIG", hide_env_values = true)]
+    #[arg(long, global = true, help_heading = EVERYWHERE, value_name = "FILE", env = "MAINSTAY_CONFIG", hide_env_values = true)]
     config: Option<PathBuf>,
     /// The daemon's state folder, where its socket is [default: what the configuration says]
-    #[arg(long, global = true, value_name = "DIR", env = "MAINSTAY_STATE", hide_env_values = true)]
+    #[arg(long, global = true, help_heading = EVERYWHERE, value_name = "DIR", env = "MAINSTAY_STATE", hide_env_values = true)]
     state: Option<PathBuf>,
     /// Write one JSON document to stdout (JSON lines where it streams), and nothing else
-    #[arg(long, global = true)]
+    #[arg(long, global = true, help_heading = EVERYWHERE)]
     json: bool,
     /// Say more; twice for still more
-    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    #[arg(short, long, global = true, help_heading = EVERYWHERE, action = clap::ArgAction::Count)]
     verbose: u8,
     /// Say only what was asked for, and errors
-    #[arg(short, long, global = true, conflicts_with = "verbose")]
+    #[arg(short, long, global = true, help_heading = EVERYWHERE, conflicts_with = "verbose")]
     quiet: bool,
     /// Colour: auto, always or never
-    #[arg(long, global = true, value_name = "WHEN", default_value = "auto", hide_default_value = true)]
+    #[arg(long, global = true, help_heading = EVERYWHERE, value_name = "WHEN", default_value = "auto", hide_default_value = true)]
     #[arg(value_parser = ["auto", "always", "never"], hide_possible_values = true)]
     color: String,
     #[command(subcommand)]
@@ -128,7 +131,7 @@ pub fn command() -> clap::Command {
     }
     command
         .help_template(format!(
-            "{{about-with-newline}}\n{{usage-heading}} {{usage}}\n\n{list}Options:\n{{options}}\n\n{{after-help}}\n"
+            "{{about-with-newline}}\n{{usage-heading}} {{usage}}\n\n{list}Options:\n{{options}}{{after-help}}\n"
         ))
         .after_help(AFTER_HELP)
         .subcommand_value_name("COMMAND")

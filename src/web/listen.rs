@@ -18,7 +18,7 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::{TcpListener, UnixListener};
+use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 
@@ -27,7 +27,8 @@ use tokio::task::JoinSet;
 const CONNECTIONS: usize = 256;
 /// A whole request head must be there in this time; also the longest an idle connection is kept.
 const HEAD_WITHIN: Duration = Duration::from_secs(10);
-/// Room for a request head. The largest that browsers and forges send are near 16 KiB.
+/// Room for a request head, looked at between reads, so that at most twice of it is held. Browsers and forges
+/// send near 16 KiB at most.
 const HEAD_MAX: usize = 64 * 1024;
 /// Header lines in one head; forges send about 20.
 const HEADERS_MAX: usize = 100;
@@ -81,56 +82,71 @@ impl Drop for Socket {
     }
 }
 
-/// Serves both listeners until `stopping` turns true and every connection has ended or had its time.
-pub async fn serve(router: Router, socket: Socket, tcp: Option<TcpListener>, stopping: watch::Receiver<bool>) {
-    let local = accept(&router, &stopping, async || {
-        let (stream, _) = socket.listener.accept().await?;
+/// Something that connections come in by.
+trait Door: Send + Sync {
+    type Stream: AsyncRead + AsyncWrite + Send + Unpin + 'static;
+    /// The next connection and who it is. May be dropped while it waits.
+    fn next(&self) -> impl Future<Output = std::io::Result<(Self::Stream, Peer)>> + Send;
+}
+
+impl Door for UnixListener {
+    type Stream = UnixStream;
+    async fn next(&self) -> std::io::Result<(UnixStream, Peer)> {
+        let (stream, _) = self.accept().await?;
         let uid = stream.peer_cred()?.uid();
         Ok((stream, Peer::Local { uid }))
-    });
+    }
+}
+
+impl Door for TcpListener {
+    type Stream = TcpStream;
+    async fn next(&self) -> std::io::Result<(TcpStream, Peer)> {
+        let (stream, _) = self.accept().await?;
+        // Log lines are small and wanted at once.
+        stream.set_nodelay(true)?;
+        Ok((stream, Peer::Network))
+    }
+}
+
+/// Serves both listeners until `stopping` turns true and every connection has ended or had its time.
+pub async fn serve(router: Router, socket: Socket, tcp: Option<TcpListener>, stopping: watch::Receiver<bool>) {
+    let local = accept(router.clone(), &socket.listener, stopping.clone());
     let network = async {
-        let Some(tcp) = &tcp else { return };
-        let next = async || {
-            let (stream, _) = tcp.accept().await?;
-            // Log lines are small and wanted at once.
-            stream.set_nodelay(true)?;
-            Ok((stream, Peer::Network))
-        };
-        accept(&router, &stopping, next).await;
+        if let Some(tcp) = &tcp {
+            accept(router.clone(), tcp, stopping.clone()).await;
+        }
     };
     tokio::join!(local, network);
 }
 
-async fn accept<S>(
-    router: &Router,
-    stopping: &watch::Receiver<bool>,
-    next: impl AsyncFn() -> std::io::Result<(S, Peer)>,
-) where
-    S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
-{
+async fn accept(router: Router, door: &impl Door, stopping: watch::Receiver<bool>) {
     let places = Arc::new(Semaphore::new(CONNECTIONS));
     let mut connections = JoinSet::new();
     loop {
+        let next = async {
+            // Never closed, so an error cannot come; without a place the connection would be unbounded.
+            let place = Arc::clone(&places).acquire_owned().await.map_err(std::io::Error::other)?;
+            door.next().await.map(|(stream, peer)| (place, stream, peer))
+        };
         let taken = tokio::select! {
             biased;
-            () = stopped(stopping) => break,
+            () = stopped(&stopping) => break,
             // Ended connections are taken out as we go, so that the set stays as small as what is open.
             Some(_) = connections.join_next() => continue,
-            taken = async { (Arc::clone(&places).acquire_owned().await, next().await) } => taken,
+            taken = next => taken,
         };
         match taken {
-            (Ok(place), Ok((stream, peer))) => {
+            Ok((place, stream, peer)) => {
                 let work = connection(stream, peer, router.clone(), stopping.clone());
                 connections.spawn(async move {
                     work.await;
                     drop(place);
                 });
             }
-            (_, Err(error)) => {
+            Err(error) => {
                 tracing::warn!(%error, "failed to take a connection");
                 tokio::time::sleep(ACCEPT_PAUSE).await;
             }
-            (Err(_), _) => break,
         }
     }
     while connections.join_next().await.is_some() {}

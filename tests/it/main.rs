@@ -1,1 +1,5 @@
 //! Tests of promises, on real services. One file per promise; `support` holds one harness per service.
+
+mod api_auth;
+mod api_daemon;
+mod cli;

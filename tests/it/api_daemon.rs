@@ -1,0 +1,309 @@
+//! The web room on its real listeners, over runs kept in memory: what the API and the command line need to be asked.
+
+use async_trait::async_trait;
+use futures_util::StreamExt;
+use mainstay::model::api::{
+    DaemonStatus, HookAccepted, InboxView, Reloaded, RetryRequest, RunDetail, RunFilter, RunSummary, Started,
+    TriggerRequest,
+};
+use mainstay::model::log::{LogLine, Stream};
+use mainstay::model::{AttemptId, RepoName, RunId, RunStatus};
+use mainstay::web::auth::{Hosts, Token};
+use mainstay::web::listen::{Socket, serve};
+use mainstay::web::logs::{Lines, LogSource};
+use mainstay::web::{App, Control, Headers, HookError, Intake, Problem, Runs, router};
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
+use tokio::sync::watch;
+
+#[derive(Default)]
+struct Kept {
+    runs: Vec<RunDetail>,
+    versions: BTreeMap<u64, u64>,
+    logs: BTreeMap<AttemptId, (Vec<LogLine>, bool)>,
+    wishes: Vec<String>,
+    reasons: Vec<String>,
+}
+
+/// Runs, logs and wishes in memory.
+#[derive(Clone)]
+pub struct Memory {
+    kept: Arc<Mutex<Kept>>,
+    changes: watch::Sender<u64>,
+}
+
+impl Memory {
+    /// Adds or replaces a run.
+    pub fn put(&self, run: RunDetail) {
+        let mut kept = self.kept.lock().unwrap();
+        *kept.versions.entry(run.summary.id.0).or_default() += 1;
+        kept.runs.retain(|known| known.summary.id != run.summary.id);
+        kept.runs.push(run);
+        kept.runs.sort_by_key(|run| std::cmp::Reverse(run.summary.id));
+        drop(kept);
+        self.changes.send_modify(|n| *n += 1);
+    }
+
+    /// Adds a line to an attempt's log; `end` finishes it.
+    pub fn log(&self, run: u64, step: &str, attempt: u32, text: &str, end: bool) {
+        let id = AttemptId { run: RunId(run), step: step.parse().unwrap(), attempt };
+        let mut kept = self.kept.lock().unwrap();
+        let (lines, ended) = kept.logs.entry(id).or_default();
+        let number = lines.len() as u64 + 1;
+        let at_nanos = 1_772_359_200_000_000_000 + number as i64 * 1_000_000;
+        lines.push(LogLine { number, at_nanos, stream: Stream::Stdout, bytes: text.into() });
+        *ended |= end;
+        drop(kept);
+        self.changes.send_modify(|n| *n += 1);
+    }
+
+    /// What was asked for so far.
+    pub fn wishes(&self) -> Vec<String> {
+        self.kept.lock().unwrap().wishes.clone()
+    }
+
+    /// Why the daemon is not ready.
+    pub fn not_ready(&self, reason: &str) {
+        self.kept.lock().unwrap().reasons.push(reason.into());
+    }
+
+    fn wish(&self, wish: String) {
+        self.kept.lock().unwrap().wishes.push(wish);
+    }
+
+    fn known(&self, run: RunId) -> Result<RunStatus, Problem> {
+        let kept = self.kept.lock().unwrap();
+        let run = kept.runs.iter().find(|known| known.summary.id == run);
+        run.map(|run| run.summary.status).ok_or_else(|| Problem::not_found("find that run"))
+    }
+}
+
+#[async_trait]
+impl Runs for Memory {
+    async fn list_runs(&self, filter: &RunFilter) -> Result<Vec<RunSummary>, Problem> {
+        let kept = self.kept.lock().unwrap();
+        let wanted = |run: &&RunDetail| {
+            filter.status.is_none_or(|status| run.summary.status == status)
+                && filter.repo.as_ref().is_none_or(|repo| run.summary.repo == *repo)
+                && filter.before.is_none_or(|before| run.summary.id < before)
+        };
+        Ok(kept.runs.iter().filter(wanted).take(filter.limit as usize).map(|run| run.summary.clone()).collect())
+    }
+    async fn run_detail(&self, run: RunId) -> Result<Option<RunDetail>, Problem> {
+        Ok(self.kept.lock().unwrap().runs.iter().find(|known| known.summary.id == run).cloned())
+    }
+    async fn run_version(&self, run: RunId) -> Result<u64, Problem> {
+        Ok(self.kept.lock().unwrap().versions.get(&run.0).copied().unwrap_or(0))
+    }
+}
+
+#[async_trait]
+impl LogSource for Memory {
+    async fn lines(&self, id: &AttemptId, after: u64, follow: bool) -> Result<Lines, Problem> {
+        let changes = self.changes.subscribe();
+        let (id, me) = (id.clone(), self.clone());
+        let stream = futures_util::stream::unfold((after, changes), move |(at, mut changes)| {
+            let (id, me) = (id.clone(), me.clone());
+            async move {
+                loop {
+                    changes.mark_unchanged();
+                    let (line, ended) = {
+                        let kept = me.kept.lock().unwrap();
+                        let (lines, ended) = kept.logs.get(&id).cloned().unwrap_or_default();
+                        (lines.get(at as usize).cloned(), ended)
+                    };
+                    match line {
+                        Some(line) => return Some((Ok(line), (at + 1, changes))),
+                        None if ended || !follow => return None,
+                        None => changes.changed().await.ok()?,
+                    }
+                }
+            }
+        });
+        Ok(stream.boxed())
+    }
+    async fn tail(&self, id: &AttemptId, count: u32) -> Result<Vec<LogLine>, Problem> {
+        let kept = self.kept.lock().unwrap();
+        let (lines, _) = kept.logs.get(id).cloned().unwrap_or_default();
+        Ok(lines[lines.len().saturating_sub(count as usize)..].to_vec())
+    }
+}
+
+#[async_trait]
+impl Control for Memory {
+    async fn trigger(&self, request: TriggerRequest) -> Result<Started, Problem> {
+        if request.repo.as_str() != "shop" {
+            return Err(
+                Problem::not_found(format!("find the repository `{}`", request.repo)).hint("mainstay.yml names shop")
+            );
+        }
+        self.wish(format!(
+            "trigger {} {:?} {:?} {:?}",
+            request.repo, request.git_ref, request.pipeline, request.inputs
+        ));
+        Ok(Started { runs: vec![RunId(12)], notes: vec![] })
+    }
+    async fn cancel(&self, run: RunId) -> Result<(), Problem> {
+        if self.known(run)?.is_final() {
+            return Err(Problem::conflict(format!("cancel run #{run}: it is over already")));
+        }
+        self.wish(format!("cancel {run}"));
+        Ok(())
+    }
+    async fn retry(&self, run: RunId, request: RetryRequest) -> Result<Started, Problem> {
+        self.known(run)?;
+        self.wish(format!("retry {run} {:?}", request.from));
+        Ok(Started { runs: vec![RunId(run.0 + 1)], notes: vec![] })
+    }
+    async fn reload(&self) -> Result<Reloaded, Problem> {
+        self.wish("reload".into());
+        Ok(Reloaded { changes: vec!["watches `till`".into()] })
+    }
+    async fn status(&self) -> DaemonStatus {
+        let kept = self.kept.lock().unwrap();
+        let mut finished = BTreeMap::new();
+        for run in kept.runs.iter().filter(|run| run.summary.status.is_final()) {
+            *finished.entry(run.summary.status.as_str().to_owned()).or_insert(0) += 1;
+        }
+        DaemonStatus {
+            version: "1.2.3".into(),
+            started_at: jiff::Timestamp::now(),
+            runtime: "docker 20.10".into(),
+            runtime_ok: true,
+            repos: 2,
+            queued: 0,
+            running: kept.runs.iter().filter(|run| run.summary.status == RunStatus::Running).count(),
+            inbox_pending: 3,
+            finished,
+            not_ready: kept.reasons.clone(),
+        }
+    }
+}
+
+#[async_trait]
+impl Intake for Memory {
+    async fn webhook(&self, repo: &RepoName, headers: &Headers, body: bytes::Bytes) -> Result<HookAccepted, HookError> {
+        match (repo.as_str(), headers.get("x-signature").map(String::as_str), body.first()) {
+            ("shop", Some("good"), Some(b'{')) => {
+                self.wish(format!("webhook {} bytes", body.len()));
+                Ok(HookAccepted { inbox: vec![41], notes: vec![] })
+            }
+            ("shop", Some("good"), _) => Err(HookError::Unreadable("it is no JSON".into())),
+            ("shop", ..) => Err(HookError::Signature),
+            _ => Err(HookError::UnknownRepo),
+        }
+    }
+    async fn inbox(&self, limit: u32) -> Result<Vec<InboxView>, Problem> {
+        let entry = serde_json::json!({
+            "id": 41, "repo": "shop", "git_ref": "refs/heads/main", "old": "0".repeat(40), "new": "1a2b3c4d".repeat(5),
+            "event": "push", "feeders": ["hook", "poll"], "at": "2026-03-01T10:00:00Z", "state": "done",
+            "reason": null, "runs": [12]
+        });
+        Ok(std::iter::repeat_n(serde_json::from_value(entry).unwrap(), 1).take(limit as usize).collect())
+    }
+    async fn replay(&self, id: u64) -> Result<Started, Problem> {
+        if id != 41 {
+            return Err(Problem::not_found(format!("find report {id} in the inbox")));
+        }
+        self.wish(format!("replay {id}"));
+        Ok(Started { runs: vec![RunId(13)], notes: vec![] })
+    }
+}
+
+/// A running web room.
+pub struct Daemon {
+    pub memory: Memory,
+    pub tcp: SocketAddr,
+    pub token: String,
+    folder: tempfile::TempDir,
+    stop: watch::Sender<bool>,
+    served: tokio::task::JoinHandle<()>,
+}
+
+impl Daemon {
+    /// Listens on a socket in a new state folder and on a free TCP port.
+    pub async fn start() -> Daemon {
+        let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+        let folder = tempfile::tempdir().unwrap();
+        let memory = Memory { kept: Arc::default(), changes: watch::Sender::new(0) };
+        Self::on(folder, memory).await
+    }
+
+    async fn on(folder: tempfile::TempDir, memory: Memory) -> Daemon {
+        let socket = Socket::bind(&folder.path().join("mainstay.sock")).unwrap();
+        let tcp = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = tcp.local_addr().unwrap();
+        let stop = watch::Sender::new(false);
+        let token = Token::load_or_create(&folder.path().join("token")).unwrap();
+        let app = Arc::new(App {
+            runs: Arc::new(memory.clone()),
+            logs: Arc::new(memory.clone()),
+            control: Arc::new(memory.clone()),
+            intake: Arc::new(memory.clone()),
+            token,
+            hosts: Hosts::new(Some(address), Some("https://ci.example.com")),
+            changes: memory.changes.subscribe(),
+            stopping: stop.subscribe(),
+            log_places: App::log_places(),
+        });
+        let served = tokio::spawn(serve(router(app), socket, Some(tcp), stop.subscribe()));
+        let token = std::fs::read_to_string(folder.path().join("token")).unwrap().trim().to_owned();
+        Daemon { memory, tcp: address, token, folder, stop, served }
+    }
+
+    /// The state folder.
+    pub fn state(&self) -> PathBuf {
+        self.folder.path().to_owned()
+    }
+
+    /// A URL over TCP.
+    pub fn url(&self, path: &str) -> String {
+        format!("http://{}{path}", self.tcp)
+    }
+
+    /// Stops; `Err` when it took longer than `within`.
+    pub async fn stop(self, within: std::time::Duration) -> Result<Stopped, tokio::time::error::Elapsed> {
+        self.stop.send_replace(true);
+        tokio::time::timeout(within, self.served).await?.unwrap();
+        Ok(Stopped { folder: self.folder, memory: self.memory })
+    }
+}
+
+/// What a stopped one leaves.
+pub struct Stopped {
+    folder: tempfile::TempDir,
+    memory: Memory,
+}
+
+impl Stopped {
+    /// Listens again on the same state folder, with the same runs.
+    pub async fn start(self) -> Daemon {
+        Daemon::on(self.folder, self.memory).await
+    }
+}
+
+/// A run with one step `test`: under way with `status` running, otherwise ended.
+pub fn sample(id: u64, status: &str) -> RunDetail {
+    let over = status != "running";
+    let code = i32::from(status != "success");
+    let outcome = if status == "success" { "succeeded" } else { "failed" };
+    serde_json::from_value(serde_json::json!({
+        "id": id, "repo": "shop", "pipeline": "ci", "event": "push", "git_ref": "refs/heads/main",
+        "commit": "1a2b3c4d".repeat(5), "title": "Fix the till", "author": "Ana <ana@example.com>", "status": status,
+        "created_at": "2026-03-01T10:00:00Z", "started_at": "2026-03-01T10:00:01Z",
+        "finished_at": over.then_some("2026-03-01T10:00:31Z"), "file": ".mainstay/ci.yml",
+        "steps": [
+            {"name": "build", "image": "debian:12", "needs": [], "state": "done", "outcome": "succeeded", "attempts": [
+                {"attempt": 1, "started_at": "2026-03-01T10:00:01Z", "began_at": "2026-03-01T10:00:02Z",
+                 "ended_at": "2026-03-01T10:00:10Z", "end": {"how": "exited", "code": 0}}]},
+            {"name": "test", "image": "debian:12", "needs": ["build"], "state": if over { "done" } else { "running" },
+             "outcome": over.then_some(outcome), "attempts": [
+                {"attempt": 1, "started_at": "2026-03-01T10:00:11Z", "began_at": "2026-03-01T10:00:12Z",
+                 "ended_at": over.then_some("2026-03-01T10:00:31Z"),
+                 "end": over.then_some(serde_json::json!({"how": "exited", "code": code}))}]}
+        ]
+    }))
+    .unwrap()
+}
