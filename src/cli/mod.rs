@@ -1,5 +1,6 @@
 //! The command line: one file per command.
 
+pub mod demo;
 pub mod exit;
 pub mod graph;
 pub mod init;
