@@ -2,8 +2,9 @@
 # Brings this machine to where Mainstay can be built, tried and tested, and starts nothing that already runs.
 #
 #   tests/setup/prepare.sh build                 what the compiler needs
-#   tests/setup/prepare.sh demo                  build + container engine, base images, the demo's project
-#   tests/setup/prepare.sh test                  build + container engine, base images, test programs, cargo tools
+#   tests/setup/prepare.sh engine                build + a container engine that answers
+#   tests/setup/prepare.sh demo [FOLDER]         engine + base images, and the demo's project in FOLDER
+#   tests/setup/prepare.sh test [FOLDER]         demo + the programs that tests start, and cargo's companions
 #   tests/setup/prepare.sh run -- COMMAND…       COMMAND with access to the engine (a fresh `docker` group counts)
 #
 # Safe to run twice and from several terminals: what is there is left alone, and one at a time works on the machine.
@@ -49,6 +50,10 @@ case $what in
 build)
     locked install_packages "$BUILD_PACKAGES"
     ;;
+engine)
+    locked install_packages "$BUILD_PACKAGES"
+    locked ensure_engine
+    ;;
 demo)
     locked install_packages "$BUILD_PACKAGES"
     locked ensure_engine
@@ -68,7 +73,7 @@ run)
     with_engine "$@"
     ;;
 *)
-    sed -n '2,11s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"
+    sed -n '2,12s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"
     exit 2
     ;;
 esac

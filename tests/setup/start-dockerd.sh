@@ -13,8 +13,14 @@ answers && exit 0
 if ! on_its_way; then
     # A pid file that outlived its process (a power cut) makes dockerd refuse to start.
     rm -f "$pidfile"
-    # Descriptor 9 is the set-up lock: a daemon that inherited it would hold the lock for ever.
-    setsid dockerd --host "$socket" --pidfile "$pidfile" >>"$log" 2>&1 </dev/null 9<&- &
+    # A daemon that inherited our open files would hold the set-up's lock, and keep whoever reads our output waiting.
+    (
+        for fd in /proc/self/fd/*; do
+            fd=${fd##*/}
+            if [ "$fd" -gt 2 ]; then eval "exec $fd>&-" 2>/dev/null || true; fi
+        done
+        exec setsid dockerd --host "$socket" --pidfile "$pidfile" >>"$log" 2>&1 </dev/null
+    ) &
     sleep 1
 fi
 # A first start lays out its data folder and loads kernel modules; slow disks were seen to take 20 s.
