@@ -58,7 +58,7 @@ install_packages() {
         /*) [ -e "$have" ] && continue ;;
         *) command -v "$have" >/dev/null && continue ;;
         esac
-        missing+=("$package")
+        [[ " ${missing[*]} " == *" $package "* ]] || missing+=("$package")
     done <<<"$1"
     [ ${#missing[@]} -gt 0 ] || return 0
     command -v apt-get >/dev/null || die "install ${missing[*]}" "this is not Debian: install them with your own package manager"
@@ -67,10 +67,16 @@ install_packages() {
     command -v sshd >/dev/null && ssh_was_there=yes
     # apt's own lock may be held by an unattended upgrade: wait for it rather than fail.
     local apt=(env DEBIAN_FRONTEND=noninteractive apt-get -q -o DPkg::Lock::Timeout=300 -o Acquire::Retries=3)
-    as_root "${apt[@]}" update >/dev/null || die "read Debian's package lists" "is the machine online? see /etc/apt/sources.list"
+    as_root "${apt[@]}" update >/dev/null </dev/null || die "read Debian's package lists" "is the machine online? see /etc/apt/sources.list"
     # RUNLEVEL=1 keeps services of new packages from starting now; the engine is started by us, when wanted.
-    as_root env RUNLEVEL=1 "${apt[@]}" install -y --no-install-recommends "${missing[@]}" </dev/null >&2 ||
+    local log
+    log=$(mktemp)
+    if ! as_root env RUNLEVEL=1 "${apt[@]}" install -y --no-install-recommends "${missing[@]}" </dev/null >"$log" 2>&1; then
+        tail -n 20 "$log" >&2
+        rm -f "$log"
         die "install ${missing[*]}"
+    fi
+    rm -f "$log"
     if [ $ssh_was_there = no ] && command -v sshd >/dev/null && [ -d /run/systemd/system ]; then
         as_root systemctl disable --now ssh.service >/dev/null 2>&1 || true
     fi
