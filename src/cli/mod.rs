@@ -4,6 +4,7 @@
 pub mod cancel;
 pub mod client;
 pub mod completions;
+pub mod demo;
 pub mod doctor;
 pub mod exit;
 pub mod graph;
@@ -73,6 +74,7 @@ struct Cli {
 enum Command {
     // start
     Init(init::Args),
+    Demo(demo::Args),
     Doctor(doctor::Args),
     Serve(serve::Args),
     Reload(reload::Args),
@@ -175,6 +177,7 @@ fn dispatch(command: &Command, context: &Context) -> Result<Exit, Failure> {
     let config = context.place.config.as_deref();
     match command {
         Command::Init(args) => init::run(args, ui),
+        Command::Demo(args) => demo::run(args, ui),
         Command::Doctor(args) => asynchronously(doctor::run(args, context)),
         Command::Serve(args) => serve::run(args, config, ui),
         Command::Reload(args) => asynchronously(reload::run(args, context)),
