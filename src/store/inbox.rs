@@ -399,19 +399,20 @@ impl Store {
     }
 }
 
-/// Marks a row as handled (`done`) or given up (`dropped`), inside the transaction that writes what followed from it.
-#[allow(dead_code)] // Called by `store::runs`.
+/// Marks a pending row as handled (`done`) or given up (`dropped`), inside the transaction that writes what followed
+/// from it. A row that was handled before is a conflict, which undoes that transaction: what follows from a row is
+/// written once.
 pub(super) fn set_inbox_state(
     tx: &Transaction<'_>,
     id: InboxId,
     state: &str,
     reason: Option<&str>,
 ) -> Result<(), StoreError> {
-    tx.prepare_cached("UPDATE inbox SET state = ?2, reason = ?3 WHERE id = ?1")?.execute(params![
-        id.0 as i64,
-        state,
-        reason
-    ])?;
+    let sql = "UPDATE inbox SET state = ?2, reason = ?3 WHERE id = ?1 AND state = 'pending'";
+    let changed = tx.prepare_cached(sql)?.execute(params![id.0 as i64, state, reason])?;
+    if changed == 0 {
+        return Err(StoreError::Conflict(format!("close inbox row {id}: it is not pending")));
+    }
     Ok(())
 }
 
