@@ -119,9 +119,8 @@ mod tests {
     #[test]
     fn the_program_is_static_and_has_no_interpreter() {
         assert_eq!(&PROGRAM[..4], b"\x7fELF");
-        let word = |at: usize, len: usize| {
-            PROGRAM[at..at + len].iter().rev().fold(0usize, |n, b| n << 8 | usize::from(*b))
-        };
+        let word =
+            |at: usize, len: usize| PROGRAM[at..at + len].iter().rev().fold(0usize, |n, b| n << 8 | usize::from(*b));
         let (table, size, count) = (word(32, 8), word(54, 2), word(56, 2));
         for n in 0..count {
             let kind = word(table + n * size, 4);

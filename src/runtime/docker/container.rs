@@ -107,9 +107,8 @@ fn body(engine: &Engine, spec: &StepSpec, defaults: Resources) -> ContainerCreat
         // A health check of the image would run commands before the step has begun.
         healthcheck: Some(HealthConfig { test: Some(strings(&["NONE"])), ..Default::default() }),
         labels: Some(engine.step_labels(&spec.id, &spec.space, &spec.repo)),
-        networking_config: (!spec.shares_holder).then(|| NetworkingConfig {
-            endpoints_config: Some(HashMap::from([(spec.space.0.clone(), endpoint)])),
-        }),
+        networking_config: (!spec.shares_holder)
+            .then(|| NetworkingConfig { endpoints_config: Some(HashMap::from([(spec.space.0.clone(), endpoint)])) }),
         host_config: Some(HostConfig {
             network_mode: Some(network),
             mounts: Some(vec![workspace_mount(&spec.space.0), image::helper_mount()]),
@@ -204,7 +203,8 @@ pub(super) async fn release(
     let order = helper::order(word, &facts.command(&word.args), WORKSPACE, OUTPUT_PATH);
     let doing = || format!("give the word to {name}");
     let options = AttachContainerOptions { stream: true, stdin: true, ..Default::default() };
-    let AttachContainerResults { mut output, mut input } = match engine.api.attach_container(&name, Some(options)).await {
+    let AttachContainerResults { mut output, mut input } = match engine.api.attach_container(&name, Some(options)).await
+    {
         Ok(attached) => attached,
         // It has ended since: nothing to say any more, and `wait` tells how.
         Err(e) if status(&e) == Some(409) => return Ok(()),

@@ -83,9 +83,8 @@ pub(super) async fn fill(
     let source = source.clone();
     let reading = tokio::task::spawn_blocking(move || {
         let mut writer = Writer { session, buffer: Vec::new() };
-        let mut send = |piece: Vec<u8>| {
-            to_engine.blocking_send(piece).map_err(|_| io::Error::other("the holder takes no more"))
-        };
+        let mut send =
+            |piece: Vec<u8>| to_engine.blocking_send(piece).map_err(|_| io::Error::other("the holder takes no more"));
         let mut sink = |change: Change| writer.change(&change, &mut send);
         let base = match &source {
             WorkspaceSource::Commit { mirror, commit, branch, origin } => {

@@ -117,7 +117,11 @@ impl Images {
         let credentials = self.registries.get(host).map(|(user, password)| DockerCredentials {
             username: Some(user.clone()),
             password: Some(password.clone()),
-            serveraddress: Some(if host == "docker.io" { "https://index.docker.io/v1/".to_owned() } else { host.to_owned() }),
+            serveraddress: Some(if host == "docker.io" {
+                "https://index.docker.io/v1/".to_owned()
+            } else {
+                host.to_owned()
+            }),
             ..Default::default()
         });
         // Without a tag the engine would pull all of them.
@@ -232,11 +236,8 @@ pub(super) async fn ensure_helper(engine: &Engine) -> Result<(), RuntimeError> {
         }
         Err(e) => return Err(engine.error(doing, &e)),
     }
-    let volume = VolumeCreateRequest {
-        name: Some(helper_volume()),
-        labels: Some(shared_labels()),
-        ..Default::default()
-    };
+    let volume =
+        VolumeCreateRequest { name: Some(helper_volume()), labels: Some(shared_labels()), ..Default::default() };
     engine.api.create_volume(volume).await.map_err(|e| engine.error(doing, &e))?;
     // The archive API needs a container to speak of; this one never starts.
     let body = ContainerCreateBody {

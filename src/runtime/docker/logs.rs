@@ -98,7 +98,9 @@ impl Follow {
                         return Ok(Some(chunk));
                     }
                 }
-                Some(Err(e)) if is_gone(&e) => return Err(RuntimeError::Gone { what: format!("the log of {}", self.name) }),
+                Some(Err(e)) if is_gone(&e) => {
+                    return Err(RuntimeError::Gone { what: format!("the log of {}", self.name) });
+                }
                 Some(Err(e)) => return Err(self.engine.error(format!("read the log of {}", self.name), &e)),
                 None if self.last => return Ok(None),
                 None => {

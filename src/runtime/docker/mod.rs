@@ -15,9 +15,7 @@ mod space;
 pub use image::Registries;
 pub use network::Cidr;
 
-use super::{
-    Found, Leftover, ResolvedImage, Runtime, RuntimeError, SpaceName, StepSpec, Word, WorkspaceSource,
-};
+use super::{Found, Leftover, ResolvedImage, Runtime, RuntimeError, SpaceName, StepSpec, Word, WorkspaceSource};
 use crate::model::log::{LogChunk, LogCursor};
 use crate::model::plan::Resources;
 use crate::model::{AttemptId, InstanceId, RepoName, RunId};
@@ -236,8 +234,7 @@ impl Runtime for Docker {
         }
         let is_of_space = |labels: &HashMap<String, String>| space.is_some_and(|s| labels.get(SPACE) == Some(&s.0));
         let is_of_run = |labels: &HashMap<String, String>| labels.get(RUN) == Some(&run.to_string());
-        let (containers, networks, volumes) =
-            tokio::try_join!(self.containers(None), self.networks(), self.volumes())?;
+        let (containers, networks, volumes) = tokio::try_join!(self.containers(None), self.networks(), self.volumes())?;
         let volumes = volumes.into_iter().filter(|_| !keep_workspace);
         let left: Vec<_> = containers
             .into_iter()
@@ -256,8 +253,7 @@ impl Runtime for Docker {
     }
 
     async fn leftovers(&self) -> Result<Vec<Leftover>, RuntimeError> {
-        let (containers, networks, volumes) =
-            tokio::try_join!(self.containers(None), self.networks(), self.volumes())?;
+        let (containers, networks, volumes) = tokio::try_join!(self.containers(None), self.networks(), self.volumes())?;
         let kind = |kind: &'static str, list: Vec<(String, HashMap<String, String>)>| {
             list.into_iter().map(move |(name, labels)| Engine::leftover(kind, &name, &labels))
         };

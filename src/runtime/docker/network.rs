@@ -58,7 +58,10 @@ impl Subnets {
     /// The range must hold at least one subnet.
     pub(super) fn new(range: Cidr, prefix: u8) -> Result<Self, String> {
         if prefix < range.prefix || prefix > 29 {
-            return Err(format!("subnets of /{prefix} do not fit into {range}; take one between /{} and /29", range.prefix));
+            return Err(format!(
+                "subnets of /{prefix} do not fit into {range}; take one between /{} and /29",
+                range.prefix
+            ));
         }
         Ok(Subnets { range, prefix, claimed: Mutex::default() })
     }

@@ -226,9 +226,7 @@ impl Spaces {
     ) -> Result<(), RuntimeError> {
         self.known().remove(space);
         container::remove(engine, &space.0).await?;
-        let volume = async {
-            if keep_workspace { Ok(()) } else { remove_volume(engine, &space.0).await }
-        };
+        let volume = async { if keep_workspace { Ok(()) } else { remove_volume(engine, &space.0).await } };
         tokio::try_join!(remove_network(engine, &space.0), volume).map(|_| ())
     }
 
