@@ -58,7 +58,13 @@ impl<'s> Checker<'s> {
 
     /// The map of `node`. Keys of `later` belong to the language but not to this version; every other key that is not
     /// in `known` is unknown. A node without a value is an empty map.
-    pub(super) fn fields<'n>(&mut self, node: &'n Node, what: &str, known: &[&str], later: &[&str]) -> Option<Fields<'n>> {
+    pub(super) fn fields<'n>(
+        &mut self,
+        node: &'n Node,
+        what: &str,
+        known: &[&str],
+        later: &[&str],
+    ) -> Option<Fields<'n>> {
         let entries = self.entries(node, what)?;
         for (key, _) in entries {
             self.known_key(key, what, known, later);
@@ -134,14 +140,16 @@ impl<'s> Checker<'s> {
 
     pub(super) fn boolean(&mut self, node: &Node, what: &str) -> Option<bool> {
         match &node.value {
-            Value::Scalar(Scalar { text, kind, interpolated }) if *kind == Kind::Bool || *interpolated => match text.as_str() {
-                "true" | "True" | "TRUE" => Some(true),
-                "false" | "False" | "FALSE" => Some(false),
-                _ => {
-                    self.wrong_type(node, what, "`true` or `false`");
-                    None
+            Value::Scalar(Scalar { text, kind, interpolated }) if *kind == Kind::Bool || *interpolated => {
+                match text.as_str() {
+                    "true" | "True" | "TRUE" => Some(true),
+                    "false" | "False" | "FALSE" => Some(false),
+                    _ => {
+                        self.wrong_type(node, what, "`true` or `false`");
+                        None
+                    }
                 }
-            },
+            }
             _ => {
                 self.wrong_type(node, what, "`true` or `false`");
                 None

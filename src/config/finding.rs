@@ -181,7 +181,13 @@ impl Shown {
                 from = Some(text.len());
             }
             // A tab would shift the underline, a control character could drive the terminal.
-            text.push(if c == '\t' { ' ' } else if is_unsafe(c) { '\u{fffd}' } else { c });
+            text.push(if c == '\t' {
+                ' '
+            } else if is_unsafe(c) {
+                '\u{fffd}'
+            } else {
+                c
+            });
             if n < column + finding.length.max(1) {
                 to = text.len();
             }
@@ -197,7 +203,8 @@ impl Shown {
 
 /// True for what must not reach a terminal: control characters and the marks that turn the direction of text.
 fn is_unsafe(c: char) -> bool {
-    c.is_control() || matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{200e}' | '\u{200f}' | '\u{2028}' | '\u{2029}')
+    c.is_control()
+        || matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{200e}' | '\u{200f}' | '\u{2028}' | '\u{2029}')
 }
 
 /// Bounded, on one line, and safe to print.
@@ -247,7 +254,10 @@ mod tests {
         let first: Vec<&str> = text.lines().take(2).collect();
         assert_eq!(first, ["error: bad \\u{1b}[31m\\nword \\u{202e}", " --> f\\u{1b}.yml:1:50007"]);
         assert!(text.contains("1 | ... xxx") && text.contains(" \u{fffd}oops\u{fffd}[31m, yyy"), "{text}");
-        assert!(text.contains("  |                                   ^^^^\n") && text.ends_with("= hint: h\\u{7}"), "{text}");
+        assert!(
+            text.contains("  |                                   ^^^^\n") && text.ends_with("= hint: h\\u{7}"),
+            "{text}"
+        );
         assert!(!text.contains(|c: char| c != '\n' && is_unsafe(c)) && text.len() < 600);
     }
 }

@@ -167,8 +167,22 @@ pub(super) const STEP_KEYS: &[&str] = &[
     "when",
 ];
 const STEP_LATER: &[&str] = &[
-    "matrix", "cache", "artifacts", "report", "build", "deploy", "approval", "load", "backup", "restore", "drill",
-    "services", "checkout", "workspace", "concurrency", "include",
+    "matrix",
+    "cache",
+    "artifacts",
+    "report",
+    "build",
+    "deploy",
+    "approval",
+    "load",
+    "backup",
+    "restore",
+    "drill",
+    "services",
+    "checkout",
+    "workspace",
+    "concurrency",
+    "include",
 ];
 pub(super) const RETRIES_KEYS: &[&str] = &["max", "on"];
 pub(super) const RESOURCES_KEYS: &[&str] = &["cpus", "memory", "pids"];
@@ -227,9 +241,10 @@ struct Reader<'s> {
 impl Reader<'_> {
     fn pipeline(&mut self, name: PipelineName, root: &Node) -> Option<Pipeline> {
         if matches!(root.value, Value::Null) {
-            self.check.findings.push(Finding::general("the file is empty").hint(
-                "a pipeline needs at least `steps:`; `mainstay init` writes an example",
-            ));
+            self.check.findings.push(
+                Finding::general("the file is empty")
+                    .hint("a pipeline needs at least `steps:`; `mainstay init` writes an example"),
+            );
             return None;
         }
         let entries = self.check.entries(root, "a pipeline")?;
@@ -345,7 +360,8 @@ impl Reader<'_> {
         let Some(inputs) = fields.get("inputs") else { return manual };
         for (key, node) in self.check.entries(inputs, "`inputs`").unwrap_or_default() {
             if !expression::is_key(&key.name) {
-                let message = format!("`{}` is not a name for an input: letters, digits, `_` and `-`", shown(&key.name));
+                let message =
+                    format!("`{}` is not a name for an input: letters, digits, `_` and `-`", shown(&key.name));
                 self.check.error(key.place, message);
             }
             manual.inputs.extend(self.input(key, node));
@@ -532,7 +548,9 @@ impl Reader<'_> {
         let plain = found == 0;
         if text.is_empty() || text.len() > IMAGE_MAX_BYTES {
             self.check.error(node.place, format!("an image has 1 to {IMAGE_MAX_BYTES} bytes"));
-        } else if plain && (text.starts_with('-') || !text.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_./:@+".contains(&b))) {
+        } else if plain
+            && (text.starts_with('-') || !text.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_./:@+".contains(&b)))
+        {
             self.check.error_with_hint(
                 node.place,
                 format!("`{}` is not an image reference", shown(text)),

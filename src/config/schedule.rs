@@ -24,7 +24,9 @@ pub struct Schedule {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum BadSchedule {
     /// Not five fields, or five and a zone.
-    #[error("a schedule has five fields (minute, hour, day of month, month, day of week) and a time zone; this one has {0}")]
+    #[error(
+        "a schedule has five fields (minute, hour, day of month, month, day of week) and a time zone; this one has {0}"
+    )]
     Fields(usize),
     /// The fields do not read.
     #[error("`{fields}` is no cron expression: {detail}")]

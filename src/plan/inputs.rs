@@ -13,7 +13,8 @@ pub fn check(pipeline: &Pipeline, given: &BTreeMap<String, String>) -> Result<BT
     for name in given.keys() {
         if !inputs.iter().any(|input| input.name == *name) {
             let known: Vec<&str> = inputs.iter().map(|input| input.name.as_str()).collect();
-            let known = if known.is_empty() { "it has none".to_owned() } else { format!("it has {}", known.join(", ")) };
+            let known =
+                if known.is_empty() { "it has none".to_owned() } else { format!("it has {}", known.join(", ")) };
             wrong.push(format!("the pipeline `{}` has no input `{}`: {known}", pipeline.name, name.escape_debug()));
         }
     }
@@ -79,7 +80,13 @@ steps: { a: { image: x, environment: { LEVEL: '${{ inputs.level }}' } } }
         assert_eq!(values, given(&[("count", "3"), ("dry", "true"), ("level", "quick"), ("who", "ana")]));
         let wrong = check(&pipeline, &given(&[("level", "deep"), ("dry", "yes"), ("count", "x"), ("extra", "1")]));
         let wrong = wrong.unwrap_err().join("\n");
-        for words in ["one of quick, full", "`dry` must be `true` or `false`", "must be a number", "no input `extra`", "`who` must be given"] {
+        for words in [
+            "one of quick, full",
+            "`dry` must be `true` or `false`",
+            "must be a number",
+            "no input `extra`",
+            "`who` must be given",
+        ] {
             assert!(wrong.contains(words), "{words} is not in\n{wrong}");
         }
         assert_eq!(defaults(&pipeline), given(&[("count", "3"), ("dry", "false"), ("level", "quick"), ("who", "")]));

@@ -98,7 +98,12 @@ mod tests {
             ("on: {manual: }", Push, main, Some("no `push`")),
             (globs, Push, main, None),
             (globs, Push, "refs/heads/release/1/2", None),
-            (globs, Push, "refs/heads/feature/x", Some("does not match `on.push.branches`: main, release/**, !feature/*")),
+            (
+                globs,
+                Push,
+                "refs/heads/feature/x",
+                Some("does not match `on.push.branches`: main, release/**, !feature/*"),
+            ),
             ("on: {push: {tags: ['v*']}}", Tag, tag, None),
             ("on: {push: {tags: ['v*']}}", Push, main, Some("names only tags")),
             ("on: {push: {tags: {include: ['v*'], exclude: [v1]}}}", Tag, tag, Some("does not match `on.push.tags`")),
@@ -117,8 +122,7 @@ mod tests {
 
     #[test]
     fn a_commit_may_ask_to_be_skipped_and_a_person_is_not_bound_by_it() {
-        let pipeline =
-            parse(PipelineName::new("build").unwrap(), "build.yml", "steps: {a: {image: x}}").unwrap();
+        let pipeline = parse(PipelineName::new("build").unwrap(), "build.yml", "steps: {a: {image: x}}").unwrap();
         let skip = |kind| matches(&pipeline, &event(kind, "refs/heads/main", "docs\n\n[Skip CI]"));
         assert!(skip(EventKind::Push).unwrap_err().contains("[skip ci]"));
         assert_eq!(skip(EventKind::Manual), Ok(()));

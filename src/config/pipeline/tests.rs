@@ -61,9 +61,15 @@ fn without_needs_steps_run_in_the_order_written() {
     let needs = |text: &str| -> Vec<Vec<String>> {
         good(text).steps.iter().map(|s| s.needs.iter().map(ToString::to_string).collect()).collect()
     };
-    assert_eq!(needs("steps: {c: {image: x}, a: {image: x}, b: {image: x}}"), [vec![], vec!["c".into()], vec!["a".to_owned()]]);
+    assert_eq!(
+        needs("steps: {c: {image: x}, a: {image: x}, b: {image: x}}"),
+        [vec![], vec!["c".into()], vec!["a".to_owned()]]
+    );
     assert_eq!(needs("steps: [{name: b, image: x}, {name: a, image: x}]"), [vec![], vec!["b".to_owned()]]);
-    assert_eq!(needs("steps: {a: {image: x}, b: {image: x, depends_on: a}, c: {image: x}}"), [vec![], vec!["a".to_owned()], vec![]]);
+    assert_eq!(
+        needs("steps: {a: {image: x}, b: {image: x, depends_on: a}, c: {image: x}}"),
+        [vec![], vec!["a".to_owned()], vec![]]
+    );
     // An empty `needs` is one too: both start at once.
     assert_eq!(needs("steps: {a: {image: x}, b: {image: x, needs: []}}"), [Vec::<String>::new(), vec![]]);
 }
@@ -131,7 +137,9 @@ fn one_reading_tells_everything_that_is_wrong() {
 
 #[test]
 fn cycles_are_shown_whole() {
-    let findings = read("steps:\n  a: {image: x, needs: c}\n  b: {image: x, needs: a}\n  c: {image: x, needs: [b]}\n  d: {image: x, needs: d}\n");
+    let findings = read(
+        "steps:\n  a: {image: x, needs: c}\n  b: {image: x, needs: a}\n  c: {image: x, needs: [b]}\n  d: {image: x, needs: d}\n",
+    );
     let text = findings.unwrap_err().to_string();
     assert!(text.contains("a -> c -> b -> a"), "{text}");
     assert!(text.contains("the step `d` needs itself"), "{text}");
@@ -233,7 +241,10 @@ fn hostile_files_are_refused_quickly_and_shortly() {
         ("huge value", format!("steps: {}", "v".repeat(900_000))),
         ("huge image", format!("steps: {{a: {{image: {}}}}}", "v".repeat(900_000))),
         ("huge expression", format!("steps: {{a: {{image: '{}'}}}}", "${{ x }}".repeat(60))),
-        ("many open expressions", format!("steps: {{a: {{image: x, environment: {{A: '{}'}}}}}}", "${{".repeat(200_000))),
+        (
+            "many open expressions",
+            format!("steps: {{a: {{image: x, environment: {{A: '{}'}}}}}}", "${{".repeat(200_000)),
+        ),
         ("many unknown keys", many_unknown),
         ("duplicate keys with anchors", quadratic),
         ("two documents", "steps: {}\n---\nsteps: {}\n".to_owned()),
@@ -270,7 +281,12 @@ fn a_byte_order_mark_and_windows_line_ends_are_taken() {
 #[test]
 fn a_thousand_steps_are_read_and_one_more_is_not() {
     let text = |n: usize| -> String {
-        let step = |n: usize| format!("  s{n}:\n    image: x\n    commands: [a, b]\n    environment: {{A: b}}\n    needs: [{}]\n", if n == 0 { String::new() } else { format!("s{}", n - 1) });
+        let step = |n: usize| {
+            format!(
+                "  s{n}:\n    image: x\n    commands: [a, b]\n    environment: {{A: b}}\n    needs: [{}]\n",
+                if n == 0 { String::new() } else { format!("s{}", n - 1) }
+            )
+        };
         format!("steps:\n{}", (0..n).map(step).collect::<String>())
     };
     assert_eq!(good(&text(1_000)).steps.len(), 1_000);
