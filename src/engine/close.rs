@@ -42,6 +42,10 @@ pub(super) async fn close(shared: &Shared, run: RunId) -> Result<(), EngineError
     let until = Timestamp::now() + shared.settings().keep;
     let kept = state.space.filter(|_| keep).map(|space| (space.0, until));
     shared.store.close_run(run, kept).await?;
+    // The next push of this repository begins in a space that is there already.
+    let source = shared.workspace_source(&repo, &row.trigger);
+    let name = row.trigger.repo;
+    tokio::spawn(async move { repo.runtime.warm(&name, &source).await });
     Ok(())
 }
 

@@ -397,6 +397,19 @@ impl Store {
         })
         .await
     }
+
+    /// How many rows wait to be begun.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn count_pending_inbox(&self) -> Result<u64, StoreError> {
+        self.read(|db| {
+            let count: i64 =
+                db.query_row("SELECT count(*) FROM inbox WHERE state = 'pending'", [], |row| row.get(0))?;
+            Ok(count as u64)
+        })
+        .await
+    }
 }
 
 /// Marks a pending row as handled (`done`) or given up (`dropped`), inside the transaction that writes what followed
