@@ -1,1 +1,3 @@
 //! Tests of promises, on real services. One file per promise; `support` holds one harness per service.
+
+mod logs;
