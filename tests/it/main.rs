@@ -4,3 +4,4 @@ mod api_auth;
 mod api_daemon;
 mod cli;
 mod conformance;
+mod logs;
