@@ -12,7 +12,7 @@ use crate::model::{AttemptId, RepoName, RunId};
 use crate::store::{InboxId, StoreError, Verdict};
 use crate::trigger::IntakeError;
 use crate::trigger::webhook::{Taken, WebhookError};
-use crate::web::logs::{LogSource, Lines};
+use crate::web::logs::{Lines, LogSource};
 use crate::web::{Control, Headers, HookError, Intake, Problem, Runs};
 use async_trait::async_trait;
 use futures_util::StreamExt;
@@ -141,10 +141,10 @@ impl Control for Core {
 #[async_trait]
 impl Intake for Core {
     async fn webhook(&self, repo: &RepoName, headers: &Headers, body: bytes::Bytes) -> Result<HookAccepted, HookError> {
-        let header = |name: &str| headers.get(&name.to_ascii_lowercase()).cloned();
+        let header = |name: &str| headers.get(name).map(String::as_str);
         let taken = self.intake.webhook(repo, &header, &body).await.map_err(|error| match error {
             IntakeError::UnknownRepo(_) | IntakeError::Webhook(WebhookError::NotConfigured) => HookError::UnknownRepo,
-            IntakeError::Webhook(WebhookError::Signature) => HookError::Signature,
+            IntakeError::Webhook(WebhookError::BadSignature) => HookError::Signature,
             IntakeError::Webhook(other) => HookError::Unreadable(other.to_string()),
             other => HookError::Unavailable(other.to_string()),
         })?;
@@ -171,10 +171,11 @@ impl Intake for Core {
     }
 
     async fn replay(&self, id: u64) -> Result<Started, Problem> {
-        let id = self.engine.store().replay_inbox(InboxId(id), Some("local".into())).await.map_err(|error| match error {
-            StoreError::Conflict(why) => Problem::not_found(why),
-            other => broken(other),
-        })?;
+        let id =
+            self.engine.store().replay_inbox(InboxId(id), Some("local".into())).await.map_err(|error| match error {
+                StoreError::Conflict(why) => Problem::not_found(why),
+                other => broken(other),
+            })?;
         self.begin(id).await
     }
 }
@@ -190,8 +191,7 @@ fn unreadable(error: std::io::Error) -> Problem {
 /// The daemon's own trouble: logged here with its cause, and told without.
 fn internal(error: &dyn std::fmt::Display) -> Problem {
     tracing::error!(%error, "a request failed for a reason of our own");
-    Problem::new(axum::http::StatusCode::INTERNAL_SERVER_ERROR, "serve the request")
-        .hint("the daemon's log says why")
+    Problem::new(axum::http::StatusCode::INTERNAL_SERVER_ERROR, "serve the request").hint("the daemon's log says why")
 }
 
 /// Errors carry their hints as lines of their own; answers have a place for them.

@@ -141,31 +141,23 @@ async fn warm(core: Arc<Core>) {
 }
 
 /// The schedules that a repository's pipelines name on its default branch now.
-fn schedules_of(core: &Arc<Core>) -> impl Fn(&RepoName) -> Vec<(PipelineName, String)> + Send + Sync + 'static {
+fn schedules_of(core: &Arc<Core>) -> schedule::Specs {
     let core = Arc::clone(core);
-    move |repo| {
+    Arc::new(move |repo: &RepoName| {
         let parts = core.parts();
-        let Some(mirror) = parts.mirrors.get(repo) else { return Vec::new() };
+        let Some(mirror) = parts.mirrors.get(repo) else { return Ok(Vec::new()) };
         let files = mirror.resolve("").and_then(|head| pipelines_at(mirror, &head.commit));
-        let files = match files {
-            Ok(files) => files,
-            Err(error) => {
-                tracing::debug!(%repo, %error, "failed to read schedules");
-                return Vec::new();
-            }
-        };
-        files
-            .into_iter()
-            .filter_map(|file| Some((file.name, file.pipeline.ok()?)))
-            .flat_map(|(name, pipeline)| {
-                let specs = pipeline.on.schedule.into_iter().map(|schedule| schedule.as_str().to_owned());
-                specs.map(move |spec| (name.clone(), spec)).collect::<Vec<_>>()
-            })
-            .collect()
-    }
+        let mut specs: Vec<(PipelineName, String)> = Vec::new();
+        for file in files.map_err(|error| error.to_string())? {
+            // A broken file is told to whoever pushed it; its schedules rest meanwhile.
+            let Ok(pipeline) = file.pipeline else { continue };
+            specs.extend(pipeline.on.schedule.iter().map(|schedule| (file.name.clone(), schedule.as_str().to_owned())));
+        }
+        Ok(specs)
+    })
 }
 
 /// When a schedule is due after an instant.
-fn next_after() -> impl Fn(&str, jiff::Timestamp) -> Option<jiff::Timestamp> + Send + Sync + 'static {
-    |spec, after| spec.parse::<crate::config::schedule::Schedule>().ok()?.next_after(after)
+fn next_after() -> schedule::NextAfter {
+    Arc::new(|spec, after| spec.parse::<crate::config::schedule::Schedule>().ok()?.next_after(after))
 }

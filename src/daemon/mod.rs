@@ -175,7 +175,9 @@ impl Core {
         let mut changes = Vec::new();
         for (what, fixed) in [("state", old.state == new.state), ("server", old.server == new.server)] {
             if !fixed {
-                anyhow::bail!("change `{what}` while the daemon runs\nhint: restart the daemon; steps under way survive that");
+                anyhow::bail!(
+                    "change `{what}` while the daemon runs\nhint: restart the daemon; steps under way survive that"
+                );
             }
         }
         if *old == *new {

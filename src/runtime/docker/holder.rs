@@ -1,7 +1,7 @@
 //! Talking to a run's holder: the helper that keeps the run's network and writes its workspace.
 
 use super::engine::Engine;
-use crate::git::checkout::{Base, Change, checkout, folder};
+use crate::git::{Base, Change, checkout, folder};
 use crate::runtime::helper::wire::{self, BODY_MAX_BYTES, Frames, Kind};
 use crate::runtime::{RuntimeError, SpaceName, WorkspaceSource};
 use bollard::container::{AttachContainerResults, LogOutput};

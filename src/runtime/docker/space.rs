@@ -5,7 +5,7 @@ use super::engine::{Engine, is_gone, status};
 use super::image::{self, HELPER_PATH};
 use super::network::Subnets;
 use super::{SHORT_WIDTH, holder};
-use crate::git::checkout::Base;
+use crate::git::Base;
 use crate::model::RepoName;
 use crate::runtime::{Found, RuntimeError, SpaceName, WorkspaceSource};
 use bollard::models::{
@@ -122,6 +122,22 @@ impl Spaces {
         let known = Known { base: None, owner: Some((0, 0)), spare: None };
         self.known().insert(space.clone(), known);
         Ok(space)
+    }
+
+    /// Gives a kept workspace a network and a holder again. What an earlier, cut off call made is made anew.
+    pub(super) async fn reopen(&self, engine: &Engine, space: &SpaceName) -> Result<(), RuntimeError> {
+        self.helper.get_or_try_init(|| image::ensure_helper(engine)).await?;
+        match engine.api.inspect_volume(&space.0).await {
+            Err(e) if is_gone(&e) => {
+                return Err(RuntimeError::Gone { what: format!("the kept workspace {}", space.0) });
+            }
+            other => other.map_err(|e| engine.error("look at the kept workspace", &e))?,
+        };
+        self.remove(engine, space, true).await?;
+        self.make_parts(engine, space).await?;
+        // Steps wrote there: neither what lies in it nor whose it is can be known.
+        self.known().insert(space.clone(), Known::default());
+        Ok(())
     }
 
     async fn make_parts(&self, engine: &Engine, space: &SpaceName) -> Result<(), RuntimeError> {
