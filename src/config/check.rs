@@ -1,6 +1,6 @@
 //! The second stage's tools: take typed values out of nodes, and note everything that is wrong instead of stopping.
 
-use super::finding::{Finding, shown};
+use super::finding::{Finding, clean, shown};
 use super::yaml::{Key, Kind, Node, Place, Scalar, Value};
 use std::fmt::Display;
 use std::str::FromStr;
@@ -9,7 +9,13 @@ use std::str::FromStr;
 pub(super) struct Checker<'s> {
     pub(super) source: &'s str,
     pub(super) findings: Vec<Finding>,
+    /// Takes what comes after the last finding that is noted.
+    spare: Finding,
 }
+
+/// More than are ever shown. Beyond, findings are dropped unseen: placing each and looking for the nearest word costs time
+/// that a hostile file could multiply.
+const NOTED_MAX: usize = 100;
 
 /// The entries of a map whose keys are all known.
 pub(super) struct Fields<'n> {
@@ -29,19 +35,45 @@ impl<'n> Fields<'n> {
 
 impl<'s> Checker<'s> {
     pub(super) fn new(source: &'s str) -> Self {
-        Checker { source, findings: Vec::new() }
+        Checker { source, findings: Vec::new(), spare: Finding::general("") }
+    }
+
+    /// True when nothing more is noted.
+    pub(super) fn is_full(&self) -> bool {
+        self.findings.len() >= NOTED_MAX
     }
 
     /// Notes an error; hints may be added to what is returned.
     pub(super) fn error(&mut self, place: Place, message: impl AsRef<str>) -> &mut Finding {
+        if self.is_full() {
+            self.spare.hints.clear();
+            return &mut self.spare;
+        }
         self.findings.push(Finding::at(self.source, place, message));
         let last = self.findings.len() - 1;
         &mut self.findings[last]
     }
 
+    /// Notes a name that nothing has, with the nearest one that exists.
+    pub(super) fn unknown_name(
+        &mut self,
+        place: Place,
+        what: &str,
+        name: &str,
+        known: &[&str],
+        otherwise: Option<&str>,
+    ) {
+        if self.is_full() {
+            return;
+        }
+        let near = nearest(name, known).map(|near| format!("did you mean `{near}`?"));
+        let finding = self.error(place, format!("there is no {what} `{}`", shown(name)));
+        finding.hints.extend(near.or(otherwise.map(str::to_owned)));
+    }
+
     pub(super) fn error_with_hint(&mut self, place: Place, message: impl AsRef<str>, hint: impl AsRef<str>) {
-        let finding = Finding::at(self.source, place, message).hint(hint);
-        self.findings.push(finding);
+        let finding = self.error(place, message);
+        finding.hints.push(clean(hint.as_ref()));
     }
 
     fn wrong_type(&mut self, node: &Node, what: &str, wanted: &str) {
@@ -86,6 +118,9 @@ impl<'s> Checker<'s> {
 
     pub(super) fn known_key(&mut self, key: &Key, what: &str, known: &[&str], later: &[&str]) {
         if known.contains(&key.name.as_str()) {
+            return;
+        }
+        if self.is_full() {
             return;
         }
         if later.contains(&key.name.as_str()) {
