@@ -11,7 +11,12 @@ pub(super) struct Checker<'s> {
     pub(super) findings: Vec<Finding>,
     /// Takes what comes after the last finding that is noted.
     spare: Finding,
+    /// Comparisons of names that may still be made to find nearest ones.
+    comparisons: usize,
 }
+
+/// Three typing errors in a pipeline of a thousand steps get their "did you mean".
+const COMPARISONS_MAX: usize = 3_000;
 
 /// More than are ever shown. Beyond, findings are dropped unseen: placing each and looking for the nearest word costs time
 /// that a hostile file could multiply.
@@ -35,7 +40,7 @@ impl<'n> Fields<'n> {
 
 impl<'s> Checker<'s> {
     pub(super) fn new(source: &'s str) -> Self {
-        Checker { source, findings: Vec::new(), spare: Finding::general("") }
+        Checker { source, findings: Vec::new(), spare: Finding::general(""), comparisons: COMPARISONS_MAX }
     }
 
     /// True when nothing more is noted.
@@ -66,7 +71,9 @@ impl<'s> Checker<'s> {
         if self.is_full() {
             return;
         }
-        let near = nearest(name, known).map(|near| format!("did you mean `{near}`?"));
+        let left = self.comparisons.checked_sub(known.len());
+        let near = left.and_then(|_| nearest(name, known)).map(|near| format!("did you mean `{near}`?"));
+        self.comparisons = left.unwrap_or(0);
         let finding = self.error(place, format!("there is no {what} `{}`", shown(name)));
         finding.hints.extend(near.or(otherwise.map(str::to_owned)));
     }
@@ -283,7 +290,7 @@ pub(super) fn nearest<'k>(written: &str, known: &[&'k str]) -> Option<&'k str> {
     }
     let folded = written.to_ascii_lowercase().replace('_', "-");
     let (distance, word) =
-        known.iter().map(|word| (strsim::damerau_levenshtein(&folded, word), *word)).min_by_key(|(d, _)| *d)?;
+        known.iter().map(|word| (strsim::osa_distance(&folded, word), *word)).min_by_key(|(d, _)| *d)?;
     let allowed = (word.len() / 3).clamp(1, 3);
     let cut_short = folded.len() >= 3 && (word.starts_with(&folded) || folded.starts_with(word) && word.len() >= 4);
     (distance <= allowed || cut_short).then_some(word)

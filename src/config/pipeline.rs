@@ -335,6 +335,7 @@ impl Reader<'_> {
     fn graph(&mut self, mut placed: Vec<Placed>, on: &Triggers) -> Vec<Step> {
         let graph_rules = placed.iter().any(|p| p.needs.is_some());
         let names: Vec<StepName> = placed.iter().map(|p| p.step.name.clone()).collect();
+        let known: Vec<&str> = names.iter().map(StepName::as_str).collect();
         for (n, placed) in placed.iter_mut().enumerate() {
             if !graph_rules {
                 placed.step.needs = n.checked_sub(1).map(|before| names[before].clone()).into_iter().collect();
@@ -345,7 +346,6 @@ impl Reader<'_> {
                     placed.step.needs.push(name);
                     continue;
                 }
-                let known: Vec<&str> = names.iter().map(StepName::as_str).collect();
                 self.check.unknown_name(place, "step", name.as_str(), &known, None);
             }
         }

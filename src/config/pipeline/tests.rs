@@ -269,7 +269,8 @@ fn hostile_files_are_refused_quickly_and_shortly() {
         let began = std::time::Instant::now();
         let said = read(&text).map(|p| p.steps.len()).expect_err(what).render(true);
         let took = began.elapsed();
-        assert!(took.as_millis() < 1_500, "{what} took {took:?}");
+        // Far above what it takes, far below what a hang takes: the machine may be busy.
+        assert!(took.as_millis() < 5_000, "{what} took {took:?}");
         assert!(said.len() < 60_000, "{what}: {} bytes", said.len());
         assert!(said.lines().all(|line| line.chars().count() < 800), "{what}: {said}");
         let plain = read(&text).unwrap_err().render(false);
