@@ -30,7 +30,7 @@ struct Kept {
 
 /// Runs and wishes in memory, logs where they always are.
 #[derive(Clone)]
-pub struct Memory {
+pub(crate) struct Memory {
     kept: Arc<Mutex<Kept>>,
     logs: LogStore,
     changes: watch::Sender<u64>,
@@ -38,7 +38,7 @@ pub struct Memory {
 
 impl Memory {
     /// Adds or replaces a run.
-    pub fn put(&self, run: RunDetail) {
+    pub(crate) fn put(&self, run: RunDetail) {
         let mut kept = self.kept.lock().unwrap();
         *kept.versions.entry(run.summary.id.0).or_default() += 1;
         kept.runs.retain(|known| known.summary.id != run.summary.id);
@@ -49,7 +49,7 @@ impl Memory {
     }
 
     /// Adds a line to an attempt's log; `end` finishes it.
-    pub fn log(&self, run: u64, step: &str, attempt: u32, text: &str, end: bool) {
+    pub(crate) fn log(&self, run: u64, step: &str, attempt: u32, text: &str, end: bool) {
         let id = AttemptId { run: RunId(run), step: step.parse().unwrap(), attempt };
         let mut kept = self.kept.lock().unwrap();
         let (writer, lines) = kept.logs.entry(id.clone()).or_insert_with(|| {
@@ -66,12 +66,12 @@ impl Memory {
     }
 
     /// What was asked for so far.
-    pub fn wishes(&self) -> Vec<String> {
+    pub(crate) fn wishes(&self) -> Vec<String> {
         self.kept.lock().unwrap().wishes.clone()
     }
 
     /// Why the daemon is not ready.
-    pub fn not_ready(&self, reason: &str) {
+    pub(crate) fn not_ready(&self, reason: &str) {
         self.kept.lock().unwrap().reasons.push(reason.into());
     }
 
@@ -187,10 +187,10 @@ impl Intake for Memory {
 }
 
 /// A running web room.
-pub struct Daemon {
-    pub memory: Memory,
-    pub tcp: SocketAddr,
-    pub token: String,
+pub(crate) struct Daemon {
+    pub(crate) memory: Memory,
+    pub(crate) tcp: SocketAddr,
+    pub(crate) token: String,
     folder: tempfile::TempDir,
     stop: watch::Sender<bool>,
     served: tokio::task::JoinHandle<()>,
@@ -198,7 +198,7 @@ pub struct Daemon {
 
 impl Daemon {
     /// Listens on a socket in a new state folder and on a free TCP port.
-    pub async fn start() -> Daemon {
+    pub(crate) async fn start() -> Daemon {
         let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
         use std::os::unix::fs::PermissionsExt;
         let folder = tempfile::tempdir().unwrap();
@@ -231,17 +231,17 @@ impl Daemon {
     }
 
     /// The state folder.
-    pub fn state(&self) -> PathBuf {
+    pub(crate) fn state(&self) -> PathBuf {
         self.folder.path().to_owned()
     }
 
     /// A URL over TCP.
-    pub fn url(&self, path: &str) -> String {
+    pub(crate) fn url(&self, path: &str) -> String {
         format!("http://{}{path}", self.tcp)
     }
 
     /// Stops; `Err` when it took longer than `within`.
-    pub async fn stop(self, within: std::time::Duration) -> Result<Stopped, tokio::time::error::Elapsed> {
+    pub(crate) async fn stop(self, within: std::time::Duration) -> Result<Stopped, tokio::time::error::Elapsed> {
         self.stop.send_replace(true);
         tokio::time::timeout(within, self.served).await?.unwrap();
         Ok(Stopped { folder: self.folder, memory: self.memory })
@@ -249,20 +249,20 @@ impl Daemon {
 }
 
 /// What a stopped one leaves.
-pub struct Stopped {
+pub(crate) struct Stopped {
     folder: tempfile::TempDir,
     memory: Memory,
 }
 
 impl Stopped {
     /// Listens again on the same state folder, with the same runs.
-    pub async fn start(self) -> Daemon {
+    pub(crate) async fn start(self) -> Daemon {
         Daemon::on(self.folder, self.memory).await
     }
 }
 
 /// A run with one step `test`: under way with `status` running, otherwise ended.
-pub fn sample(id: u64, status: &str) -> RunDetail {
+pub(crate) fn sample(id: u64, status: &str) -> RunDetail {
     let over = status != "running";
     let code = i32::from(status != "success");
     let outcome = if status == "success" { "succeeded" } else { "failed" };

@@ -188,7 +188,7 @@ fn run_networks(range: Ipv4Range, networks: &Value) -> Check {
         "set `runtime: { docker: { networks: … } }` to a larger or freer range; runs wait for a network meanwhile";
     match fit {
         0 => Check::missing(NAME, found, mend),
-        ..NETWORKS_POOR => Check::poor(NAME, found, mend),
+        1..NETWORKS_POOR => Check::poor(NAME, found, mend),
         _ => Check::good(NAME, found),
     }
 }
