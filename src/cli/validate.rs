@@ -1,16 +1,161 @@
-//! (to be written)
+//! `mainstay validate [PATH...]`: reads files without running anything, and tells everything that is wrong with them.
 
 use super::exit::{Exit, Failure};
-use super::ui::Ui;
+use super::ui::{Tone, Ui};
+use crate::config::{self, Finding, Findings, daemon, pipeline};
+use crate::plan;
+use serde::Serialize;
+use std::path::{Path, PathBuf};
 
 /// Check pipeline files and the configuration
 #[derive(Debug, clap::Args)]
-pub struct Args {}
+pub struct Args {
+    /// Files, or folders of pipelines. Without any: `.mainstay/` or else `pipelines/`, and `mainstay.yml`.
+    #[arg(value_name = "PATH")]
+    pub paths: Vec<PathBuf>,
+}
+
+/// What is said about one file with `--json`.
+#[derive(Debug, Serialize)]
+struct Report {
+    file: String,
+    kind: &'static str,
+    ok: bool,
+    findings: Vec<Finding>,
+}
+
+/// A folder with more files than this is not one of pipelines.
+const FILES_MAX: usize = 1_000;
 
 /// Runs the command.
 ///
 /// # Errors
-/// (to be written)
-pub fn run(_args: &Args, _ui: &Ui) -> Result<Exit, Failure> {
-    Ok(Exit::Good)
+/// When there is nothing to check, or a folder cannot be read.
+pub fn run(args: &Args, ui: &Ui) -> Result<Exit, Failure> {
+    let files = if args.paths.is_empty() { usual_files()? } else { named_files(&args.paths)? };
+    let mut reports = Vec::new();
+    for path in &files {
+        let name = path.display().to_string();
+        let settings = is_settings(path);
+        let result = if settings { daemon::load(path).map(|_| Vec::new()) } else { check_pipeline(path) };
+        let kind = if settings { "settings" } else { "pipeline" };
+        let (ok, findings) = match result {
+            Ok(warnings) => (true, Findings::new(&name, &config::read_file(path).unwrap_or_default(), warnings)),
+            Err(findings) => (!findings.has_errors(), findings),
+        };
+        if !ui.json {
+            let word = if ok { ui.paint(Tone::Good, "ok   ") } else { ui.paint(Tone::Bad, "error") };
+            ui.out(format!("{word} {name}"));
+            if !findings.list.is_empty() {
+                ui.out(format!("\n{}\n", findings.render(ui.color)));
+            }
+        }
+        reports.push(Report { file: name, kind, ok, findings: findings.list });
+    }
+    let wrong = reports.iter().filter(|report| !report.ok).count();
+    if ui.json {
+        ui.json(&serde_json::json!({ "ok": wrong == 0, "files": reports }));
+    } else if wrong > 0 {
+        ui.say(format!("{wrong} of {} files cannot be used", reports.len()));
+    }
+    Ok(if wrong == 0 { Exit::Good } else { Exit::Wrong })
+}
+
+fn check_pipeline(path: &Path) -> Result<Vec<Finding>, Findings> {
+    let (pipeline, _) = read_pipeline(path)?;
+    plan::make(&pipeline, &path.display().to_string(), "", &plan::Defaults::default())?;
+    Ok(pipeline.warnings)
+}
+
+/// Reads a pipeline file, named after the file; the digest is of its bytes.
+pub(super) fn read_pipeline(path: &Path) -> Result<(pipeline::Pipeline, String), Findings> {
+    use sha2::Digest as _;
+    let file = path.display().to_string();
+    let refuse = |finding| Findings::new(&file, "", vec![finding]);
+    let stem = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+    let name = stem.parse().map_err(|why: crate::model::ids::BadName| {
+        refuse(Finding::general(why.to_string()).hint("a pipeline is named after its file; rename the file"))
+    })?;
+    let text = config::read_file(path).map_err(refuse)?;
+    let digest = hex::encode(sha2::Sha256::digest(text.as_bytes()));
+    Ok((pipeline::parse(name, &file, &text)?, digest))
+}
+
+/// `mainstay.yml`, under whatever prefix: `prod.mainstay.yml` too.
+fn is_settings(path: &Path) -> bool {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    ["mainstay.yml", "mainstay.yaml"].iter().any(|end| name == *end || name.ends_with(&format!(".{end}")))
+}
+
+fn usual_files() -> Result<Vec<PathBuf>, Failure> {
+    let mut files = Vec::new();
+    if let Some(folder) = [".mainstay", "pipelines"].iter().map(Path::new).find(|folder| folder.is_dir()) {
+        files.extend(files_in(folder)?);
+    }
+    files.extend(["mainstay.yml", "mainstay.yaml"].iter().map(PathBuf::from).find(|path| path.exists()));
+    if files.is_empty() {
+        return Err(Failure::wrong("there is nothing to check here: no .mainstay/, no pipelines/, no mainstay.yml")
+            .hint("name files or folders: `mainstay validate PATH`")
+            .hint("or begin with `mainstay init`"));
+    }
+    Ok(files)
+}
+
+fn named_files(paths: &[PathBuf]) -> Result<Vec<PathBuf>, Failure> {
+    let mut files = Vec::new();
+    for path in paths {
+        if !path.is_dir() {
+            files.push(path.clone());
+            continue;
+        }
+        let found = files_in(path)?;
+        if found.is_empty() {
+            return Err(Failure::wrong(format!("there are no .yml files in {}", path.display())));
+        }
+        files.extend(found);
+    }
+    Ok(files)
+}
+
+fn files_in(folder: &Path) -> Result<Vec<PathBuf>, Failure> {
+    let failed = |e: std::io::Error| Failure::wrong(format!("failed to read the folder {}: {e}", folder.display()));
+    let mut files = Vec::new();
+    for entry in std::fs::read_dir(folder).map_err(failed)? {
+        let path = entry.map_err(failed)?.path();
+        if path.extension().is_some_and(|end| end == "yml" || end == "yaml") && !path.is_dir() {
+            files.push(path);
+        }
+        if files.len() > FILES_MAX {
+            return Err(Failure::wrong(format!("there are more than {FILES_MAX} files in {}", folder.display())));
+        }
+    }
+    files.sort();
+    Ok(files)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn files_and_folders_are_checked_and_one_bad_file_makes_it_two() {
+        let ui = Ui { json: true, color: false, verbosity: 0 };
+        let dir = tempfile::tempdir().unwrap();
+        let good = dir.path().join("good.yml");
+        std::fs::write(&good, "steps: {a: {image: x}}").unwrap();
+        std::fs::write(dir.path().join("notes.txt"), "not yaml: [").unwrap();
+        let check = |paths: &[&Path]| run(&Args { paths: paths.iter().map(|p| p.to_path_buf()).collect() }, &ui);
+        assert_eq!(check(&[dir.path()]).unwrap(), Exit::Good);
+        std::fs::write(dir.path().join("bad.yaml"), [0xff, 0xfe, 0x00]).unwrap();
+        assert_eq!(check(&[dir.path()]).unwrap(), Exit::Wrong);
+        assert_eq!(check(&[&good]).unwrap(), Exit::Good);
+        assert_eq!(check(&[&dir.path().join("absent.yml")]).unwrap(), Exit::Wrong);
+        std::fs::write(dir.path().join("mainstay.yml"), "repos: {a: /x}").unwrap();
+        assert_eq!(check(&[&dir.path().join("mainstay.yml")]).unwrap(), Exit::Good);
+        let odd = dir.path().join("a b.yml");
+        std::fs::write(&odd, "steps: {a: {image: x}}").unwrap();
+        assert!(read_pipeline(&odd).unwrap_err().to_string().contains("rename the file"));
+        let empty = tempfile::tempdir().unwrap();
+        assert_eq!(check(&[empty.path()]).unwrap_err().exit, Exit::Wrong);
+    }
 }

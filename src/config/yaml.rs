@@ -59,8 +59,8 @@ pub(crate) struct Key {
 pub(crate) const TEXT_MAX_BYTES: usize = 1024 * 1024;
 /// A thousand steps of ten nodes each, twice over; aliases count every time they are used.
 const NODES_MAX: usize = 20_000;
-/// The language needs six levels.
-const DEPTH_MAX: usize = 64;
+/// The language needs six levels. The reader recurses, and an unoptimised build overflows a thread's 2 MiB at about 60.
+const DEPTH_MAX: usize = 24;
 
 /// Reads one document. A text without any is `Value::Null`.
 pub(crate) fn read(file: &str, text: &str) -> Result<Node, Findings> {
@@ -306,6 +306,18 @@ mod tests {
         let Value::Scalar(scalar) = &entries[2].1.value else { panic!() };
         assert_eq!(scalar.text, "1.50");
         assert_eq!(entries[2].1.place.offset, text.find("*v").unwrap());
+    }
+
+    #[test]
+    fn depth_is_bounded_before_the_stack_ends() {
+        let block = |depth: usize| -> String { (0..depth).map(|n| format!("{}a:\n", " ".repeat(n))).collect() };
+        let flow = |depth: usize| format!("{}1{}", "{a: ".repeat(depth), "}".repeat(depth));
+        let list = |depth: usize| format!("{}1{}", "[".repeat(depth), "]".repeat(depth));
+        for depth in [DEPTH_MAX - 1, DEPTH_MAX + 1, 62, 100, 1_000] {
+            for text in [block(depth), flow(depth), list(depth)] {
+                assert_eq!(read("t.yml", &text).is_ok(), depth < DEPTH_MAX, "{depth} {}", &text[..4]);
+            }
+        }
     }
 
     #[test]

@@ -5,6 +5,7 @@
 
 pub mod inputs;
 mod matching;
+pub mod show;
 
 pub use crate::config::{expression, schedule};
 pub use matching::matches;

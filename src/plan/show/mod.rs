@@ -1,0 +1,152 @@
+//! A plan for people's eyes: as text, for Graphviz, for Mermaid, and as a picture.
+//!
+//! A plan comes in from `cli` (and from `show RUN`, with the state of each step); text goes out.
+
+mod drawing;
+mod svg;
+
+pub use svg::svg;
+
+use super::layers;
+use crate::model::{Plan, StepName};
+use std::fmt::Write as _;
+
+/// What a part of a picture says by its colour.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Tone {
+    /// Not begun, or nothing to say.
+    Plain,
+    /// Went well.
+    Good,
+    /// Went wrong.
+    Bad,
+    /// Under way.
+    Active,
+    /// Left out, or less important.
+    Dim,
+}
+
+/// How a step stands. The word says it too, so that nothing depends on colour or glyph.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Cell {
+    /// One character before the name.
+    pub glyph: char,
+    /// A word after the name; empty for none.
+    pub word: String,
+    /// How long it took or has been taking, in words; empty for none.
+    pub time: String,
+    /// The colour.
+    pub tone: Tone,
+}
+
+/// The state of a step, when there is one.
+pub type State<'a> = &'a dyn Fn(&StepName) -> Option<Cell>;
+
+/// A terminal of this width is assumed; a drawing that does not fit becomes a list.
+pub const COLUMNS: usize = 100;
+
+/// For a terminal of 100 columns: a drawing where it fits, else a list by layers.
+pub fn text(plan: &Plan, state: State<'_>) -> String {
+    text_painted(plan, state, &|_, label| label.to_owned())
+}
+
+/// Like [`text`], with each step's label passed through `paint`, which may only add what has no width.
+pub fn text_painted(plan: &Plan, state: State<'_>, paint: &dyn Fn(Tone, &str) -> String) -> String {
+    drawing::draw(plan, state, paint).unwrap_or_else(|| list(plan, state, paint))
+}
+
+/// One line a step: its layer, its label, what it needs.
+fn list(plan: &Plan, state: State<'_>, paint: &dyn Fn(Tone, &str) -> String) -> String {
+    let mut out = String::new();
+    let widest = plan.steps.iter().map(|s| label(&s.name, state).0.chars().count()).max().unwrap_or(0).min(60);
+    for (depth, layer) in layers(plan).into_iter().enumerate() {
+        for (n, name) in layer.into_iter().enumerate() {
+            let number = if n == 0 { (depth + 1).to_string() } else { String::new() };
+            let (text, tone) = label(name, state);
+            let pad = " ".repeat(widest.saturating_sub(text.chars().count()));
+            let needs = plan.step(name).map(|s| s.needs.as_slice()).unwrap_or_default();
+            let needs = match needs {
+                [] => String::new(),
+                [few @ ..] if few.len() <= 4 => {
+                    format!("{pad}  after {}", few.iter().map(StepName::as_str).collect::<Vec<_>>().join(", "))
+                }
+                many => format!("{pad}  after {}, {} and {} more", many[0], many[1], many.len() - 2),
+            };
+            let _ = writeln!(out, "{number:>4}  {}{needs}", paint(tone, &text));
+        }
+    }
+    out
+}
+
+fn label(name: &StepName, state: State<'_>) -> (String, Tone) {
+    match state(name) {
+        None => (format!("○ {name}"), Tone::Plain),
+        Some(cell) => {
+            let mut text = format!("{} {name}", cell.glyph);
+            for more in [&cell.word, &cell.time] {
+                if !more.is_empty() {
+                    text.push(' ');
+                    text.push_str(more);
+                }
+            }
+            (text, cell.tone)
+        }
+    }
+}
+
+/// For Graphviz.
+pub fn dot(plan: &Plan, state: State<'_>) -> String {
+    let mut out = String::new();
+    // Names hold only letters, digits, `-`, `_` and `.`; states come from us, but are escaped all the same.
+    let quoted = |text: &str| format!("\"{}\"", text.replace('\\', "\\\\").replace('"', "\\\""));
+    let _ = writeln!(out, "digraph {} {{", quoted(plan.pipeline.as_str()));
+    out.push_str(
+        "  rankdir=LR;\n  node [shape=box, style=\"rounded,filled\", fillcolor=white, fontname=\"sans-serif\"];\n",
+    );
+    for step in &plan.steps {
+        let (text, tone) = label(&step.name, state);
+        let text = if state(&step.name).is_some() { text } else { step.name.to_string() };
+        let colors = svg::colors(tone);
+        let _ = writeln!(
+            out,
+            "  {} [label={}, fillcolor=\"{}\", color=\"{}\"];",
+            quoted(step.name.as_str()),
+            quoted(&text),
+            colors.fill,
+            colors.line
+        );
+    }
+    for step in &plan.steps {
+        for need in &step.needs {
+            let _ = writeln!(out, "  {} -> {};", quoted(need.as_str()), quoted(step.name.as_str()));
+        }
+    }
+    out.push_str("}\n");
+    out
+}
+
+/// For Mermaid, as Markdown pages of forges draw it.
+pub fn mermaid(plan: &Plan, state: State<'_>) -> String {
+    let mut out = "flowchart LR\n".to_owned();
+    // Step names may be words of Mermaid (`end`), so nodes have numbers and names are labels.
+    let number = |name: &StepName| plan.steps.iter().position(|s| s.name == *name).unwrap_or_default();
+    for (n, step) in plan.steps.iter().enumerate() {
+        let (text, tone) = label(&step.name, state);
+        let text = if state(&step.name).is_some() { text } else { step.name.to_string() };
+        let text = text.replace('&', "#amp;").replace('"', "#quot;").replace('<', "#lt;").replace('>', "#gt;");
+        let _ = writeln!(out, "  s{n}[\"{text}\"]");
+        if tone != Tone::Plain {
+            let colors = svg::colors(tone);
+            let _ = writeln!(out, "  style s{n} fill:{},stroke:{},color:{}", colors.fill, colors.line, colors.text);
+        }
+    }
+    for (n, step) in plan.steps.iter().enumerate() {
+        for need in &step.needs {
+            let _ = writeln!(out, "  s{} --> s{n}", number(need));
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,129 @@
+//! The graph as a picture: no script, no font of its own, readable on any background.
+
+use super::{State, Tone};
+use crate::model::Plan;
+use crate::plan::layers;
+use std::collections::HashMap;
+use std::fmt::Write as _;
+
+/// Colours that keep a contrast of at least 4.5 to 1 between text and fill, and 3 to 1 between line and white.
+pub(super) struct Colors {
+    pub(super) fill: &'static str,
+    pub(super) line: &'static str,
+    pub(super) text: &'static str,
+}
+
+pub(super) fn colors(tone: Tone) -> Colors {
+    match tone {
+        Tone::Plain => Colors { fill: "#ffffff", line: "#57606a", text: "#1f2328" },
+        Tone::Good => Colors { fill: "#dafbe1", line: "#1a7f37", text: "#0b4a1c" },
+        Tone::Bad => Colors { fill: "#ffebe9", line: "#cf222e", text: "#82061e" },
+        Tone::Active => Colors { fill: "#fff8c5", line: "#7d4e00", text: "#4d2d00" },
+        Tone::Dim => Colors { fill: "#f6f8fa", line: "#6e7781", text: "#4b535b" },
+    }
+}
+
+const BOX_HEIGHT: usize = 44;
+const GAP_X: usize = 56;
+const GAP_Y: usize = 18;
+const MARGIN: usize = 16;
+/// A character of the 14 px font is never much wider; boxes are made as wide as the longest text of their layer.
+const CHAR_WIDTH: usize = 9;
+
+/// The picture as an SVG document.
+pub fn svg(plan: &Plan, state: State<'_>) -> String {
+    let layers = layers(plan);
+    let mut at: HashMap<&str, (usize, usize, usize)> = HashMap::new();
+    let tallest = layers.iter().map(Vec::len).max().unwrap_or(0);
+    let column_height = |count: usize| count * BOX_HEIGHT + count.saturating_sub(1) * GAP_Y;
+    let height = column_height(tallest) + 2 * MARGIN;
+    let mut x = MARGIN;
+    for layer in &layers {
+        let chars = layer.iter().map(|name| second_line(state, name).chars().count().max(name.as_str().len() + 2));
+        let width = chars.max().unwrap_or(0) * CHAR_WIDTH + 24;
+        let mut y = MARGIN + (height - 2 * MARGIN - column_height(layer.len())) / 2;
+        for name in layer {
+            at.insert(name.as_str(), (x, y, width));
+            y += BOX_HEIGHT + GAP_Y;
+        }
+        x += width + GAP_X;
+    }
+    let width = x.saturating_sub(GAP_X) + MARGIN;
+    let title = escape(plan.pipeline.as_str());
+    let mut out = format!(
+        "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {width} {height}\" width=\"{width}\" height=\"{height}\" \
+         role=\"img\" aria-labelledby=\"title\" font-family=\"system-ui, sans-serif\" font-size=\"14\">\n\
+         <title id=\"title\">Steps of the pipeline {title}</title>\n\
+         <rect width=\"100%\" height=\"100%\" fill=\"#ffffff\"/>\n<g fill=\"none\" stroke=\"#57606a\" stroke-width=\"1.5\">\n"
+    );
+    for step in &plan.steps {
+        for need in &step.needs {
+            if let (Some(&(fx, fy, fw)), Some(&(tx, ty, _))) = (at.get(need.as_str()), at.get(step.name.as_str())) {
+                let (x1, y1, y2) = (fx + fw, fy + BOX_HEIGHT / 2, ty + BOX_HEIGHT / 2);
+                let bend = GAP_X / 2;
+                let _ = writeln!(
+                    out,
+                    "<path d=\"M{x1} {y1} C{} {y1} {} {y2} {} {y2}\"/><path fill=\"#57606a\" stroke=\"none\" d=\"M{} {} l7 4 l-7 4 z\"/>",
+                    x1 + bend,
+                    tx.saturating_sub(bend),
+                    tx.saturating_sub(7),
+                    tx.saturating_sub(8),
+                    y2 - 4,
+                );
+            }
+        }
+    }
+    out.push_str("</g>\n");
+    for step in &plan.steps {
+        let Some(&(x, y, width)) = at.get(step.name.as_str()) else { continue };
+        let cell = state(&step.name);
+        let colors = colors(cell.as_ref().map_or(Tone::Plain, |cell| cell.tone));
+        let name = escape(step.name.as_str());
+        let name = cell.as_ref().map_or(name.clone(), |cell| format!("{} {name}", escape(&cell.glyph.to_string())));
+        let below = second_line(state, &step.name);
+        let _ = write!(
+            out,
+            "<g><rect x=\"{x}\" y=\"{y}\" width=\"{width}\" height=\"{BOX_HEIGHT}\" rx=\"8\" fill=\"{}\" stroke=\"{}\" stroke-width=\"1.5\"/>\
+             <text x=\"{}\" y=\"{}\" fill=\"{}\" font-weight=\"600\">{name}</text>",
+            colors.fill,
+            colors.line,
+            x + 12,
+            y + if below.is_empty() { 27 } else { 19 },
+            colors.text,
+        );
+        if !below.is_empty() {
+            let below = escape(&below);
+            let _ = write!(
+                out,
+                "<text x=\"{}\" y=\"{}\" fill=\"{}\" font-size=\"12\">{below}</text>",
+                x + 12,
+                y + 36,
+                colors.text
+            );
+        }
+        out.push_str("</g>\n");
+    }
+    out.push_str("</svg>\n");
+    out
+}
+
+fn second_line(state: State<'_>, name: &crate::model::StepName) -> String {
+    state(name).map(|cell| format!("{} {}", cell.word, cell.time).trim().to_owned()).unwrap_or_default()
+}
+
+/// Text for XML; control characters, which XML cannot hold, become U+FFFD.
+fn escape(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for c in text.chars() {
+        match c {
+            '&' => out.push_str("&amp;"),
+            '<' => out.push_str("&lt;"),
+            '>' => out.push_str("&gt;"),
+            '"' => out.push_str("&quot;"),
+            '\'' => out.push_str("&#39;"),
+            c if c.is_control() => out.push('\u{fffd}'),
+            c => out.push(c),
+        }
+    }
+    out
+}
