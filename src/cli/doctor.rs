@@ -1,15 +1,150 @@
-//! doctor
-use super::Context;
+//! `mainstay doctor`: looks at everything a daemon needs on this machine, and says how to mend what is missing.
+
+mod engine;
+mod machine;
+
+use super::client::Client;
 use super::exit::{Exit, Failure};
+use super::ui::{Tone, Ui};
+use super::{Context, words};
+use crate::config::daemon::{self, RuntimeChoice};
+use crate::model::api::DaemonStatus;
+use serde::Serialize;
 
 /// See whether this machine has what a daemon needs
 #[derive(Debug, clap::Args)]
-pub struct Args {}
+#[command(after_help = "Exit codes: 0 all needed is there, 3 something is missing. Each finding says how to mend it.
+
+Example:
+  mainstay --json doctor | jq '.[] | select(.state == \"missing\")'")]
+pub struct Args {
+    /// Do not try to run a container
+    #[arg(long)]
+    no_run: bool,
+}
+
+/// How a check went.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+enum State {
+    /// Good.
+    Good,
+    /// It works, but something will be in the way.
+    Poor,
+    /// A daemon cannot work without it.
+    Missing,
+}
+
+/// One thing looked at.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+struct Check {
+    /// What.
+    name: &'static str,
+    state: State,
+    /// What was found.
+    found: String,
+    /// How to mend it, a sentence each.
+    mend: Vec<String>,
+}
+
+impl Check {
+    fn good(name: &'static str, found: impl Into<String>) -> Self {
+        Check { name, state: State::Good, found: found.into(), mend: Vec::new() }
+    }
+    fn poor(name: &'static str, found: impl Into<String>, mend: impl Into<String>) -> Self {
+        Check { name, state: State::Poor, found: found.into(), mend: vec![mend.into()] }
+    }
+    fn missing(name: &'static str, found: impl Into<String>, mend: impl Into<String>) -> Self {
+        Check { name, state: State::Missing, found: found.into(), mend: vec![mend.into()] }
+    }
+}
 
 /// Runs the command.
 ///
 /// # Errors
-/// None.
-pub async fn run(_args: &Args, _context: &Context) -> Result<Exit, Failure> {
-    Ok(Exit::Good)
+/// None: what is wrong is a finding.
+pub async fn run(args: &Args, context: &Context) -> Result<Exit, Failure> {
+    let mut checks = Vec::new();
+    let runtime = configuration(context, &mut checks);
+    machine::look(&context.place, &mut checks);
+    checks.push(running(context).await);
+    match runtime {
+        RuntimeChoice::Docker(settings) => engine::look(&settings, !args.no_run, &mut checks).await,
+        RuntimeChoice::Process => {
+            checks.push(Check::good("container engine", "not needed: `runtime: process`"));
+        }
+    }
+    report(&context.ui, &checks);
+    let missing = checks.iter().any(|check| check.state == State::Missing);
+    Ok(if missing { Exit::Unreachable } else { Exit::Good })
+}
+
+/// The configuration as a daemon would read it; without a usable one, the usual settings are looked at.
+fn configuration(context: &Context, checks: &mut Vec<Check>) -> RuntimeChoice {
+    const NAME: &str = "configuration";
+    let usual = RuntimeChoice::Docker(daemon::DockerSettings::default());
+    let Some(file) = &context.place.config else {
+        checks.push(Check::poor(NAME, "none found", "write one with `mainstay init`, or name it with --config"));
+        return usual;
+    };
+    match daemon::load(file) {
+        Ok(settings) => {
+            let found = format!("{}, {} repositories", file.display(), settings.repos.len());
+            checks.push(Check::good(NAME, found));
+            settings.runtime
+        }
+        Err(findings) => {
+            let found = format!("{}: {} findings", file.display(), findings.list.len());
+            checks.push(Check::missing(NAME, found, format!("`mainstay validate {}` shows them", file.display())));
+            usual
+        }
+    }
+}
+
+/// Whether a daemon answers. None is no fault: one looks before the first start.
+async fn running(context: &Context) -> Check {
+    const NAME: &str = "daemon";
+    let asked = match Client::new(&context.place) {
+        Ok(client) => client.get::<DaemonStatus>("status", &[]).await,
+        Err(failure) => Err(failure),
+    };
+    match asked {
+        Ok(status) if status.version != env!("CARGO_PKG_VERSION") => Check::poor(
+            NAME,
+            format!("version {} runs, this is {}", words::clean(&status.version), env!("CARGO_PKG_VERSION")),
+            "restart the daemon; runs go on",
+        ),
+        Ok(status) if !status.not_ready.is_empty() => {
+            Check::poor(NAME, words::clean(&status.not_ready.join("; ")), "see the daemon's log")
+        }
+        Ok(status) => Check::good(NAME, format!("version {} runs", words::clean(&status.version))),
+        Err(failure) if failure.exit == Exit::Unreachable => {
+            Check::good(NAME, "not running; `mainstay serve` starts it")
+        }
+        Err(failure) => Check::poor(NAME, failure.error.to_string(), failure.hints.join("; ")),
+    }
+}
+
+fn report(ui: &Ui, checks: &[Check]) {
+    if ui.json {
+        return ui.json(&checks);
+    }
+    let width = checks.iter().map(|check| check.name.len()).max().unwrap_or(0);
+    for check in checks {
+        let (sign, tone) = match check.state {
+            State::Good => ("✓", Tone::Good),
+            State::Poor => ("~", Tone::Active),
+            State::Missing => ("✗", Tone::Bad),
+        };
+        ui.out(format!("{} {:width$}  {}", ui.paint(tone, sign), check.name, words::clean(&check.found)));
+        for mend in &check.mend {
+            ui.out(format!("  {:width$}  {} {mend}", "", ui.paint(Tone::Strong, "mend:")));
+        }
+    }
+    let bad = checks.iter().filter(|check| check.state == State::Missing).count();
+    ui.say(match bad {
+        0 => "all that a daemon needs is there".to_owned(),
+        1 => "one thing is missing".to_owned(),
+        n => format!("{n} things are missing"),
+    });
 }

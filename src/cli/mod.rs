@@ -206,6 +206,8 @@ fn asynchronously(work: impl Future<Output = Result<Exit, Failure>>) -> Result<E
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         tokio::select! {
+            // A command that has something to say about Ctrl-C says it first.
+            biased;
             result = work => result,
             _ = tokio::signal::ctrl_c() => Ok(Exit::Interrupted),
         }

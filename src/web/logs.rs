@@ -4,6 +4,8 @@
 
 use super::api::{Named, Parameters};
 use super::{App, Problem, stopped};
+use crate::logs::hub::LogStore;
+use crate::logs::read::LogReader;
 use crate::model::api::{LogLineView, RunDetail};
 use crate::model::log::LogLine;
 use crate::model::{AttemptId, RunId, StepName};
@@ -234,4 +236,77 @@ fn view(id: &AttemptId, line: LogLine) -> LogLineView {
         text: String::from_utf8(line.bytes)
             .unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned()),
     }
+}
+
+#[async_trait]
+impl LogSource for LogStore {
+    async fn lines(&self, id: &AttemptId, after: u64, follow: bool) -> Result<Lines, Problem> {
+        if follow {
+            let id = id.clone();
+            return Ok(LogStore::follow(self, &id, after + 1)
+                .map(move |line| line.map_err(|e| unreadable(&id, &e)))
+                .boxed());
+        }
+        let Some(mut reader) = reader(self, id).await? else { return Ok(futures_util::stream::empty().boxed()) };
+        reader.seek_line(after + 1);
+        let id = id.clone();
+        let frames = futures_util::stream::try_unfold(reader, move |reader| {
+            let id = id.clone();
+            async move {
+                let (lines, reader) = off_thread(&id, reader, |reader| reader.next_lines()).await?;
+                Ok((!lines.is_empty()).then_some((lines, reader)))
+            }
+        });
+        let lines = frames.map(|frame| match frame {
+            Ok(lines) => lines.into_iter().map(Ok).collect(),
+            Err(problem) => vec![Err(problem)],
+        });
+        Ok(lines.flat_map(futures_util::stream::iter).boxed())
+    }
+
+    async fn tail(&self, id: &AttemptId, count: u32) -> Result<Vec<LogLine>, Problem> {
+        let Some(reader) = reader(self, id).await? else { return Ok(Vec::new()) };
+        let read = move |reader: &mut LogReader| {
+            reader.seek_tail(u64::from(count))?;
+            let mut all = Vec::new();
+            // Lines written meanwhile come too; they make the tail no longer than was asked for.
+            while all.len() < count as usize {
+                let more = reader.next_lines()?;
+                if more.is_empty() {
+                    break;
+                }
+                all.extend(more);
+            }
+            all.truncate(count as usize);
+            Ok(all)
+        };
+        off_thread(id, reader, read).await.map(|(lines, _)| lines)
+    }
+}
+
+/// The stored log; `None` when nothing was written yet.
+async fn reader(store: &LogStore, id: &AttemptId) -> Result<Option<LogReader>, Problem> {
+    let (store, id) = (store.clone(), id.clone());
+    let opened = tokio::task::spawn_blocking(move || (store.reader(&id), id)).await;
+    match opened.map_err(|_| Problem::unavailable("read a log: the daemon is stopping"))? {
+        (Ok(reader), _) => Ok(Some(reader)),
+        (Err(error), _) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        (Err(error), id) => Err(unreadable(&id, &error)),
+    }
+}
+
+/// Files are read off the async threads.
+async fn off_thread<T: Send + 'static>(
+    id: &AttemptId,
+    mut reader: LogReader,
+    work: impl FnOnce(&mut LogReader) -> std::io::Result<T> + Send + 'static,
+) -> Result<(T, LogReader), Problem> {
+    let done = tokio::task::spawn_blocking(move || work(&mut reader).map(|value| (value, reader))).await;
+    done.map_err(|_| Problem::unavailable("read a log: the daemon is stopping"))?
+        .map_err(|error| unreadable(id, &error))
+}
+
+fn unreadable(id: &AttemptId, error: &std::io::Error) -> Problem {
+    tracing::error!(attempt = %id, %error, "a stored log cannot be read");
+    Problem::unavailable(format!("read the log of {id}")).hint("the daemon's log says why")
 }

@@ -17,6 +17,7 @@ mod routes;
 pub use problem::Problem;
 pub use routes::{ROUTES, Route, router};
 
+use crate::engine::Engine;
 use crate::model::api::{
     DaemonStatus, HookAccepted, InboxView, Reloaded, RetryRequest, RunDetail, RunFilter, RunSummary, Started,
     TriggerRequest,
@@ -66,7 +67,7 @@ async fn stopped(stopping: &watch::Receiver<bool>) {
     let _ = stopping.clone().wait_for(|stop| *stop).await;
 }
 
-/// What is read of runs. `Store` has these; every call sees what was committed before it.
+/// What is read of runs. The engine and its store have these; every call sees what was committed before it.
 #[async_trait]
 pub trait Runs: Send + Sync {
     /// Runs by filter, the newest first.
@@ -75,6 +76,19 @@ pub trait Runs: Send + Sync {
     async fn run_detail(&self, run: RunId) -> Result<Option<RunDetail>, Problem>;
     /// How many events the run has: a number that differs whenever anything about it changed. 0 when there is no such run.
     async fn run_version(&self, run: RunId) -> Result<u64, Problem>;
+}
+
+#[async_trait]
+impl Runs for Engine {
+    async fn list_runs(&self, filter: &RunFilter) -> Result<Vec<RunSummary>, Problem> {
+        Ok(self.store().list_runs(filter).await?)
+    }
+    async fn run_detail(&self, run: RunId) -> Result<Option<RunDetail>, Problem> {
+        Ok(Engine::run_detail(self, run).await?)
+    }
+    async fn run_version(&self, run: RunId) -> Result<u64, Problem> {
+        Ok(self.store().run_version(run).await?)
+    }
 }
 
 /// What people ask the daemon to do. Each call returns after its effect is durable, not after it is carried out, and a

@@ -1,5 +1,6 @@
 //! An error as an HTTP answer: one shape for every route.
 
+use crate::engine::EngineError;
 use crate::model::api::ApiError;
 use crate::store::StoreError;
 use axum::Json;
@@ -62,6 +63,21 @@ impl From<StoreError> for Problem {
             other => {
                 tracing::error!(error = %other, "the state database did not do what was asked");
                 Self::unavailable("use the state database").hint("the daemon's log says why")
+            }
+        }
+    }
+}
+
+impl From<EngineError> for Problem {
+    fn from(error: EngineError) -> Self {
+        match error {
+            EngineError::NoSuchRun(run) => Self::no_run(run),
+            EngineError::NotNow(text) => Self::conflict(text),
+            EngineError::Wrong(text) => Self::wrong(text),
+            EngineError::Store(error) => error.into(),
+            other => {
+                tracing::error!(error = %other, "a stored run cannot be read");
+                Self::unavailable("read a stored run").hint("the daemon's log says why")
             }
         }
     }

@@ -1,16 +1,17 @@
 //! The web room on its real listeners, over runs kept in memory: what the API and the command line need to be asked.
 
 use async_trait::async_trait;
-use futures_util::StreamExt;
+use mainstay::logs::file::{LogLimit, LogWriter};
+use mainstay::logs::hub::LogStore;
+use mainstay::logs::mask::Masker;
 use mainstay::model::api::{
     DaemonStatus, HookAccepted, InboxView, Reloaded, RetryRequest, RunDetail, RunFilter, RunSummary, Started,
     TriggerRequest,
 };
-use mainstay::model::log::{LogLine, Stream};
+use mainstay::model::log::{LogChunk, Stream};
 use mainstay::model::{AttemptId, RepoName, RunId, RunStatus};
 use mainstay::web::auth::{Hosts, Token};
 use mainstay::web::listen::{Socket, serve};
-use mainstay::web::logs::{Lines, LogSource};
 use mainstay::web::{App, Control, Headers, HookError, Intake, Problem, Runs, router};
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -22,21 +23,22 @@ use tokio::sync::watch;
 struct Kept {
     runs: Vec<RunDetail>,
     versions: BTreeMap<u64, u64>,
-    logs: BTreeMap<AttemptId, (Vec<LogLine>, bool)>,
+    logs: BTreeMap<AttemptId, (LogWriter, i64)>,
     wishes: Vec<String>,
     reasons: Vec<String>,
 }
 
-/// Runs, logs and wishes in memory.
+/// Runs and wishes in memory, logs where they always are.
 #[derive(Clone)]
-pub struct Memory {
+pub(crate) struct Memory {
     kept: Arc<Mutex<Kept>>,
+    logs: LogStore,
     changes: watch::Sender<u64>,
 }
 
 impl Memory {
     /// Adds or replaces a run.
-    pub fn put(&self, run: RunDetail) {
+    pub(crate) fn put(&self, run: RunDetail) {
         let mut kept = self.kept.lock().unwrap();
         *kept.versions.entry(run.summary.id.0).or_default() += 1;
         kept.runs.retain(|known| known.summary.id != run.summary.id);
@@ -47,25 +49,29 @@ impl Memory {
     }
 
     /// Adds a line to an attempt's log; `end` finishes it.
-    pub fn log(&self, run: u64, step: &str, attempt: u32, text: &str, end: bool) {
+    pub(crate) fn log(&self, run: u64, step: &str, attempt: u32, text: &str, end: bool) {
         let id = AttemptId { run: RunId(run), step: step.parse().unwrap(), attempt };
         let mut kept = self.kept.lock().unwrap();
-        let (lines, ended) = kept.logs.entry(id).or_default();
-        let number = lines.len() as u64 + 1;
-        let at_nanos = 1_772_359_200_000_000_000 + number as i64 * 1_000_000;
-        lines.push(LogLine { number, at_nanos, stream: Stream::Stdout, bytes: text.into() });
-        *ended |= end;
-        drop(kept);
-        self.changes.send_modify(|n| *n += 1);
+        let (writer, lines) = kept.logs.entry(id.clone()).or_insert_with(|| {
+            let (writer, _) = self.logs.writer(&id, Arc::new(Masker::none()), LogLimit::default()).unwrap();
+            (writer, 0)
+        });
+        *lines += 1;
+        let at_nanos = 1_772_359_200_000_000_000 + *lines * 1_000_000;
+        writer.push(&LogChunk { stream: Stream::Stdout, at_nanos, data: format!("{text}\n").into() }).unwrap();
+        writer.flush().unwrap();
+        if end {
+            writer.finish(false).unwrap();
+        }
     }
 
     /// What was asked for so far.
-    pub fn wishes(&self) -> Vec<String> {
+    pub(crate) fn wishes(&self) -> Vec<String> {
         self.kept.lock().unwrap().wishes.clone()
     }
 
     /// Why the daemon is not ready.
-    pub fn not_ready(&self, reason: &str) {
+    pub(crate) fn not_ready(&self, reason: &str) {
         self.kept.lock().unwrap().reasons.push(reason.into());
     }
 
@@ -96,38 +102,6 @@ impl Runs for Memory {
     }
     async fn run_version(&self, run: RunId) -> Result<u64, Problem> {
         Ok(self.kept.lock().unwrap().versions.get(&run.0).copied().unwrap_or(0))
-    }
-}
-
-#[async_trait]
-impl LogSource for Memory {
-    async fn lines(&self, id: &AttemptId, after: u64, follow: bool) -> Result<Lines, Problem> {
-        let changes = self.changes.subscribe();
-        let (id, me) = (id.clone(), self.clone());
-        let stream = futures_util::stream::unfold((after, changes), move |(at, mut changes)| {
-            let (id, me) = (id.clone(), me.clone());
-            async move {
-                loop {
-                    changes.mark_unchanged();
-                    let (line, ended) = {
-                        let kept = me.kept.lock().unwrap();
-                        let (lines, ended) = kept.logs.get(&id).cloned().unwrap_or_default();
-                        (lines.get(at as usize).cloned(), ended)
-                    };
-                    match line {
-                        Some(line) => return Some((Ok(line), (at + 1, changes))),
-                        None if ended || !follow => return None,
-                        None => changes.changed().await.ok()?,
-                    }
-                }
-            }
-        });
-        Ok(stream.boxed())
-    }
-    async fn tail(&self, id: &AttemptId, count: u32) -> Result<Vec<LogLine>, Problem> {
-        let kept = self.kept.lock().unwrap();
-        let (lines, _) = kept.logs.get(id).cloned().unwrap_or_default();
-        Ok(lines[lines.len().saturating_sub(count as usize)..].to_vec())
     }
 }
 
@@ -213,10 +187,10 @@ impl Intake for Memory {
 }
 
 /// A running web room.
-pub struct Daemon {
-    pub memory: Memory,
-    pub tcp: SocketAddr,
-    pub token: String,
+pub(crate) struct Daemon {
+    pub(crate) memory: Memory,
+    pub(crate) tcp: SocketAddr,
+    pub(crate) token: String,
     folder: tempfile::TempDir,
     stop: watch::Sender<bool>,
     served: tokio::task::JoinHandle<()>,
@@ -224,10 +198,13 @@ pub struct Daemon {
 
 impl Daemon {
     /// Listens on a socket in a new state folder and on a free TCP port.
-    pub async fn start() -> Daemon {
+    pub(crate) async fn start() -> Daemon {
         let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+        use std::os::unix::fs::PermissionsExt;
         let folder = tempfile::tempdir().unwrap();
-        let memory = Memory { kept: Arc::default(), changes: watch::Sender::new(0) };
+        std::fs::set_permissions(folder.path(), std::fs::Permissions::from_mode(0o700)).unwrap();
+        let logs = LogStore::new(folder.path());
+        let memory = Memory { kept: Arc::default(), logs, changes: watch::Sender::new(0) };
         Self::on(folder, memory).await
     }
 
@@ -239,7 +216,7 @@ impl Daemon {
         let token = Token::load_or_create(&folder.path().join("token")).unwrap();
         let app = Arc::new(App {
             runs: Arc::new(memory.clone()),
-            logs: Arc::new(memory.clone()),
+            logs: Arc::new(memory.logs.clone()),
             control: Arc::new(memory.clone()),
             intake: Arc::new(memory.clone()),
             token,
@@ -254,17 +231,17 @@ impl Daemon {
     }
 
     /// The state folder.
-    pub fn state(&self) -> PathBuf {
+    pub(crate) fn state(&self) -> PathBuf {
         self.folder.path().to_owned()
     }
 
     /// A URL over TCP.
-    pub fn url(&self, path: &str) -> String {
+    pub(crate) fn url(&self, path: &str) -> String {
         format!("http://{}{path}", self.tcp)
     }
 
     /// Stops; `Err` when it took longer than `within`.
-    pub async fn stop(self, within: std::time::Duration) -> Result<Stopped, tokio::time::error::Elapsed> {
+    pub(crate) async fn stop(self, within: std::time::Duration) -> Result<Stopped, tokio::time::error::Elapsed> {
         self.stop.send_replace(true);
         tokio::time::timeout(within, self.served).await?.unwrap();
         Ok(Stopped { folder: self.folder, memory: self.memory })
@@ -272,20 +249,20 @@ impl Daemon {
 }
 
 /// What a stopped one leaves.
-pub struct Stopped {
+pub(crate) struct Stopped {
     folder: tempfile::TempDir,
     memory: Memory,
 }
 
 impl Stopped {
     /// Listens again on the same state folder, with the same runs.
-    pub async fn start(self) -> Daemon {
+    pub(crate) async fn start(self) -> Daemon {
         Daemon::on(self.folder, self.memory).await
     }
 }
 
 /// A run with one step `test`: under way with `status` running, otherwise ended.
-pub fn sample(id: u64, status: &str) -> RunDetail {
+pub(crate) fn sample(id: u64, status: &str) -> RunDetail {
     let over = status != "running";
     let code = i32::from(status != "success");
     let outcome = if status == "success" { "succeeded" } else { "failed" };

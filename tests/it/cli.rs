@@ -298,3 +298,38 @@ async fn over_tcp_the_token_file_opens_the_door() {
     assert_eq!(said.code, Some(4));
     assert!(said.err.contains("the token is absent or wrong"), "{}", said.err);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn doctor_finds_the_engine_of_this_machine_and_leaves_nothing() {
+    let daemon = Daemon::start().await;
+    let said = at(&daemon, &["--json", "doctor"]).await;
+    let checks: Vec<serde_json::Value> = serde_json::from_str(&said.out).unwrap();
+    let state = |name: &str| checks.iter().find(|check| check["name"] == name).map(|check| check["state"].clone());
+    for name in ["container engine", "engine clock", "run a container", "state folder", "socket"] {
+        assert_eq!(state(name).unwrap(), "good", "{name}: is the Docker engine up, with an image? {}", said.out);
+    }
+    assert!(state("run networks").is_some() && state("kernel").is_some(), "{}", said.out);
+    assert_eq!(state("daemon").unwrap(), "poor", "the running one says that it is version 1.2.3: {}", said.out);
+    let left =
+        std::process::Command::new("docker").args(["ps", "-aq", "--filter", "label=mainstay.doctor"]).output().unwrap();
+    assert_eq!(String::from_utf8_lossy(&left.stdout), "", "a container was left");
+}
+
+#[test]
+fn doctor_says_what_is_missing_and_how_to_mend_it() {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("mainstay.yml"), "repoz: {}\n").unwrap();
+    let mut command = mainstay(&["doctor"]);
+    let gone = format!("unix://{}/docker.sock", folder.path().display());
+    let said = Said::from(command.env("DOCKER_HOST", &gone).current_dir(folder.path()).output().unwrap());
+    assert_eq!(said.code, Some(3), "{}{}", said.out, said.err);
+    assert!(said.out.contains(&format!("✗ container engine  {gone}: No such file or directory")), "{}", said.out);
+    assert!(said.out.contains("mend: start it: `systemctl start docker`"), "{}", said.out);
+    assert!(
+        said.out.contains("mend: `mainstay validate ./mainstay.yml`")
+            || said.out.contains("mend: `mainstay validate mainstay.yml`"),
+        "{}",
+        said.out
+    );
+    assert!(said.err.contains("2 things are missing"), "{}", said.err);
+}
