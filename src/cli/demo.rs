@@ -621,23 +621,16 @@ fn terminate(pid: u32) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::collections::BTreeMap;
+    use crate::config::pipeline::{self, Pipeline};
+    use crate::model::ids::PipelineName;
 
-    /// As much of a pipeline as these tests ask about; the whole of it is checked by `validate` in every demo.
-    #[derive(serde::Deserialize)]
-    struct Shape {
-        steps: BTreeMap<String, Step>,
-    }
-    #[derive(serde::Deserialize)]
-    struct Step {
-        image: String,
-        #[serde(default)]
-        needs: Vec<String>,
-        commands: Vec<String>,
+    fn parse(text: &str) -> Pipeline {
+        pipeline::parse(PipelineName::new("build").unwrap(), "build.yml", text)
+            .unwrap_or_else(|findings| panic!("{}", findings.render(false)))
     }
 
     fn built_in(folder: &Folder) -> PathBuf {
-        let ui = Ui { json: false, color: false, verbosity: -1 };
+        let ui = Ui::new(false, "never", -1);
         let demo = Demo {
             ui: &ui,
             folder: Folder::claim(&folder.path.join("inner")).unwrap().unwrap(),
@@ -659,16 +652,11 @@ mod tests {
     #[test]
     fn both_pipelines_are_graphs_that_fan_out() {
         for text in [BUILT_IN[0].1, include_str!("../../pipelines/demo/zlib/build.yml")] {
-            let shape: Shape = serde_saphyr::from_str(text).unwrap();
-            assert!(shape.steps.len() >= 6, "a demo of a graph has steps");
-            for (name, step) in &shape.steps {
-                assert!(!step.commands.is_empty() && !step.image.is_empty(), "{name} runs something");
-                for need in &step.needs {
-                    assert!(shape.steps.contains_key(need), "{name} needs {need}, which is not there");
-                }
-            }
-            let wide = shape.steps.keys().map(|one| shape.steps.values().filter(|s| s.needs.contains(one)).count());
-            assert!(wide.max() >= Some(3), "three steps wait for the same one");
+            let pipeline = parse(text);
+            assert!(pipeline.warnings.is_empty(), "{:?}", pipeline.warnings);
+            assert!(pipeline.steps.len() >= 6, "a demo of a graph has steps");
+            let waiting = |one: &pipeline::Step| pipeline.steps.iter().filter(|s| s.needs.contains(&one.name)).count();
+            assert!(pipeline.steps.iter().map(waiting).max() >= Some(3), "three steps wait for the same one");
         }
     }
 
@@ -702,9 +690,8 @@ mod tests {
     fn the_image_is_put_into_every_step() {
         let (_dir, folder) = scratch();
         let work = built_in(&folder).parent().unwrap().join("work");
-        let shape: Shape =
-            serde_saphyr::from_str(&fs::read_to_string(work.join(".mainstay/build.yml")).unwrap()).unwrap();
-        assert!(shape.steps.values().all(|step| step.image == "some/image:7"));
+        let pipeline = parse(&fs::read_to_string(work.join(".mainstay/build.yml")).unwrap());
+        assert!(pipeline.steps.iter().all(|step| step.image == "some/image:7"));
     }
 
     #[test]

@@ -64,6 +64,11 @@ clean_engine() {
 
 clean_files() {
     local folder
+    for folder in "$root"/mainstay-demo*; do
+        # Only what carries a demo's mark.
+        [ -f "$folder/.mainstay-demo" ] || continue
+        if [ $dry_run = yes ]; then say "would remove $folder"; else rm -rf "$folder"; fi
+    done
     # The target folder of this checkout, and the one that .ci/run keeps; one that you share between projects only
     # loses this package.
     for folder in "$root/target" "$(cache_dir)/target"; do

@@ -120,6 +120,12 @@ ensure_demo_project() {
     mkdir "$tmp/source/.mainstay"
     cp "$root/pipelines/demo/zlib/build.yml" "$tmp/source/.mainstay/"
     cp "$root/pipelines/demo/zlib/break.patch" "$tmp/"
-    # Replaced whole, so that a demo that reads it at this moment sees the old or the new one.
-    rm -rf "$dir" && mv "$tmp" "$dir"
+    # A demo may be reading it at this moment: the same content is left alone, other content is put beside it first.
+    if diff -rq "$tmp" "$dir" >/dev/null 2>&1; then
+        rm -rf "$tmp"
+    else
+        if [ -e "$dir" ]; then mv "$dir" "$tmp.old"; fi
+        mv "$tmp" "$dir"
+        rm -rf "$tmp.old"
+    fi
 }
