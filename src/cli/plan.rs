@@ -29,7 +29,7 @@ pub struct Args {
     #[arg(long, value_name = "T")]
     pub tag: Option<String>,
     /// An input of a manual run.
-    #[arg(long = "input", value_name = "NAME=VALUE", value_parser = key_value)]
+    #[arg(long = "input", value_name = "KEY=VALUE", value_parser = super::words::key_value)]
     pub inputs: Vec<(String, String)>,
 }
 
@@ -44,11 +44,6 @@ pub enum Event {
     Schedule,
     /// Somebody asked for it.
     Manual,
-}
-
-fn key_value(text: &str) -> Result<(String, String), String> {
-    let (key, value) = text.split_once('=').ok_or("write it as NAME=VALUE")?;
-    Ok((key.to_owned(), value.to_owned()))
 }
 
 /// Runs the command.

@@ -91,7 +91,7 @@ fn head(ui: &Ui, run: &RunDetail, now: Timestamp) -> Vec<String> {
 }
 
 /// The graph as a list in layers: a step stands one layer after the last step it needs.
-fn graph(ui: &Ui, steps: &[StepView], now: Timestamp) -> Vec<String> {
+pub(super) fn graph(ui: &Ui, steps: &[StepView], now: Timestamp) -> Vec<String> {
     let mut layers: BTreeMap<&StepName, usize> = BTreeMap::new();
     for step in steps {
         // Steps come in plan order: what a step needs is already placed.

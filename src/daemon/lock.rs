@@ -7,7 +7,7 @@ use std::path::Path;
 
 /// Holds the state folder; let go when dropped.
 #[derive(Debug)]
-pub struct StateLock {
+pub(super) struct StateLock {
     _file: File,
 }
 
@@ -16,7 +16,7 @@ impl StateLock {
     ///
     /// # Errors
     /// When another daemon has it, or the folder cannot be made or written.
-    pub fn take(state: &Path) -> anyhow::Result<StateLock> {
+    pub(super) fn take(state: &Path) -> anyhow::Result<StateLock> {
         let failed = |error: std::io::Error| {
             anyhow::anyhow!(
                 "use the state folder {}: {error}\nhint: `state` in mainstay.yml must name a folder this user may write to",

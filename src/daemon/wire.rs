@@ -48,6 +48,14 @@ pub fn wire(config: &Daemon, instance: &InstanceId) -> anyhow::Result<Wired> {
     Ok(Wired { repos, mirrors, runtimes, settings: settings(config) })
 }
 
+/// The configuration's own runtime, for a run without a daemon.
+///
+/// # Errors
+/// When its settings cannot be used.
+pub fn runtime(config: &Daemon, instance: &InstanceId) -> anyhow::Result<Arc<dyn Runtime>> {
+    Runtimes { config, instance, made: Vec::new() }.get(&config.runtime)
+}
+
 /// The engine's settings as the configuration has them.
 pub fn settings(config: &Daemon) -> Settings {
     let limits = &config.limits;
@@ -56,7 +64,8 @@ pub fn settings(config: &Daemon) -> Settings {
         waiting: limits.waiting as usize,
         log: LogLimit { bytes: limits.log.0, ..LogLimit::default() },
         grace: GRACE,
-        keep: KEEP_FAILED,
+        keep: Some(KEEP_FAILED),
+        keep_spaces_ready: true,
         public_url: Some(config.server.public_url.clone()).filter(|url| !url.is_empty()),
         masked: config.secret_values().iter().map(|secret| secret.expose().to_owned()).collect(),
         plan_defaults: Defaults { timeout: limits.timeout },

@@ -73,8 +73,10 @@ pub struct Settings {
     pub log: LogLimit,
     /// Between SIGTERM and SIGKILL.
     pub grace: Duration,
-    /// How long the workspace of a failed run is kept.
-    pub keep: Duration,
+    /// How long the workspace of a failed run is kept; `None` keeps none.
+    pub keep: Option<Duration>,
+    /// Makes a space ready for the next run of a repository when one has ended.
+    pub keep_spaces_ready: bool,
     /// Where people see runs, if anywhere.
     pub public_url: Option<String>,
     /// Masked in every log, whatever the step was given.
