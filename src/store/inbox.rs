@@ -247,8 +247,9 @@ impl Store {
                 params![repo.as_str(), Timestamp::now().as_millisecond(), head],
             )? == 1;
             if first {
-                let mut insert = tx
-                    .prepare_cached("INSERT OR IGNORE INTO refs (repo, git_ref, oid, generation) VALUES (?1, ?2, ?3, 0)")?;
+                let mut insert = tx.prepare_cached(
+                    "INSERT OR IGNORE INTO refs (repo, git_ref, oid, generation) VALUES (?1, ?2, ?3, 0)",
+                )?;
                 for (git_ref, oid) in &refs {
                     insert.execute(params![repo.as_str(), git_ref, oid.as_str()])?;
                 }
@@ -334,9 +335,11 @@ impl Store {
     /// When the database fails.
     pub async fn list_inbox(&self, limit: usize) -> Result<Vec<InboxView>, StoreError> {
         self.read(move |db| {
-            let sql = "SELECT id, repo, git_ref, kind, old, new, at, state, reason FROM inbox ORDER BY id DESC LIMIT ?1";
+            let sql =
+                "SELECT id, repo, git_ref, kind, old, new, at, state, reason FROM inbox ORDER BY id DESC LIMIT ?1";
             let mut query = db.prepare_cached(sql)?;
-            let mut feeders = db.prepare_cached("SELECT DISTINCT feeder FROM reports WHERE inbox_id = ?1 ORDER BY feeder")?;
+            let mut feeders =
+                db.prepare_cached("SELECT DISTINCT feeder FROM reports WHERE inbox_id = ?1 ORDER BY feeder")?;
             let mut runs = db.prepare_cached("SELECT id FROM runs WHERE inbox_id = ?1 ORDER BY id")?;
             let mut rows = query.query([limit as i64])?;
             let mut found = Vec::new();
@@ -536,14 +539,8 @@ fn has_base_line(tx: &Transaction<'_>, repo: &RepoName) -> Result<bool, StoreErr
 
 /// True when the delivery id was taken before. The refs of one message are told apart by a number after the id, and
 /// the first that is stored gets 0.
-pub(super) fn taken(
-    tx: &Transaction<'_>,
-    feeder: Feeder,
-    repo: &RepoName,
-    delivery: &str,
-) -> Result<bool, StoreError> {
-    let mut query =
-        tx.prepare_cached("SELECT 1 FROM reports WHERE feeder = ?1 AND repo = ?2 AND delivery = ?3")?;
+pub(super) fn taken(tx: &Transaction<'_>, feeder: Feeder, repo: &RepoName, delivery: &str) -> Result<bool, StoreError> {
+    let mut query = tx.prepare_cached("SELECT 1 FROM reports WHERE feeder = ?1 AND repo = ?2 AND delivery = ?3")?;
     Ok(query.exists(params![feeder.as_str(), repo.as_str(), format!("{delivery}/0")])?)
 }
 
@@ -673,9 +670,8 @@ impl ReportRow<'_> {
 /// A poll knows nobody; who pushed is filled in by the first feeder that does.
 fn add_actor(tx: &Transaction<'_>, id: InboxId, actor: Option<&str>) -> Result<(), StoreError> {
     let Some(actor) = actor else { return Ok(()) };
-    let stored: String = tx
-        .prepare_cached("SELECT details FROM inbox WHERE id = ?1")?
-        .query_row([id.0 as i64], |row| row.get(0))?;
+    let stored: String =
+        tx.prepare_cached("SELECT details FROM inbox WHERE id = ?1")?.query_row([id.0 as i64], |row| row.get(0))?;
     let mut details: Details = serde_json::from_str(&stored)?;
     if details.actor.is_none() {
         details.actor = Some(actor.to_owned());

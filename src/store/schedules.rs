@@ -127,7 +127,13 @@ impl Store {
         self.write(move |tx| {
             let moved = tx.execute(
                 "UPDATE schedules SET next_due = ?5 WHERE repo = ?1 AND pipeline = ?2 AND spec = ?3 AND next_due = ?4",
-                params![key.repo.as_str(), key.pipeline.as_str(), key.spec, due.as_millisecond(), next.as_millisecond()],
+                params![
+                    key.repo.as_str(),
+                    key.pipeline.as_str(),
+                    key.spec,
+                    due.as_millisecond(),
+                    next.as_millisecond()
+                ],
             )?;
             let Some((tick, git_ref, commit)) = run.filter(|_| moved == 1) else { return Ok(None) };
             let delivery = format!("{}@{}", key.pipeline, tick.as_millisecond());
