@@ -1,1 +1,5 @@
 //! Tests of promises, on real services. One file per promise; `support` holds one harness per service.
+
+mod git_transports;
+mod inbox;
+mod webhooks;
