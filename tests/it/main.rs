@@ -4,4 +4,8 @@ mod api_auth;
 mod api_daemon;
 mod cli;
 mod conformance;
+mod demo;
+mod git_transports;
+mod inbox;
 mod logs;
+mod webhooks;
