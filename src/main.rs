@@ -1,5 +1,5 @@
 //! The thin binary: arguments in, exit code out.
 
 fn main() -> std::process::ExitCode {
-    std::process::ExitCode::SUCCESS
+    mainstay::cli::main(std::env::args_os())
 }

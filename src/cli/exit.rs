@@ -1,4 +1,7 @@
-//! Exit codes, and the failure that carries one.
+//! Exit codes, and the failure that carries one: here an error becomes text, once.
+
+use super::ui::{Tone, Ui};
+use std::process::ExitCode;
 
 /// What the process says to its caller; the numbers are documented in the user guide.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -15,6 +18,12 @@ pub enum Exit {
     Refused = 4,
     /// Interrupted by the user.
     Interrupted = 130,
+}
+
+impl From<Exit> for ExitCode {
+    fn from(exit: Exit) -> Self {
+        ExitCode::from(exit as u8)
+    }
 }
 
 /// An error with its exit code and what to try next.
@@ -47,6 +56,50 @@ impl Failure {
         self.hints.push(hint.into());
         self
     }
+
+    /// The error with its causes in one sentence, and all hints: those added here and those that rooms write as
+    /// `hint:` lines into their messages.
+    fn told(&self) -> (String, Vec<String>) {
+        let mut sentence = String::new();
+        let mut hints = Vec::new();
+        for cause in self.error.chain() {
+            let text = cause.to_string();
+            let mut words = Vec::new();
+            for line in text.lines() {
+                match line.trim_start().strip_prefix("hint:") {
+                    Some(hint) => hints.push(hint.trim().to_owned()),
+                    None => words.push(line),
+                }
+            }
+            let words = words.join("\n");
+            // Many causes repeat what the error above them already says.
+            if words.is_empty() || sentence.contains(&words) {
+                continue;
+            }
+            if !sentence.is_empty() {
+                sentence.push_str(": ");
+            }
+            sentence.push_str(&words);
+        }
+        hints.extend(self.hints.iter().cloned());
+        hints.dedup();
+        (sentence, hints)
+    }
+
+    /// Writes the failure to stderr: text, or with `--json` one JSON document. Stdout stays empty, so that whoever
+    /// reads it never takes an error for data.
+    pub fn render(&self, ui: &Ui) {
+        let (sentence, hints) = self.told();
+        if ui.json {
+            let document = serde_json::json!({ "error": sentence, "hints": hints, "exit": self.exit as u8 });
+            ui.complain(document.to_string());
+            return;
+        }
+        ui.complain(format!("{} failed to {sentence}", ui.paint_err(Tone::Bad, "mainstay:")));
+        for hint in hints {
+            ui.complain(format!("{} {hint}", ui.paint_err(Tone::Strong, "hint:")));
+        }
+    }
 }
 
 impl From<anyhow::Error> for Failure {
@@ -59,5 +112,43 @@ impl From<anyhow::Error> for Failure {
 impl From<std::io::Error> for Failure {
     fn from(error: std::io::Error) -> Self {
         Self::new(Exit::Wrong, error)
+    }
+}
+
+/// Arguments that do not parse, or a wish for help: clap has the words.
+pub(super) fn usage(error: &clap::Error, json: bool) -> ExitCode {
+    if json && error.use_stderr() {
+        let text = error.render().to_string();
+        let mut parts = text.trim().strip_prefix("error: ").unwrap_or(text.trim()).splitn(2, '\n');
+        let sentence = parts.next().unwrap_or_default();
+        let document =
+            serde_json::json!({ "error": sentence, "hints": ["see `mainstay --help`"], "exit": Exit::Wrong as u8 });
+        Ui::new(true, "never", 0).complain(document.to_string());
+    } else {
+        // A closed pipe is no reason to fail: nobody reads.
+        let _ = error.print();
+    }
+    // A command without arguments gets its help on stderr: asked for nothing is a wrong request.
+    if error.use_stderr() { Exit::Wrong.into() } else { Exit::Good.into() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use anyhow::Context;
+
+    #[test]
+    fn causes_make_one_sentence_and_their_hints_come_last() {
+        let error = anyhow::anyhow!("open the state database: it is newer\nhint: run the newer Mainstay")
+            .context("start the daemon");
+        let (sentence, hints) = Failure::from(error).hint("see the log").told();
+        assert_eq!(sentence, "start the daemon: open the state database: it is newer");
+        assert_eq!(hints, ["run the newer Mainstay", "see the log"]);
+    }
+
+    #[test]
+    fn a_cause_that_repeats_its_parent_is_told_once() {
+        let error = Err::<(), _>(std::io::Error::other("disk on fire")).context("read x: disk on fire").unwrap_err();
+        assert_eq!(Failure::from(error).told().0, "read x: disk on fire");
     }
 }

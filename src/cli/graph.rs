@@ -3,7 +3,7 @@
 use super::exit::{Exit, Failure};
 use super::ui::Ui;
 
-/// Arguments.
+/// Draw a pipeline's graph
 #[derive(Debug, clap::Args)]
 pub struct Args {}
 

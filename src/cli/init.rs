@@ -1,16 +1,125 @@
-//! (to be written)
+//! `mainstay init [DIR]`: a first `mainstay.yml` and a first pipeline, to be read and changed. Never overwrites.
 
 use super::exit::{Exit, Failure};
-use super::ui::Ui;
+use super::ui::{Tone, Ui};
+use anyhow::Context as _;
+use std::fs;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
 
-/// Arguments.
+/// Write a configuration and a first pipeline into a folder
 #[derive(Debug, clap::Args)]
-pub struct Args {}
+pub struct Args {
+    /// Where to write them.
+    #[arg(value_name = "DIR", default_value = ".")]
+    pub dir: PathBuf,
+}
+
+/// The settings that `init` writes.
+pub(crate) const MAINSTAY_YML: &str = r#"# Settings of the Mainstay daemon. `mainstay serve` reads this file; `mainstay validate mainstay.yml` checks it.
+# Only `repos` is needed. Relative paths start at the folder of this file.
+
+repos:
+  # A name of your choice, and where the repository is: a path, https://..., ssh://... or user@host:path
+  here: .
+
+  # With more to say about it:
+  # shop:
+  #   url: https://git.example.com/shop.git
+  #   poll: 60s                                   # how often its refs are looked at
+  #   secrets: [DEPLOY_TOKEN]                     # what its steps may ask for; `mainstay secrets set DEPLOY_TOKEN`
+  #   webhook: { kind: gitea, secret: "${secret:SHOP_HOOK}" }
+
+# server: { listen: "127.0.0.1:8420" }
+# state: ./mainstay-data                          # database, mirrors, logs, secrets
+# limits: { steps: 8, timeout: 1h }
+"#;
+
+/// The pipeline that `init` writes.
+pub(crate) const BUILD_YML: &str = r#"# A pipeline: one file, named after the file. `mainstay validate` checks it, `mainstay graph` draws it,
+# `mainstay run` runs it here.
+
+on:
+  push: { branches: ["**"] }                      # every branch; `[main, "!wip/**"]` would be some of them
+  manual: {}                                      # and by `mainstay trigger`
+
+steps:
+  hello:
+    image: alpine:3
+    commands:
+      - echo "building $CI_COMMIT_SHA"
+      - ls
+
+  # Any `needs` in the file makes a graph: what does not need each other runs at once.
+  test:
+    needs: [hello]
+    image: alpine:3
+    commands: [echo "put your tests here"]
+    timeout: 15m
+"#;
 
 /// Runs the command.
 ///
 /// # Errors
-/// (to be written)
-pub fn run(_args: &Args, _ui: &Ui) -> Result<Exit, Failure> {
+/// When a file or folder cannot be written.
+pub fn run(args: &Args, ui: &Ui) -> Result<Exit, Failure> {
+    let mut written = Vec::new();
+    let mut kept = Vec::new();
+    for (name, text) in [("mainstay.yml", MAINSTAY_YML), (".mainstay/build.yml", BUILD_YML)] {
+        let path = args.dir.join(name);
+        if write_new(&path, text).with_context(|| format!("failed to write {}", path.display()))? {
+            written.push(path.display().to_string());
+        } else {
+            kept.push(path.display().to_string());
+        }
+    }
+    if ui.json {
+        ui.json(&serde_json::json!({ "written": written, "kept": kept }));
+        return Ok(Exit::Good);
+    }
+    for path in &written {
+        ui.out(format!("{} {path}", ui.paint(Tone::Good, "wrote")));
+    }
+    for path in &kept {
+        ui.out(format!("{} {path} (it is there already)", ui.paint(Tone::Dim, "kept ")));
+    }
+    ui.say("");
+    ui.say("next:");
+    let pipeline = args.dir.join(".mainstay/build.yml");
+    ui.say(format!("  mainstay run {}     # run the pipeline here, from the working tree", pipeline.display()));
+    ui.say(format!("  mainstay --config {} serve     # watch the repository", args.dir.join("mainstay.yml").display()));
     Ok(Exit::Good)
+}
+
+/// Writes a file that is not there; false when it is.
+fn write_new(path: &Path, text: &str) -> std::io::Result<bool> {
+    if let Some(folder) = path.parent() {
+        fs::create_dir_all(folder)?;
+    }
+    match fs::OpenOptions::new().write(true).create_new(true).open(path) {
+        Ok(mut file) => file.write_all(text.as_bytes()).map(|()| true),
+        Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{daemon, pipeline};
+
+    #[test]
+    fn what_it_writes_is_valid_and_what_is_there_stays() {
+        let dir = tempfile::tempdir().unwrap();
+        let ui = Ui { json: true, color: false, verbosity: 0 };
+        let args = Args { dir: dir.path().join("new") };
+        assert_eq!(run(&args, &ui).unwrap(), Exit::Good);
+        daemon::load(&args.dir.join("mainstay.yml")).unwrap_or_else(|e| panic!("{e}"));
+        let text = fs::read_to_string(args.dir.join(".mainstay/build.yml")).unwrap();
+        let built = pipeline::parse("build".parse().unwrap(), "build.yml", &text).unwrap_or_else(|e| panic!("{e}"));
+        assert_eq!(built.steps.len(), 2);
+        fs::write(args.dir.join("mainstay.yml"), "mine").unwrap();
+        assert_eq!(run(&args, &ui).unwrap(), Exit::Good);
+        assert_eq!(fs::read_to_string(args.dir.join("mainstay.yml")).unwrap(), "mine");
+    }
 }

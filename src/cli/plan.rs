@@ -3,7 +3,7 @@
 use super::exit::{Exit, Failure};
 use super::ui::Ui;
 
-/// Arguments.
+/// Say what an event would run, and why not the rest
 #[derive(Debug, clap::Args)]
 pub struct Args {}
 

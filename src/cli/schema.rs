@@ -3,7 +3,7 @@
 use super::exit::{Exit, Failure};
 use super::ui::Ui;
 
-/// Arguments.
+/// Print the JSON schema of a file people write
 #[derive(Debug, clap::Args)]
 pub struct Args {}
 

@@ -3,7 +3,7 @@
 use super::exit::{Exit, Failure};
 use super::ui::Ui;
 
-/// Arguments.
+/// Check pipeline files and the configuration
 #[derive(Debug, clap::Args)]
 pub struct Args {}
 

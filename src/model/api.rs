@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
 /// One run in a list.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct RunSummary {
     /// Its number.
     pub id: RunId,
@@ -45,7 +45,7 @@ pub struct RunSummary {
 }
 
 /// One run, whole.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct RunDetail {
     /// What lists show too.
     #[serde(flatten)]
@@ -55,10 +55,46 @@ pub struct RunDetail {
     /// Inputs of a manual run.
     #[serde(skip_serializing_if = "BTreeMap::is_empty", default)]
     pub inputs: BTreeMap<String, String>,
+    /// The pipeline's file in the repository; absent when the run could not be planned.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub file: Option<String>,
+}
+
+/// Which runs a list shows, the newest first.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RunFilter {
+    /// Only runs of this repository.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub repo: Option<RepoName>,
+    /// Only runs that stand there.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub status: Option<RunStatus>,
+    /// Only runs with a smaller number: the next page.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub before: Option<RunId>,
+    /// At most so many; the server never gives more than [`RunFilter::LIMIT_MAX`].
+    #[serde(default = "RunFilter::limit_default")]
+    pub limit: u32,
+}
+
+impl RunFilter {
+    /// The most runs in one answer: about 300 KiB of JSON.
+    pub const LIMIT_MAX: u32 = 500;
+    /// A screen full.
+    pub const fn limit_default() -> u32 {
+        20
+    }
+}
+
+impl Default for RunFilter {
+    fn default() -> Self {
+        RunFilter { repo: None, status: None, before: None, limit: Self::limit_default() }
+    }
 }
 
 /// How a step stands, for showing.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum StepState {
     /// Waits for what it needs.
@@ -72,7 +108,7 @@ pub enum StepState {
 }
 
 /// One step of a run.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct StepView {
     /// Its name.
     pub name: StepName,
@@ -95,7 +131,7 @@ pub struct StepView {
 }
 
 /// One attempt of a step.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct AttemptView {
     /// From 1.
     pub attempt: u32,
@@ -110,7 +146,7 @@ pub struct AttemptView {
 }
 
 /// One line of a log, as the API streams it: JSON lines.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct LogLineView {
     /// The step.
     pub step: StepName,
@@ -127,7 +163,7 @@ pub struct LogLineView {
 }
 
 /// What `POST /api/v1/trigger` takes.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct TriggerRequest {
     /// The watched repository.
@@ -144,7 +180,7 @@ pub struct TriggerRequest {
 }
 
 /// What trigger, retry and inbox replay answer.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct Started {
     /// The runs that were stored.
     pub runs: Vec<RunId>,
@@ -154,7 +190,7 @@ pub struct Started {
 }
 
 /// What `POST /api/v1/runs/{id}/retry` takes.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct RetryRequest {
     /// Begin at this step, keeping what came before; the whole run when absent.
@@ -163,7 +199,7 @@ pub struct RetryRequest {
 }
 
 /// One accepted or refused report of the world, as `mainstay inbox` shows it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct InboxView {
     /// Its number.
     pub id: u64,
@@ -190,7 +226,7 @@ pub struct InboxView {
 }
 
 /// What `GET /api/v1/status` answers.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct DaemonStatus {
     /// Version of the daemon.
     pub version: String,
@@ -206,10 +242,43 @@ pub struct DaemonStatus {
     pub queued: usize,
     /// Runs being driven.
     pub running: usize,
+    /// Accepted reports that are not looked at yet.
+    #[serde(default)]
+    pub inbox_pending: usize,
+    /// Runs that are over, by the word of their status.
+    #[serde(default)]
+    pub finished: BTreeMap<String, u64>,
+    /// Why the daemon cannot carry out runs now, a sentence each; empty when it can.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub not_ready: Vec<String>,
+}
+
+/// What `POST /hooks/{repo}` answers once the report is durable.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, schemars::JsonSchema)]
+pub struct HookAccepted {
+    /// Numbers of the inbox rows that the report made or joined.
+    pub inbox: Vec<u64>,
+    /// What was not taken, and why.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub notes: Vec<String>,
+}
+
+/// What `POST /api/v1/reload` answers.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, schemars::JsonSchema)]
+pub struct Reloaded {
+    /// What is different now, a sentence each; empty when the file says what was already in force.
+    pub changes: Vec<String>,
+}
+
+/// What `POST /api/v1/runs/{id}/cancel` answers: the wish is durable, the run ends soon.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+pub struct Cancelling {
+    /// The run.
+    pub run: RunId,
 }
 
 /// The body of every error answer.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct ApiError {
     /// What is wrong, in a sentence.
     pub error: String,

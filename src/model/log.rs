@@ -4,7 +4,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 /// Which stream a line came from.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Stream {
     /// Standard output.
@@ -57,6 +57,9 @@ pub struct LogLine {
     pub at_nanos: i64,
     /// Which stream.
     pub stream: Stream,
+    /// It goes on, without a line's end between, with the line before it in the same stream: a very long line is
+    /// stored in pieces.
+    pub continues: bool,
     /// The masked bytes, without the line's end. Not always UTF-8.
     pub bytes: Vec<u8>,
 }

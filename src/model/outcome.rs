@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
 /// How one attempt ended.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(tag = "how", rename_all = "kebab-case")]
 pub enum AttemptEnd {
     /// The process exited by itself. 128 + n stands for death by signal n, as in a shell.
@@ -68,7 +68,7 @@ pub struct AttemptResult {
 }
 
 /// Where a step of a run stands at its end.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum StepOutcome {
     /// It did what it should.
@@ -90,8 +90,8 @@ impl StepOutcome {
     }
 }
 
-/// Where a run stands.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+/// Where a run stands. In JSON it is the word of [`RunStatus::as_str`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum RunStatus {
     /// Stored, waiting for its turn.
@@ -99,12 +99,15 @@ pub enum RunStatus {
     /// Being driven.
     Running,
     /// All steps that count ended well.
+    #[serde(rename = "success")]
     Succeeded,
     /// A step that counts failed.
+    #[serde(rename = "failure")]
     Failed,
     /// Somebody cancelled it.
     Cancelled,
     /// It could not be planned or carried out: the pipeline file is wrong, or the engine could not serve it.
+    #[serde(rename = "error")]
     Errored,
 }
 

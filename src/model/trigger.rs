@@ -32,7 +32,7 @@ impl EventKind {
 }
 
 /// Who told us: each feeder of the one inbox.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Feeder {
     /// The post-receive hook, over the socket or its spool.

@@ -194,6 +194,10 @@ pub trait Runtime: Send + Sync {
     /// it calls anything else with it; a space nobody recorded is swept.
     async fn take_space(&self, run: RunId, repo: &RepoName) -> Result<SpaceName, RuntimeError>;
 
+    /// Makes the kept workspace of an ended run usable for another one: everything of a space but its files is made
+    /// anew. Returns the name under which it goes on, which the caller records.
+    async fn reopen_space(&self, run: RunId, repo: &RepoName, kept: &SpaceName) -> Result<SpaceName, RuntimeError>;
+
     /// Puts the source into the space's `/workspace`. Only once per space; after a crash in the middle the space is
     /// given up with `close` and another one taken.
     async fn fill(&self, space: &SpaceName, source: &WorkspaceSource) -> Result<(), RuntimeError>;

@@ -5,7 +5,7 @@ use super::engine::{Engine, is_gone, status};
 use super::image::{self, HELPER_PATH};
 use super::network::Subnets;
 use super::{SHORT_WIDTH, holder};
-use crate::git::checkout::Base;
+use crate::git::Base;
 use crate::model::RepoName;
 use crate::runtime::{Found, RuntimeError, SpaceName, WorkspaceSource};
 use bollard::models::{
@@ -122,6 +122,18 @@ impl Spaces {
         let known = Known { base: None, owner: Some((0, 0)), spare: None };
         self.known().insert(space.clone(), known);
         Ok(space)
+    }
+
+    /// A network and a holder for a workspace that was kept.
+    pub(super) async fn reopen(&self, engine: &Engine, kept: &SpaceName) -> Result<(), RuntimeError> {
+        match engine.api.inspect_volume(&kept.0).await {
+            Err(e) if is_gone(&e) => return Err(RuntimeError::Gone { what: format!("the kept workspace {}", kept.0) }),
+            other => other.map_err(|e| engine.error("look at the kept workspace", &e))?,
+        };
+        self.helper.get_or_try_init(|| image::ensure_helper(engine)).await?;
+        // A crash in an earlier try may have left one of the two.
+        self.remove(engine, kept, true).await?;
+        self.make_parts(engine, kept).await
     }
 
     async fn make_parts(&self, engine: &Engine, space: &SpaceName) -> Result<(), RuntimeError> {

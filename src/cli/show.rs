@@ -1,0 +1,228 @@
+//! `mainstay show`: one run with its graph, and for a failed step what to do next.
+
+use super::client::Client;
+use super::exit::{Exit, Failure};
+use super::table::{self, Cell};
+use super::ui::{Tone, Ui};
+use super::{Context, words};
+use crate::model::api::{LogLineView, RunDetail, StepState, StepView};
+use crate::model::{RunStatus, StepName, StepOutcome};
+use futures_util::StreamExt;
+use jiff::Timestamp;
+use std::collections::BTreeMap;
+
+/// Show a run: its graph, how each step went, and what to do about a failed one
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  mainstay show latest
+  mainstay --json show 12 | jq '.steps[] | {name, outcome}'")]
+pub struct Args {
+    /// The run: 12, #12 or latest
+    #[arg(default_value = "latest")]
+    run: String,
+}
+
+/// Enough to recognise the error, and no more than a screen with three failed steps.
+const LAST_LINES: usize = 10;
+
+/// Runs the command.
+///
+/// # Errors
+/// When the daemon does not answer or does not know the run.
+pub async fn run(args: &Args, context: &Context) -> Result<Exit, Failure> {
+    let client = Client::new(&context.place)?;
+    let run = client.run(client.run_number(&args.run).await?).await?;
+    let ui = &context.ui;
+    if ui.json {
+        ui.json(&run);
+        return Ok(Exit::Good);
+    }
+    let now = Timestamp::now();
+    for line in head(ui, &run, now) {
+        ui.out(line);
+    }
+    for line in graph(ui, &run.steps, now) {
+        ui.out(line);
+    }
+    for step in run.steps.iter().filter(|step| step.outcome == Some(StepOutcome::Failed)) {
+        let last = last_lines(&client, &run, step).await;
+        for line in failed(ui, &run, step, &last) {
+            ui.out(line);
+        }
+    }
+    Ok(Exit::Good)
+}
+
+fn head(ui: &Ui, run: &RunDetail, now: Timestamp) -> Vec<String> {
+    let s = &run.summary;
+    let (sign, tone) = words::status_sign(s.status);
+    let time = words::span(s.started_at, s.finished_at, now);
+    let status = match s.status {
+        RunStatus::Queued => format!("{sign} waits since {}", words::ago(s.created_at, now)),
+        RunStatus::Running => format!("{sign} runs for {time}"),
+        other if time.is_empty() => format!("{sign} {other}"),
+        other => format!("{sign} {other} after {time}"),
+    };
+    let mut out = vec![format!("{}  {}", ui.paint(Tone::Strong, format!("Run #{}", s.id)), ui.paint(tone, status))];
+    out.push(format!(
+        "{} {} on {} @ {}  {}",
+        s.repo,
+        s.pipeline,
+        words::clean(words::short_ref(&s.git_ref)),
+        s.commit.short(),
+        words::clean(&s.title)
+    ));
+    let again = s.retry_of.map(|run| format!(", repeats #{run}")).unwrap_or_default();
+    let about =
+        format!("{} by {}, {}{again}", s.event.as_str(), words::clean(&s.author), words::ago(s.created_at, now));
+    out.push(ui.paint(Tone::Dim, about));
+    if !run.inputs.is_empty() {
+        let inputs: Vec<String> =
+            run.inputs.iter().map(|(key, value)| format!("{key}={}", words::clean(value))).collect();
+        out.push(format!("inputs: {}", inputs.join(" ")));
+    }
+    if let Some(error) = &s.error {
+        out.push(String::new());
+        // Findings of a pipeline file come with their source lines; only their control characters go.
+        out.extend(error.lines().map(|line| ui.paint(Tone::Bad, words::safe_log(line, false))));
+    }
+    out.push(String::new());
+    out
+}
+
+/// The graph as a list in layers: a step stands one layer after the last step it needs.
+fn graph(ui: &Ui, steps: &[StepView], now: Timestamp) -> Vec<String> {
+    let mut layers: BTreeMap<&StepName, usize> = BTreeMap::new();
+    for step in steps {
+        // Steps come in plan order: what a step needs is already placed.
+        let layer = step.needs.iter().filter_map(|need| layers.get(need)).max().map_or(0, |layer| layer + 1);
+        layers.insert(&step.name, layer);
+    }
+    let mut order: Vec<(usize, &StepView)> = steps.iter().map(|step| (layers[&step.name], step)).collect();
+    order.sort_by_key(|(layer, _)| *layer);
+    let mut before = None;
+    let rows: Vec<Vec<Cell>> = order
+        .into_iter()
+        .map(|(layer, step)| {
+            let (sign, tone) = words::step_sign(step);
+            let number = if before == Some(layer) { String::new() } else { (layer + 1).to_string() };
+            before = Some(layer);
+            let needs: Vec<&str> = step.needs.iter().map(StepName::as_str).collect();
+            let after = if needs.is_empty() { String::new() } else { format!("after {}", needs.join(", ")) };
+            vec![
+                Cell::toned(Tone::Dim, number),
+                Cell::toned(tone, format!("{sign} {}", step.name)),
+                step_time(step, now).into(),
+                Cell::toned(Tone::Dim, after),
+                Cell::toned(tone, note(step)),
+            ]
+        })
+        .collect();
+    // The head line only names columns that speak for themselves.
+    table::lines(ui, &["", "", "", "", ""], &rows, ui.columns()).into_iter().skip(1).collect()
+}
+
+fn step_time(step: &StepView, now: Timestamp) -> String {
+    let Some(last) = step.attempts.last() else { return String::new() };
+    words::span(Some(last.began_at.unwrap_or(last.started_at)), last.ended_at, now)
+}
+
+/// What is worth saying about a step that did not simply succeed.
+fn note(step: &StepView) -> String {
+    let mut parts = Vec::new();
+    match (step.state, step.outcome) {
+        (StepState::Ready, _) => parts.push("waits for its turn".to_owned()),
+        (_, Some(StepOutcome::Skipped)) => parts.push("skipped".to_owned()),
+        (_, Some(StepOutcome::FailedAllowed)) => parts.push("failed, which is allowed".to_owned()),
+        _ => {}
+    }
+    if let Some(reason) = &step.reason {
+        parts.push(words::clean(reason));
+    } else if let Some(end) = step.attempts.last().and_then(|last| last.end.as_ref()).filter(|end| !end.is_success()) {
+        parts.push(words::clean(&end.to_string()));
+    }
+    if step.attempts.len() > 1 {
+        parts.push(format!("attempt {}", step.attempts.len()));
+    }
+    parts.join(", ")
+}
+
+async fn last_lines(client: &Client, run: &RunDetail, step: &StepView) -> Vec<LogLineView> {
+    let Some(last) = step.attempts.last() else { return Vec::new() };
+    let query =
+        [("step", step.name.to_string()), ("attempt", last.attempt.to_string()), ("tail", LAST_LINES.to_string())];
+    // The log is a help here: without it the rest is still worth showing.
+    match client.log_lines(run.summary.id, &query).await {
+        Ok(lines) => lines.filter_map(async |line| line.ok()).collect().await,
+        Err(_) => Vec::new(),
+    }
+}
+
+fn failed(ui: &Ui, run: &RunDetail, step: &StepView, last: &[LogLineView]) -> Vec<String> {
+    let (id, name) = (run.summary.id, &step.name);
+    let why = note(step);
+    let mut out = vec![
+        String::new(),
+        ui.paint(Tone::Bad, format!("{name} failed: {}", if why.is_empty() { "no reason recorded" } else { &why })),
+    ];
+    out.extend(
+        last.iter().map(|line| format!("  {} {}", ui.paint(Tone::Dim, "|"), words::safe_log(&line.text, ui.color))),
+    );
+    let mut table = vec![
+        ("the whole log".to_owned(), format!("mainstay logs {id} {name}")),
+        (format!("again from `{name}` on"), format!("mainstay retry {id} --from {name}")),
+    ];
+    if let Some(file) = &run.file {
+        table.push(("here, from your working tree".to_owned(), format!("mainstay run {file}")));
+    }
+    let rows: Vec<Vec<Cell>> = table
+        .into_iter()
+        .map(|(what, command)| vec![format!("  {what}").into(), Cell::toned(Tone::Strong, command)])
+        .collect();
+    out.extend(table::lines(ui, &["", ""], &rows, None).into_iter().skip(1));
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn sample() -> RunDetail {
+        let oid = "1a2b3c4d".repeat(5);
+        let attempt = |n: u32, end: serde_json::Value| json!({"attempt": n, "started_at": "2026-03-01T10:00:05Z", "began_at": "2026-03-01T10:00:06Z", "ended_at": "2026-03-01T10:00:37Z", "end": end});
+        let good = json!({"how": "exited", "code": 0});
+        serde_json::from_value(json!({
+            "id": 12, "repo": "shop", "pipeline": "ci", "event": "push", "git_ref": "refs/heads/main", "commit": oid,
+            "title": "Fix the till", "author": "Ana <ana@example.com>", "status": "failure",
+            "created_at": "2026-03-01T10:00:00Z", "started_at": "2026-03-01T10:00:01Z", "finished_at": "2026-03-01T10:01:05Z",
+            "file": ".mainstay/ci.yml",
+            "steps": [
+                {"name": "build", "image": "rust", "needs": [], "state": "done", "outcome": "succeeded", "attempts": [attempt(1, good)]},
+                {"name": "lint", "image": "rust", "needs": [], "state": "done", "outcome": "failed-allowed", "attempts": [attempt(1, json!({"how": "exited", "code": 2}))]},
+                {"name": "test", "image": "rust", "needs": ["build"], "state": "done", "outcome": "failed",
+                 "attempts": [attempt(1, json!({"how": "timed-out"})), attempt(2, json!({"how": "exited", "code": 101}))]},
+                {"name": "image", "image": "kaniko", "needs": ["test", "lint"], "state": "done", "outcome": "skipped", "reason": "`test` failed", "attempts": []}
+            ]
+        }))
+        .unwrap()
+    }
+
+    #[test]
+    fn a_failed_run_shows_its_graph_and_the_way_on() {
+        let ui = Ui::new(false, "never", 0);
+        let run = sample();
+        let now = "2026-03-01T10:03:00Z".parse().unwrap();
+        let line = LogLineView {
+            step: StepName::new("test").unwrap(),
+            attempt: 2,
+            n: 7,
+            at: now,
+            stream: crate::model::log::Stream::Stderr,
+            text: "\u{1b}[31massertion failed\u{1b}[0m".into(),
+        };
+        let text =
+            [head(&ui, &run, now), graph(&ui, &run.steps, now), failed(&ui, &run, &run.steps[2], &[line])].concat();
+        insta::assert_snapshot!(text.join("\n"));
+    }
+}

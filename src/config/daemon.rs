@@ -1,0 +1,662 @@
+//! `mainstay.yml`: what the daemon watches, where it keeps things, and how much it may use. Reference:
+//! `docs/user-guide/configuration.md`.
+
+use super::check::{Checker, is_interpolated, shown_text, variable_name};
+use super::finding::{Finding, Findings, shown};
+use super::interpolate::{self, Sources};
+use super::pipeline::{cpus, memory, pids};
+use super::secret::{Secret, SecretStore};
+use super::yaml::{self, Node, Value};
+use crate::model::ids::RepoName;
+use crate::model::plan::Resources;
+use crate::model::{ByteSize, Span};
+use std::collections::BTreeMap;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::{Component, Path, PathBuf};
+use std::str::FromStr;
+use std::time::Duration;
+
+/// The settings of a daemon.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Daemon {
+    /// The HTTP listener.
+    pub server: Server,
+    /// The folder for state: database, mirrors, logs, secrets.
+    pub state: PathBuf,
+    /// What executes steps.
+    pub runtime: RuntimeChoice,
+    /// Credentials for image registries, by host.
+    pub registries: BTreeMap<String, Credentials>,
+    /// How much it may use.
+    pub limits: Limits,
+    /// The watched repositories.
+    pub repos: BTreeMap<RepoName, Repo>,
+    secrets: Vec<Secret>,
+}
+
+impl Daemon {
+    /// Every secret and password that stands in the settings, for masking logs.
+    pub fn secret_values(&self) -> &[Secret] {
+        &self.secrets
+    }
+    /// The store of secrets in the state folder.
+    pub fn secret_store(&self) -> SecretStore {
+        SecretStore::new(&self.state)
+    }
+    /// What executes the steps of a repository.
+    pub fn runtime_of<'d>(&'d self, repo: &'d Repo) -> &'d RuntimeChoice {
+        repo.runtime.as_ref().unwrap_or(&self.runtime)
+    }
+}
+
+/// The HTTP listener.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Server {
+    /// Where it listens; loopback only in this version.
+    pub listen: SocketAddr,
+    /// How people reach it, without a slash at the end; `http://LISTEN` when it is not set.
+    pub public_url: String,
+}
+
+/// What executes steps.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum RuntimeChoice {
+    /// Containers of a Docker-compatible engine.
+    Docker(DockerSettings),
+    /// Plain processes of this machine, for trusted repositories only.
+    Process,
+}
+
+/// How to use a Docker engine.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DockerSettings {
+    /// `unix:///path` or `tcp://host:port`; `None`: `$DOCKER_HOST`, or the usual socket.
+    pub host: Option<String>,
+    /// The range that run networks are cut from.
+    pub networks: Ipv4Range,
+}
+
+impl Default for DockerSettings {
+    fn default() -> Self {
+        DockerSettings { host: None, networks: Ipv4Range { address: Ipv4Addr::new(10, 213, 0, 0), prefix: 16 } }
+    }
+}
+
+/// A range of IPv4 addresses, as `10.213.0.0/16`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Ipv4Range {
+    /// The first address.
+    pub address: Ipv4Addr,
+    /// How many leading bits are fixed.
+    pub prefix: u8,
+}
+
+impl FromStr for Ipv4Range {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        let bad = || format!("`{}` is not a range of addresses; write one such as `10.213.0.0/16`", shown(text));
+        let (address, prefix) = text.split_once('/').ok_or_else(bad)?;
+        let address: Ipv4Addr = address.parse().map_err(|_| bad())?;
+        let prefix: u8 = prefix.parse().map_err(|_| bad())?;
+        // A run's network needs a /28 or so; a range under a /24 would serve only a handful of runs.
+        if !(8..=24).contains(&prefix) {
+            return Err(format!("`{}` must have a prefix from 8 to 24", shown(text)));
+        }
+        if u32::from(address) & (u32::MAX >> prefix) != 0 {
+            return Err(format!("`{}` does not begin at a border of /{prefix}", shown(text)));
+        }
+        Ok(Ipv4Range { address, prefix })
+    }
+}
+
+impl std::fmt::Display for Ipv4Range {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}/{}", self.address, self.prefix)
+    }
+}
+
+/// A name and a password.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Credentials {
+    /// The name.
+    pub username: String,
+    /// The password or token.
+    pub password: Secret,
+}
+
+/// How much the daemon may use.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Limits {
+    /// Steps that run at once.
+    pub steps: u32,
+    /// Containers that are started ahead and wait for their word.
+    pub waiting: u32,
+    /// Runs that one push may start.
+    pub runs_per_push: u32,
+    /// Log bytes that are kept of a step.
+    pub log: ByteSize,
+    /// What a step may use that does not say it itself.
+    pub resources: Resources,
+    /// A step that does not say it itself is stopped after this long.
+    pub timeout: Span,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Limits {
+            steps: 8,
+            waiting: 8,
+            runs_per_push: 20,
+            log: ByteSize(256 << 20),
+            resources: Resources { millicpus: None, memory: None, pids: Some(4096) },
+            timeout: Span(Duration::from_secs(3_600)),
+        }
+    }
+}
+
+/// A watched repository.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Repo {
+    /// Where it is: an absolute path, or a `file`, `https`, `http`, `ssh` or `user@host:path` URL.
+    pub url: String,
+    /// The only branch that is watched; all when `None`.
+    pub branch: Option<String>,
+    /// How often its refs are looked at.
+    pub poll: Span,
+    /// The webhook it is told by.
+    pub webhook: Option<Webhook>,
+    /// The secrets its steps may ask for.
+    pub secrets: Vec<String>,
+    /// Its commits may do what needs trust: run as plain processes.
+    pub trusted: bool,
+    /// What executes its steps, when not the daemon's.
+    pub runtime: Option<RuntimeChoice>,
+    /// Name and password for fetching.
+    pub auth: Option<Credentials>,
+}
+
+/// A webhook.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Webhook {
+    /// Whose format it has.
+    pub kind: WebhookKind,
+    /// The shared secret that signs it.
+    pub secret: Secret,
+}
+
+/// Whose format a webhook has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum WebhookKind {
+    /// GitHub.
+    Github,
+    /// GitLab.
+    Gitlab,
+    /// Gitea.
+    Gitea,
+    /// Forgejo.
+    Forgejo,
+    /// Anything that can send a signed JSON document.
+    Generic,
+}
+
+pub(super) const TOP_KEYS: &[&str] = &["server", "state", "runtime", "registries", "limits", "repos"];
+const TOP_LATER: &[&str] = &["repository", "people", "notify", "environments", "backups"];
+pub(super) const SERVER_KEYS: &[&str] = &["listen", "public-url"];
+pub(super) const DOCKER_KEYS: &[&str] = &["host", "networks"];
+pub(super) const CREDENTIAL_KEYS: &[&str] = &["username", "password"];
+pub(super) const LIMIT_KEYS: &[&str] =
+    &["steps", "waiting", "runs-per-push", "log", "cpus", "memory", "pids", "timeout"];
+pub(super) const REPO_KEYS: &[&str] =
+    &["url", "branch", "poll", "webhook", "secrets", "trusted", "runtime", "auth"];
+pub(super) const WEBHOOK_KEYS: &[&str] = &["kind", "secret"];
+
+/// How often refs are looked at when nothing says how often.
+const POLL: Span = Span(Duration::from_secs(60));
+/// Looking more often than this keeps a core busy for nothing.
+const POLL_MIN: Duration = Duration::from_secs(1);
+
+/// Reads the daemon's file with this process's environment.
+///
+/// # Errors
+/// The file cannot be read, or everything that is wrong with it.
+pub fn load(path: &Path) -> Result<Daemon, Findings> {
+    let shown_path = path.display().to_string();
+    let text = super::read_file(path).map_err(|finding| Findings::new(&shown_path, "", vec![finding]))?;
+    let absolute = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+    let folder = absolute.parent().unwrap_or(Path::new("/"));
+    parse(&shown_path, &text, &|name| std::env::var(name).ok(), folder)
+}
+
+/// Reads the text of a daemon's file. Relative paths start at `folder`, which is absolute.
+///
+/// # Errors
+/// Everything that is wrong with it, each with its place.
+pub fn parse(
+    file: &str,
+    text: &str,
+    env: &dyn Fn(&str) -> Option<String>,
+    folder: &Path,
+) -> Result<Daemon, Findings> {
+    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
+    let mut root = yaml::read(file, text)?;
+    let mut check = Checker::new(text);
+    let mut secrets = Vec::new();
+    let state = read_state(&mut root, &mut check, env, folder);
+    let store = SecretStore::new(&state);
+    let from = Sources { env, folder, secrets: Some(&store) };
+    interpolate::fill(&mut root, text, &from, &mut secrets, &mut check.findings);
+    let daemon = Reader { check: &mut check, secrets: &mut secrets, store: &store, folder }.daemon(&root, state);
+    let findings = Findings::new(file, text, check.findings);
+    match daemon {
+        Some(mut daemon) if !findings.has_errors() => {
+            secrets.sort();
+            secrets.dedup();
+            daemon.secrets = secrets;
+            Ok(daemon)
+        }
+        _ => Err(findings),
+    }
+}
+
+/// The state folder comes first: it holds the secrets that other values may name. Its node is emptied of `${...}`, so
+/// that a mistake in it is told once.
+fn read_state(
+    root: &mut Node,
+    check: &mut Checker<'_>,
+    env: &dyn Fn(&str) -> Option<String>,
+    folder: &Path,
+) -> PathBuf {
+    let usual = folder.join("mainstay-data");
+    let Value::Map(entries) = &mut root.value else { return usual };
+    let Some((_, node)) = entries.iter_mut().find(|(key, _)| key.name == "state") else { return usual };
+    let before = check.findings.len();
+    let from = Sources { env, folder, secrets: None };
+    interpolate::fill(node, check.source, &from, &mut Vec::new(), &mut check.findings);
+    let failed = check.findings.len() > before;
+    let node = node.clone();
+    entries.retain(|(key, _)| key.name != "state");
+    if failed {
+        return usual;
+    }
+    match check.text(&node, "`state`") {
+        Some("") => {
+            check.error(node.place, "`state` is empty");
+            usual
+        }
+        Some(text) => plain_path(&folder.join(text)),
+        None => usual,
+    }
+}
+
+struct Reader<'c, 's> {
+    check: &'c mut Checker<'s>,
+    secrets: &'c mut Vec<Secret>,
+    store: &'c SecretStore,
+    folder: &'c Path,
+}
+
+impl Reader<'_, '_> {
+    fn daemon(&mut self, root: &Node, state: PathBuf) -> Option<Daemon> {
+        let fields = self.check.fields(root, "the settings", TOP_KEYS, TOP_LATER)?;
+        let runtime = match fields.get("runtime") {
+            Some(node) => self.runtime(node)?,
+            None => RuntimeChoice::Docker(DockerSettings::default()),
+        };
+        let server = self.server(fields.get("server"));
+        let limits = fields.get("limits").map(|node| self.limits(node)).unwrap_or_default();
+        let registries = fields.get("registries").map(|node| self.registries(node)).unwrap_or_default();
+        let mut repos = BTreeMap::new();
+        match fields.get("repos") {
+            Some(node) => {
+                for (key, node) in self.check.entries(node, "`repos`").unwrap_or_default() {
+                    match RepoName::new(key.name.as_str()) {
+                        Ok(name) => {
+                            if let Some(repo) = self.repo(&name, node, &runtime) {
+                                repos.insert(name, repo);
+                            }
+                        }
+                        Err(why) => {
+                            self.check.error(key.place, why.to_string());
+                        }
+                    }
+                }
+            }
+            None => {
+                let finding = Finding::general("there is no `repos` in the settings");
+                self.check.findings.push(finding.hint("name what to watch: `repos: { NAME: PATH-OR-URL }`"));
+            }
+        }
+        Some(Daemon { server, state, runtime, registries, limits, repos, secrets: Vec::new() })
+    }
+
+    fn server(&mut self, node: Option<&Node>) -> Server {
+        let mut listen = SocketAddr::from(([127, 0, 0, 1], 8420));
+        let fields = node.and_then(|node| self.check.fields(node, "`server`", SERVER_KEYS, &[]));
+        if let Some(node) = fields.as_ref().and_then(|f| f.get("listen")) {
+            match self.check.text(node, "`listen`").map(str::parse::<SocketAddr>) {
+                Some(Ok(address)) if address.ip().is_loopback() => listen = address,
+                Some(Ok(address)) => self.check.error_with_hint(
+                    node.place,
+                    format!("`{address}` can be reached from elsewhere, and this version has no sign-in yet"),
+                    "listen on 127.0.0.1 and put a proxy with sign-in in front of it",
+                ),
+                Some(Err(_)) => {
+                    self.check.error(node.place, "`listen` is an address and a port, such as `127.0.0.1:8420`");
+                }
+                None => {}
+            }
+        }
+        let mut public_url = format!("http://{listen}");
+        if let Some(node) = fields.as_ref().and_then(|f| f.get("public-url"))
+            && let Some(text) = self.check.text(node, "`public-url`")
+        {
+            if (text.starts_with("http://") || text.starts_with("https://")) && !text.contains(char::is_whitespace) {
+                public_url = text.trim_end_matches('/').to_owned();
+            } else {
+                self.check.error(node.place, "`public-url` begins with `https://` or `http://`");
+            }
+        }
+        Server { listen, public_url }
+    }
+
+    fn runtime(&mut self, node: &Node) -> Option<RuntimeChoice> {
+        if let Value::Scalar(_) = node.value {
+            let docker = self.check.word(node, "`runtime`", &[("docker", true), ("process", false)])?;
+            return Some(if docker { RuntimeChoice::Docker(DockerSettings::default()) } else { RuntimeChoice::Process });
+        }
+        let fields = self.check.fields(node, "`runtime`", &["docker"], &["swarm", "kubernetes"])?;
+        let mut settings = DockerSettings::default();
+        let Some(node) = fields.get("docker") else {
+            self.check.error(node.place, "`runtime` is `docker`, `process`, or `{docker: {...}}`");
+            return None;
+        };
+        let fields = self.check.fields(node, "`docker`", DOCKER_KEYS, &[])?;
+        if let Some(node) = fields.get("host")
+            && let Some(text) = self.check.text(node, "`host`")
+        {
+            let good = ["unix:///", "tcp://", "http://"].iter().any(|p| text.len() > p.len() && text.starts_with(p));
+            if !good {
+                self.check.error(node.place, "`host` is `unix:///PATH` or `tcp://HOST:PORT`");
+            }
+            settings.host = Some(text.to_owned());
+        }
+        if let Some(node) = fields.get("networks") {
+            settings.networks = self.check.parsed(node, "`networks`").unwrap_or(settings.networks);
+        }
+        Some(RuntimeChoice::Docker(settings))
+    }
+
+    fn registries(&mut self, node: &Node) -> BTreeMap<String, Credentials> {
+        let mut registries = BTreeMap::new();
+        for (key, node) in self.check.entries(node, "`registries`").unwrap_or_default() {
+            let host = key.name.as_str();
+            if host.is_empty() || !host.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.:[]".contains(&b)) {
+                self.check.error(key.place, "a registry is named by its host, such as `registry.example.com:5000`");
+            }
+            if let Some(credentials) = self.credentials(node, &format!("the registry `{}`", shown(host))) {
+                registries.insert(host.to_owned(), credentials);
+            }
+        }
+        registries
+    }
+
+    fn credentials(&mut self, node: &Node, what: &str) -> Option<Credentials> {
+        let fields = self.check.fields(node, what, CREDENTIAL_KEYS, &[])?;
+        let username = fields.get("username").and_then(|n| self.check.text(n, "`username`"));
+        let password = fields.get("password").and_then(|n| self.secret(n, "`password`"));
+        for key in CREDENTIAL_KEYS {
+            if fields.get(key).is_none() {
+                self.check.error(node.place, format!("{what} needs `{key}`"));
+            }
+        }
+        Some(Credentials { username: username?.to_owned(), password: password? })
+    }
+
+    /// A value that is a secret wherever it came from.
+    fn secret(&mut self, node: &Node, what: &str) -> Option<Secret> {
+        let text = self.check.text(node, what)?;
+        if text.is_empty() {
+            self.check.error(node.place, format!("{what} is empty"));
+            return None;
+        }
+        let secret = Secret::new(text);
+        self.secrets.push(secret.clone());
+        Some(secret)
+    }
+
+    fn limits(&mut self, node: &Node) -> Limits {
+        let mut limits = Limits::default();
+        let Some(fields) = self.check.fields(node, "`limits`", LIMIT_KEYS, &[]) else { return limits };
+        // An engine on one machine does not start more than this in a useful time.
+        let counts = [("steps", &mut limits.steps, 1), ("waiting", &mut limits.waiting, 0), ("runs-per-push", &mut limits.runs_per_push, 1)];
+        for (key, slot, least) in counts {
+            if let Some(node) = fields.get(key)
+                && let Some(number) = self.check.number(node, &format!("`{key}`"), least..=1_000)
+            {
+                *slot = number as u32;
+            }
+        }
+        if let Some(node) = fields.get("log")
+            && let Some(size) = self.check.parsed::<ByteSize>(node, "`log`")
+        {
+            if size.0 < 1 << 20 {
+                self.check.error(node.place, "`log` is at least 1MiB");
+            }
+            limits.log = size;
+        }
+        if let Some(node) = fields.get("cpus") {
+            limits.resources.millicpus = cpus(self.check, node);
+        }
+        if let Some(node) = fields.get("memory") {
+            limits.resources.memory = memory(self.check, node);
+        }
+        if let Some(node) = fields.get("pids") {
+            limits.resources.pids = pids(self.check, node);
+        }
+        if let Some(node) = fields.get("timeout")
+            && let Some(span) = self.check.parsed::<Span>(node, "`timeout`")
+        {
+            if span.0 < Duration::from_secs(1) {
+                self.check.error(node.place, "a timeout is at least 1s");
+            }
+            limits.timeout = span;
+        }
+        limits
+    }
+
+    fn repo(&mut self, name: &RepoName, node: &Node, usual: &RuntimeChoice) -> Option<Repo> {
+        let what = format!("the repository `{name}`");
+        let mut repo = Repo {
+            url: String::new(),
+            branch: None,
+            poll: POLL,
+            webhook: None,
+            secrets: Vec::new(),
+            trusted: false,
+            runtime: None,
+            auth: None,
+        };
+        if let Value::Scalar(_) = node.value {
+            repo.url = self.url(node)?;
+            if *usual == RuntimeChoice::Process {
+                self.untrusted_process(node, &what);
+            }
+            return Some(repo);
+        }
+        let fields = self.check.fields(node, &what, REPO_KEYS, &[])?;
+        match fields.get("url") {
+            Some(node) => repo.url = self.url(node).unwrap_or_default(),
+            None => {
+                self.check.error(node.place, format!("{what} needs `url`"));
+            }
+        }
+        if let Some(node) = fields.get("branch")
+            && let Some(text) = self.check.text(node, "`branch`")
+        {
+            if is_branch(text) {
+                repo.branch = Some(text.to_owned());
+            } else {
+                let message = format!("`{}` is not the name of a branch", shown_text(node, text));
+                self.check.error(node.place, message);
+            }
+        }
+        if let Some(node) = fields.get("poll")
+            && let Some(span) = self.check.parsed::<Span>(node, "`poll`")
+        {
+            if span.0 < POLL_MIN {
+                self.check.error(node.place, "`poll` is at least 1s");
+            }
+            repo.poll = span;
+        }
+        repo.webhook = fields.get("webhook").and_then(|node| self.webhook(node));
+        if let Some(node) = fields.get("secrets") {
+            self.repo_secrets(node, &mut repo);
+        }
+        repo.trusted = fields.get("trusted").and_then(|n| self.check.boolean(n, "`trusted`")).unwrap_or(false);
+        repo.auth = fields.get("auth").and_then(|node| self.credentials(node, "`auth`"));
+        if let Some(node) = fields.get("runtime") {
+            repo.runtime = self.runtime(node);
+        }
+        if repo.runtime.as_ref().unwrap_or(usual) == &RuntimeChoice::Process && !repo.trusted {
+            self.untrusted_process(fields.get("runtime").unwrap_or(node), &what);
+        }
+        Some(repo)
+    }
+
+    fn untrusted_process(&mut self, node: &Node, what: &str) {
+        self.check.error_with_hint(
+            node.place,
+            format!("{what} would run as plain processes, but is not trusted"),
+            "without a container, whoever can push can do all that the daemon's user can; write `trusted: true` if that is meant",
+        );
+    }
+
+    fn webhook(&mut self, node: &Node) -> Option<Webhook> {
+        let fields = self.check.fields(node, "`webhook`", WEBHOOK_KEYS, &[])?;
+        let kinds = [
+            ("github", WebhookKind::Github),
+            ("gitlab", WebhookKind::Gitlab),
+            ("gitea", WebhookKind::Gitea),
+            ("forgejo", WebhookKind::Forgejo),
+            ("generic", WebhookKind::Generic),
+        ];
+        let kind = fields.get("kind").and_then(|n| self.check.word(n, "`kind`", &kinds));
+        let secret = fields.get("secret").and_then(|n| self.secret(n, "`secret`"));
+        for key in WEBHOOK_KEYS {
+            if fields.get(key).is_none() {
+                self.check.error(node.place, format!("`webhook` needs `{key}`"));
+            }
+        }
+        Some(Webhook { kind: kind?, secret: secret? })
+    }
+
+    fn repo_secrets(&mut self, node: &Node, repo: &mut Repo) {
+        for item in self.check.items(node, "`secrets`") {
+            let Some(name) = self.check.text(item, "the name of a secret") else { continue };
+            if is_interpolated(item) {
+                self.check.error_with_hint(
+                    item.place,
+                    "`secrets` names secrets; this is the value of one",
+                    "write the bare name: `secrets: [NAME]`",
+                );
+                continue;
+            }
+            if let Err(why) = variable_name(name) {
+                self.check.error(item.place, why);
+                continue;
+            }
+            match self.store.get(name) {
+                Ok(Some(_)) => repo.secrets.push(name.to_owned()),
+                Ok(None) => self.check.error_with_hint(
+                    item.place,
+                    format!("there is no secret `{name}`"),
+                    format!("keep one with `mainstay secrets set {name}`"),
+                ),
+                Err(error) => {
+                    self.check.error(item.place, format!("failed to {error}"));
+                }
+            }
+        }
+    }
+
+    fn url(&mut self, node: &Node) -> Option<String> {
+        let text = self.check.text(node, "`url`")?;
+        match repo_url(text, self.folder) {
+            Ok(url) => Some(url),
+            Err((why, hint)) => {
+                self.check.error_with_hint(node.place, format!("`url` {why}"), hint);
+                None
+            }
+        }
+    }
+}
+
+/// Checks a repository's address; a path is made absolute. Nothing of the address is repeated in the error.
+fn repo_url(text: &str, folder: &Path) -> Result<String, (&'static str, &'static str)> {
+    let forms = "a path, `https://HOST/PATH`, `ssh://USER@HOST/PATH`, `USER@HOST:PATH` or `file:///PATH`";
+    if text.is_empty() || text.len() > 2_000 {
+        return Err(("has 1 to 2000 bytes", forms));
+    }
+    if text.starts_with('-') || text.chars().any(char::is_control) {
+        return Err(("begins with `-` or holds control characters", forms));
+    }
+    if let Some((scheme, rest)) = text.split_once("://") {
+        let authority = rest.split('/').next().unwrap_or_default();
+        let (user, host) = authority.rsplit_once('@').map_or((None, authority), |(user, host)| (Some(user), host));
+        return match scheme {
+            "file" if rest.starts_with('/') => Ok(text.to_owned()),
+            "https" | "http" | "ssh" => {
+                if user.is_some_and(|user| user.contains(':') || scheme != "ssh") {
+                    return Err(("holds a name or password", "put them under `auth: { username, password }`"));
+                }
+                if host.is_empty() || host.starts_with('-') || user.is_some_and(|u| u.is_empty() || u.starts_with('-')) {
+                    return Err(("has no usable host", forms));
+                }
+                Ok(text.to_owned())
+            }
+            _ => Err(("has a scheme that is not known", forms)),
+        };
+    }
+    // As Git decides it: `host:path` is remote unless a slash comes before the colon.
+    if let Some((host, path)) = text.split_once(':')
+        && !host.contains('/')
+    {
+        let bare = host.rsplit_once('@').map_or(host, |(_, bare)| bare);
+        if bare.is_empty() || bare.starts_with('-') || path.is_empty() || path.starts_with(['-', ':']) || host.contains(' ') {
+            return Err(("has no usable host or path", forms));
+        }
+        return Ok(text.to_owned());
+    }
+    let path = plain_path(&folder.join(text));
+    path.into_os_string().into_string().map_err(|_| ("is not UTF-8", forms))
+}
+
+/// Without `.` and inner `..`, which other programs would show to people.
+fn plain_path(path: &Path) -> PathBuf {
+    let mut out = PathBuf::new();
+    for part in path.components() {
+        match part {
+            Component::CurDir => {}
+            Component::ParentDir if out.file_name().is_some() => {
+                out.pop();
+            }
+            part => out.push(part),
+        }
+    }
+    out
+}
+
+/// The rules of Git for branch names, as far as they keep us from trouble.
+fn is_branch(name: &str) -> bool {
+    !name.is_empty()
+        && name.len() <= 255
+        && !name.starts_with(['-', '/', '.'])
+        && !name.ends_with(['/', '.'])
+        && !name.contains("..")
+        && !name.contains("//")
+        && !name.starts_with("refs/")
+        && !name.chars().any(|c| c.is_control() || c.is_whitespace() || "~^:?*[\\".contains(c))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,332 @@
+use super::*;
+
+fn read(text: &str) -> Result<Pipeline, Findings> {
+    parse(PipelineName::new("build").unwrap(), ".mainstay/build.yml", text)
+}
+
+fn good(text: &str) -> Pipeline {
+    read(text).unwrap_or_else(|findings| panic!("{findings}"))
+}
+
+#[test]
+fn everything_the_language_has_is_understood() {
+    let pipeline = good(
+        "
+on:
+  push: { branches: [main, '!old/*'], tags: 'v*' }
+  schedule: ['0 3 * * * Europe/Paris', '*/15 * * * *']
+  manual: { inputs: { level: { type: choice, options: [quick, full], default: quick } } }
+steps:
+  test:
+    image: rust:1.95
+    commands: [cargo test --locked]
+    environment: { VERSION: 3.10, DEBUG: true, LEVEL: '${{ inputs.level }}', EMPTY: '' }
+    secrets: [TOKEN]
+    timeout: 15m
+    retries: { max: 1, on: [lost-container, image-pull] }
+    resources: { cpus: 0.5, memory: 512MiB, pids: 100 }
+  lint: { image: 'host:5000/lint@sha256:00', args: [--all], needs: [], allow-failure: true, retries: 2 }
+  tell:
+    image: alpine:3
+    needs: [test, lint]
+    commands: |
+      echo one
+      echo two
+    once: true
+    retries: 1
+    environment: { DIGEST: '${{ steps.test.digest }}' }
+    when: { status: always }
+",
+    );
+    let names: Vec<_> = pipeline.steps.iter().map(|s| s.name.as_str()).collect();
+    assert_eq!(names, ["test", "lint", "tell"]);
+    let [test, lint, tell] = &pipeline.steps[..] else { panic!() };
+    assert_eq!(test.environment["VERSION"], "3.10");
+    assert_eq!(test.environment["DEBUG"], "true");
+    assert_eq!(test.environment["EMPTY"], "");
+    assert_eq!(test.timeout.unwrap().to_string(), "15m");
+    assert_eq!(test.resources.millicpus, Some(500));
+    assert_eq!(test.resources.memory, Some(ByteSize(512 << 20)));
+    assert_eq!(test.when_status, [WhenStatus::Success]);
+    assert!(test.needs.is_empty() && lint.needs.is_empty() && lint.allow_failure);
+    assert_eq!(lint.retries, Retries { max: 2, on: vec![RetryOn::LostContainer, RetryOn::ImagePull] });
+    assert_eq!(tell.commands, ["echo one\necho two\n"]);
+    assert_eq!(tell.retries, Retries { max: 1, on: vec![RetryOn::ImagePull] });
+    assert_eq!(tell.when_status, ALL_STATUS);
+    assert_eq!(pipeline.on.schedule.len(), 2);
+}
+
+#[test]
+fn without_needs_steps_run_in_the_order_written() {
+    let needs = |text: &str| -> Vec<Vec<String>> {
+        good(text).steps.iter().map(|s| s.needs.iter().map(ToString::to_string).collect()).collect()
+    };
+    assert_eq!(
+        needs("steps: {c: {image: x}, a: {image: x}, b: {image: x}}"),
+        [vec![], vec!["c".into()], vec!["a".to_owned()]]
+    );
+    assert_eq!(needs("steps: [{name: b, image: x}, {name: a, image: x}]"), [vec![], vec!["b".to_owned()]]);
+    assert_eq!(
+        needs("steps: {a: {image: x}, b: {image: x, depends_on: a}, c: {image: x}}"),
+        [vec![], vec!["a".to_owned()], vec![]]
+    );
+    // An empty `needs` is one too: both start at once.
+    assert_eq!(needs("steps: {a: {image: x}, b: {image: x, needs: []}}"), [Vec::<String>::new(), vec![]]);
+}
+
+#[test]
+fn one_reading_tells_everything_that_is_wrong() {
+    let findings = read(
+        "steps:
+  build:
+    image: rust:1.95
+    comands: [make]
+    timeout: 5 minutes
+  test:
+    image: rust
+    needs: [biuld]
+    deploy: { environment: staging }
+    when: { status: [sucess], branch: main }
+",
+    )
+    .unwrap_err();
+    insta::assert_snapshot!(findings.to_string(), @r"
+    error: unknown key `comands` in the step `build`
+     --> .mainstay/build.yml:4:5
+      |
+    4 |     comands: [make]
+      |     ^^^^^^^
+      |
+      = hint: did you mean `commands`?
+
+    error: `timeout`: `5 minutes` is not a duration; write `90s`, `15m`, `2h` or `7d`
+     --> .mainstay/build.yml:5:14
+      |
+    5 |     timeout: 5 minutes
+      |              ^^^^^^^^^
+
+    error: there is no step `biuld`
+     --> .mainstay/build.yml:8:13
+      |
+    8 |     needs: [biuld]
+      |             ^^^^^
+      |
+      = hint: did you mean `build`?
+
+    error: `deploy` is part of the language, but not of this version
+     --> .mainstay/build.yml:9:5
+      |
+    9 |     deploy: { environment: staging }
+      |     ^^^^^^
+
+    error: `sucess` is not known for `status`
+      --> .mainstay/build.yml:10:22
+       |
+    10 |     when: { status: [sucess], branch: main }
+       |                      ^^^^^^
+       |
+       = hint: did you mean `success`?
+
+    error: `branch` is part of the language, but not of this version
+      --> .mainstay/build.yml:10:31
+       |
+    10 |     when: { status: [sucess], branch: main }
+       |                               ^^^^^^
+    ");
+}
+
+#[test]
+fn cycles_are_shown_whole() {
+    let findings = read(
+        "steps:\n  a: {image: x, needs: c}\n  b: {image: x, needs: a}\n  c: {image: x, needs: [b]}\n  d: {image: x, needs: d}\n",
+    );
+    let text = findings.unwrap_err().to_string();
+    assert!(text.contains("a -> c -> b -> a"), "{text}");
+    assert!(text.contains("the step `d` needs itself"), "{text}");
+}
+
+#[test]
+fn each_mistake_has_its_sentence() {
+    let step = |rest: &str| format!("steps:\n  a:\n    image: x\n    {rest}\n");
+    let table = [
+        ("steps: {}", "there are no steps"),
+        ("on: push", "there is no `steps`"),
+        ("- a", "a pipeline is a map, but here is a list"),
+        ("steps: {a: {commands: [x]}}", "has no `image`"),
+        ("steps: {'a b': {image: x}}", "may hold only letters"),
+        ("steps: [{image: x}]", "this step has no name"),
+        ("steps: [{name: a, image: x}, {name: a, image: x}]", "two steps named `a`"),
+        ("steps: {a: {image: x}, a: {image: y}}", "duplicate"),
+        ("services: {db: {}}\nsteps: {a: {image: x}}", "`services` is part of the language, but not of this version"),
+        ("on: {pull_request: {}}\nsteps: {a: {image: x}}", "`pull_request` is part of the language"),
+        ("on: {push: {branches: ['[a']}}\nsteps: {a: {image: x}}", "this pattern does not read"),
+        ("on: {push: {branches: [!x]}}\nsteps: {a: {image: x}}", "quote a text that begins with `!`"),
+        ("on: {push: {branches: [*]}}\nsteps: {a: {image: x}}", "must be in quotes"),
+        ("on: {schedule: ['0 3 * *']}\nsteps: {a: {image: x}}", "five fields"),
+        ("on: {schedule: ['0 0 30 2 *']}\nsteps: {a: {image: x}}", "never comes"),
+        ("on: {manual: {inputs: {l: {type: choice}}}}\nsteps: {a: {image: x}}", "needs `options`"),
+        ("on: {manual: {inputs: {l: {type: number, default: x}}}}\nsteps: {a: {image: x}}", "must be a number"),
+        (&step("image: -v"), "duplicate"),
+        ("steps: {a: {image: '-v'}}", "is not an image reference"),
+        ("steps: {a: {image: 'x$Y'}}", "is not an image reference"),
+        ("steps: {a: {image: }}", "`image` has no value"),
+        (&step("commands: []"), "is empty"),
+        (&step("commands: [echo: hi]"), "put the whole command in quotes"),
+        (&step("commands: ['echo ${{ inputs.x }}']"), "could run as a command"),
+        (&step("commands: [x]\n    args: [y]"), "both `commands` and `args`"),
+        (&step("environment: {1A: x}"), "is not a name for a variable"),
+        (&step("environment: {MAINSTAY_OUTPUT: x}"), "set by Mainstay itself"),
+        (&step("environment: {A: [x]}"), "is a text, but here is a list"),
+        (&step("environment: {A: '${{ steps.b.k }}'}"), "there is no step `b`"),
+        (&step("environment: {A: '${{ steps.a.k }}'}"), "does not wait for `a`"),
+        (&step("environment: {A: '${{ inputs.k }}'}"), "there is no input `k`"),
+        (&step("environment: {A: '${{ env.k }}'}"), "is not a value that can be used here"),
+        (&step("environment: {A: '${{ steps.a.k'}"), "has no `}}`"),
+        (&step("secrets: {TOKEN: abc}"), "never in the file"),
+        (&step("environment: {T: x}\n    secrets: [T]"), "both a secret and in `environment`"),
+        (&step("needs: [b, b]"), "`b` is named twice"),
+        (&step("needs: a\n    depends_on: a"), "write only one of them"),
+        (&step("timeout: 5"), "is not a duration"),
+        (&step("timeout: 10ms"), "at least 1s"),
+        (&step("retries: 11"), "from 0 to 10"),
+        (&step("retries: {on: failure}"), "needs `max`"),
+        (&step("retries: {max: 1, on: [lost_container]}"), "did you mean `lost-container`?"),
+        (&step("once: true\n    retries: {max: 1, on: timeout}"), "never begun a second time"),
+        (&step("allow_failure: true"), "did you mean `allow-failure`?"),
+        (&step("once: yes"), "`true` or `false`"),
+        (&step("resources: {cpus: 0}"), "from 0.1 to 1024"),
+        (&step("resources: {memory: 1MiB}"), "at least 6MiB"),
+        (&step("resources: {memory: 5MB}"), "is not a size"),
+        (&step("resources: {pids: 1}"), "from 10 to"),
+        (&step("when: {status: [rolled-back]}"), "`rolled-back` is part of the language"),
+        (&step("when: {status: []}"), "would never run"),
+        (&step("when: {event: push}"), "`event` is part of the language"),
+        (&step("matrix: {a: [1]}"), "`matrix` is part of the language"),
+    ];
+    for (text, words) in table {
+        let said = read(text).expect_err(text).to_string();
+        assert!(said.contains(words), "{text}\n--- wanted: {words}\n--- said:\n{said}");
+    }
+}
+
+/// Every one must be refused quickly, in few words, with nothing in them that drives a terminal.
+#[test]
+fn hostile_files_are_refused_quickly_and_shortly() {
+    let bomb = {
+        let mut text = "a0: &a0 [x,x,x,x,x,x,x,x,x,x]\n".to_owned();
+        for n in 1..12 {
+            let uses = vec![format!("*a{}", n - 1); 10].join(",");
+            text += &format!("a{n}: &a{n} [{uses}]\n");
+        }
+        text + "steps: {a: {image: x}}\n"
+    };
+    let many_unknown: String = (0..3_000).map(|n| format!("key{n}: 1\n")).collect();
+    let quadratic = format!("steps:\n{}", "  a: {image: &x y, needs: *x}\n".repeat(900));
+    let deep_map: String = (0..3_000).map(|n| format!("{}a:\n", " ".repeat(n))).collect();
+    let table = [
+        ("10 MiB", "steps: 1\n".repeat(10 * 1024 * 1024 / 9)),
+        ("alias bomb", bomb),
+        ("deep lists", "[".repeat(20_000)),
+        ("closed deep lists", format!("{}{}", "[".repeat(20_000), "]".repeat(20_000))),
+        ("deep maps", deep_map.chars().take(900_000).collect()),
+        ("deep flow maps", "{a: ".repeat(20_000)),
+        ("binary", "\u{7f}ELF\0\u{1}\u{2}".to_owned()),
+        ("escape sequences", "steps: {\"\\e[31m\": {image: x}}".to_owned()),
+        ("raw escape", "\u{1b}]0;owned\u{7}: x".to_owned()),
+        ("empty", String::new()),
+        ("byte order mark alone", "\u{feff}".to_owned()),
+        ("only a comment", "# nothing".to_owned()),
+        ("tabs", "steps:\n\ta:\n\t\timage: x\n".to_owned()),
+        ("huge key", format!("{}: 1", "k".repeat(900_000))),
+        ("huge value", format!("steps: {}", "v".repeat(900_000))),
+        ("huge image", format!("steps: {{a: {{image: {}}}}}", "v".repeat(900_000))),
+        ("huge expression", format!("steps: {{a: {{image: '{}'}}}}", "${{ x }}".repeat(60))),
+        ("many open expressions", format!("steps: {{a: {{image: x, environment: {{A: '{}'}}}}}}", "${{".repeat(200_000))),
+        ("many unknown keys", many_unknown),
+        ("duplicate keys with anchors", quadratic),
+        ("two documents", "steps: {}\n---\nsteps: {}\n".to_owned()),
+        ("bad quote", "steps: 'x".to_owned()),
+        ("odd tag", "steps: !!python/object:os.system {a: 1}".to_owned()),
+        ("self reference", "steps: &a [*a]".to_owned()),
+        ("direction marks", "steps: {a: {image: \"x\u{202e}y\"}}".to_owned()),
+        ("not a number", "steps: {a: {image: x, resources: {cpus: .nan, pids: 1e400}}}".to_owned()),
+    ];
+    for (what, text) in table {
+        let began = std::time::Instant::now();
+        let said = read(&text).map(|p| p.steps.len()).expect_err(what).render(true);
+        let took = began.elapsed();
+        assert!(took.as_millis() < 1_500, "{what} took {took:?}");
+        assert!(said.len() < 60_000, "{what}: {} bytes", said.len());
+        assert!(said.lines().all(|line| line.chars().count() < 800), "{what}: {said}");
+        let plain = read(&text).unwrap_err().render(false);
+        let bad = |c: char| (c.is_control() && c != '\n') || c == '\u{202e}';
+        assert!(!plain.contains(bad), "{what}: {plain:?}");
+        assert!(plain.contains("error"), "{what}: {plain}");
+    }
+}
+
+#[test]
+fn a_byte_order_mark_and_windows_line_ends_are_taken() {
+    assert_eq!(good("\u{feff}steps:\r\n  a:\r\n    image: x\r\n").steps.len(), 1);
+    let findings = read("\u{feff}steps:\r\n  a: {imagee: x}\r\n").unwrap_err();
+    assert_eq!((findings.list[0].line, findings.list[0].column), (2, 7));
+}
+
+#[test]
+fn a_thousand_steps_are_read_and_one_more_is_not() {
+    let text = |n: usize| -> String {
+        let step = |n: usize| format!("  s{n}:\n    image: x\n    commands: [a, b]\n    environment: {{A: b}}\n    needs: [{}]\n", if n == 0 { String::new() } else { format!("s{}", n - 1) });
+        format!("steps:\n{}", (0..n).map(step).collect::<String>())
+    };
+    assert_eq!(good(&text(1_000)).steps.len(), 1_000);
+    assert!(read(&text(1_001)).unwrap_err().to_string().contains("at most 1000"));
+}
+
+mod any {
+    use super::*;
+    use proptest::prelude::*;
+
+    const SEED: &str = include_str!("../../../pipelines/fan-out.yml");
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 150, ..ProptestConfig::default() })]
+
+        #[test]
+        fn bytes_never_make_it_panic_or_wait(bytes in proptest::collection::vec(any::<u8>(), 0..2_000)) {
+            let text = String::from_utf8_lossy(&bytes);
+            let began = std::time::Instant::now();
+            if let Err(findings) = read(&text) {
+                prop_assert!(!findings.list.is_empty());
+                findings.render(true);
+            }
+            prop_assert!(began.elapsed().as_secs() < 2);
+        }
+
+        #[test]
+        fn a_good_file_with_a_few_bytes_changed(
+            edits in proptest::collection::vec((0..SEED.len(), prop_oneof![
+                Just(""), Just("\n"), Just("  "), Just(":"), Just("- "), Just("["), Just("}"), Just("'"), Just("\""),
+                Just("&a "), Just("*a"), Just("!"), Just("|"), Just("${{"), Just("\u{e9}"), Just("\t"), Just("#"),
+            ]), 1..6),
+        ) {
+            let mut text = SEED.to_owned();
+            for (at, what) in edits {
+                let at = text.floor_char_boundary(at.min(text.len()));
+                let end = text.floor_char_boundary((at + 2).min(text.len()));
+                text.replace_range(at..end, what);
+            }
+            let began = std::time::Instant::now();
+            match read(&text) {
+                Ok(pipeline) => {
+                    let plan = crate::plan::make(&pipeline, "f", "d", &crate::plan::Defaults::default());
+                    prop_assert_eq!(plan.unwrap().steps.len(), pipeline.steps.len());
+                }
+                Err(findings) => {
+                    prop_assert!(findings.has_errors());
+                    findings.render(false);
+                }
+            }
+            prop_assert!(began.elapsed().as_secs() < 2);
+        }
+    }
+}

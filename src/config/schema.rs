@@ -1,0 +1,416 @@
+//! The shape of the files for editors, as JSON Schema (draft 2020-12). The checks that a file must pass are in
+//! `pipeline` and `daemon`; a test holds the keys here and there together.
+#![allow(dead_code, reason = "the fields exist for their names and types; values are read by deserialising in tests")]
+
+use crate::model::ids::{RepoName, StepName};
+use crate::model::plan::RetryOn;
+use crate::model::{ByteSize, Span};
+use schemars::JsonSchema;
+use serde::Deserialize;
+use std::collections::BTreeMap;
+
+/// The schema of a pipeline file.
+pub fn pipeline() -> serde_json::Value {
+    titled(schemars::schema_for!(PipelineFile).to_value(), "Mainstay pipeline")
+}
+
+/// The schema of `mainstay.yml`.
+pub fn daemon() -> serde_json::Value {
+    titled(schemars::schema_for!(DaemonFile).to_value(), "Mainstay settings")
+}
+
+fn titled(mut schema: serde_json::Value, title: &str) -> serde_json::Value {
+    schema["title"] = title.into();
+    schema
+}
+
+/// One value, or a list of them.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(untagged)]
+enum OneOrMany<T> {
+    One(T),
+    Many(Vec<T>),
+}
+
+/// A text; numbers and booleans count as written.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(untagged)]
+enum Text {
+    Text(String),
+    Bool(bool),
+    Number(f64),
+}
+
+/// One file, one pipeline, named after the file.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct PipelineFile {
+    /// What starts it. Without it: every push to a branch, and people.
+    on: Option<On>,
+    /// The steps. Without `needs` anywhere they run in the order written.
+    steps: Steps,
+}
+
+/// What starts a pipeline.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(untagged)]
+enum On {
+    Events(OneOrMany<Event>),
+    Settings(Box<OnSettings>),
+}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+enum Event {
+    Push,
+    Manual,
+}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+struct OnSettings {
+    /// Branches and tags that move.
+    push: Option<Push>,
+    /// Five cron fields and a time zone: `0 3 * * * Europe/Paris`.
+    schedule: Option<OneOrMany<String>>,
+    /// People, by `mainstay trigger`.
+    manual: Option<Manual>,
+}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+struct Push {
+    /// Patterns of branches; `!` excludes.
+    branches: Option<Patterns>,
+    /// Patterns of tags; `!` excludes.
+    tags: Option<Patterns>,
+}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(untagged)]
+enum Patterns {
+    List(OneOrMany<Text>),
+    Both(IncludeExclude),
+}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+struct IncludeExclude {
+    include: Option<OneOrMany<Text>>,
+    exclude: Option<OneOrMany<Text>>,
+}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+struct Manual {
+    /// What a person may give along.
+    inputs: Option<BTreeMap<String, Input>>,
+}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+struct Input {
+    /// What it takes; `string` when it is not said.
+    r#type: Option<InputType>,
+    /// The values of a choice.
+    options: Option<Vec<Text>>,
+    /// Its value when it is not given.
+    default: Option<Text>,
+    /// It must be given.
+    required: Option<bool>,
+    /// What it is for.
+    description: Option<String>,
+}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+enum InputType {
+    String,
+    Boolean,
+    Number,
+    Choice,
+}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(untagged)]
+enum Steps {
+    Map(BTreeMap<StepName, Step>),
+    List(Vec<Step>),
+}
+
+/// One step: a container, or what stands for one.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+struct Step {
+    /// Its name, where `steps` is a list.
+    name: Option<StepName>,
+    /// The container image.
+    image: String,
+    /// Shell lines, run under `sh -e`. Without them the image's entrypoint runs with `args`.
+    commands: Option<OneOrMany<Text>>,
+    /// Arguments for the image's entrypoint.
+    args: Option<OneOrMany<Text>>,
+    /// Environment variables. Values may hold `${{ steps.NAME.KEY }}` and `${{ inputs.NAME }}`.
+    environment: Option<BTreeMap<String, Text>>,
+    /// Names of secrets it is given as environment variables.
+    secrets: Option<OneOrMany<String>>,
+    /// Steps that must have ended before.
+    needs: Option<OneOrMany<StepName>>,
+    /// Another word for `needs`.
+    #[serde(rename = "depends_on")]
+    depends_on: Option<OneOrMany<StepName>>,
+    /// It is stopped after this long.
+    timeout: Option<Span>,
+    /// When it is tried again.
+    retries: Option<Retries>,
+    /// Its failure does not count.
+    allow_failure: Option<bool>,
+    /// Never begun a second time.
+    once: Option<bool>,
+    /// Limits of its own.
+    resources: Option<Resources>,
+    /// When it runs.
+    when: Option<When>,
+}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(untagged)]
+enum Retries {
+    Max(u8),
+    Settings(RetrySettings),
+}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+struct RetrySettings {
+    /// Attempts after the first, 0 to 10.
+    max: u8,
+    /// The kinds of failure that are tried again; `lost-container` and `image-pull` when it is not said.
+    on: Option<OneOrMany<RetryOn>>,
+}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+struct Resources {
+    /// CPUs, such as `2` or `0.5`.
+    cpus: Option<f64>,
+    /// Memory without swap.
+    memory: Option<ByteSize>,
+    /// Processes and threads.
+    pids: Option<u32>,
+}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+struct When {
+    /// The states of the run so far for which it runs; `success` when it is not said.
+    status: Option<OneOrMany<Status>>,
+}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+enum Status {
+    Success,
+    Failure,
+    Cancelled,
+    Always,
+}
+
+/// The daemon's settings.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct DaemonFile {
+    /// The HTTP listener.
+    server: Option<Server>,
+    /// The folder for state; `./mainstay-data` beside this file when it is not said.
+    state: Option<String>,
+    /// What executes steps; `docker` when it is not said.
+    runtime: Option<Runtime>,
+    /// Credentials for image registries, by host.
+    registries: Option<BTreeMap<String, Credentials>>,
+    /// How much the daemon may use.
+    limits: Option<Limits>,
+    /// The watched repositories, by name.
+    repos: BTreeMap<RepoName, RepoEntry>,
+}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+struct Server {
+    /// Address and port; loopback only.
+    listen: Option<String>,
+    /// How people reach it.
+    public_url: Option<String>,
+}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(untagged)]
+enum Runtime {
+    Word(RuntimeWord),
+    Settings(RuntimeSettings),
+}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+enum RuntimeWord {
+    Docker,
+    Process,
+}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+struct RuntimeSettings {
+    docker: Docker,
+}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+struct Docker {
+    /// `unix:///PATH` or `tcp://HOST:PORT`.
+    host: Option<String>,
+    /// The range that run networks are cut from; `10.213.0.0/16` when it is not said.
+    networks: Option<String>,
+}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+struct Credentials {
+    username: String,
+    /// Best written as `${secret:NAME}`.
+    password: String,
+}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+struct Limits {
+    /// Steps that run at once; 8 when it is not said.
+    steps: Option<u32>,
+    /// Containers started ahead; 8 when it is not said.
+    waiting: Option<u32>,
+    /// Runs that one push may start; 20 when it is not said.
+    runs_per_push: Option<u32>,
+    /// Log bytes kept of a step; 256MiB when it is not said.
+    log: Option<ByteSize>,
+    /// CPUs of a step that does not say it itself.
+    cpus: Option<f64>,
+    /// Memory of a step that does not say it itself.
+    memory: Option<ByteSize>,
+    /// Processes of a step; 4096 when it is not said.
+    pids: Option<u32>,
+    /// A step is stopped after this long; 1h when it is not said.
+    timeout: Option<Span>,
+}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(untagged)]
+enum RepoEntry {
+    Url(String),
+    Settings(Box<Repo>),
+}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+struct Repo {
+    /// A path, `https://`, `ssh://`, `USER@HOST:PATH` or `file://`.
+    url: String,
+    /// The only branch that is watched.
+    branch: Option<String>,
+    /// How often its refs are looked at; 60s when it is not said.
+    poll: Option<Span>,
+    /// The webhook it is told by.
+    webhook: Option<Webhook>,
+    /// Names of the secrets its steps may ask for.
+    secrets: Option<OneOrMany<String>>,
+    /// Its commits may do what needs trust.
+    trusted: Option<bool>,
+    /// What executes its steps.
+    runtime: Option<Runtime>,
+    /// Name and password for fetching.
+    auth: Option<Credentials>,
+}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+struct Webhook {
+    /// Whose format it has.
+    kind: WebhookKind,
+    /// The shared secret, best written as `${secret:NAME}`.
+    secret: String,
+}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+enum WebhookKind {
+    Github,
+    Gitlab,
+    Gitea,
+    Forgejo,
+    Generic,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{daemon as settings, pipeline as language};
+    use super::*;
+
+    fn deserialise<T: serde::de::DeserializeOwned>(file: &str, text: &str) {
+        // As editors read it: `on` is a text in YAML 1.2.
+        let options = serde_saphyr::options! { strict_booleans: true };
+        serde_saphyr::from_str_with_options::<T>(text, options).unwrap_or_else(|e| panic!("{file}: {e}"));
+    }
+
+    fn keys(schema: &serde_json::Value) -> Vec<&str> {
+        let mut keys: Vec<_> = schema["properties"].as_object().unwrap().keys().map(String::as_str).collect();
+        keys.sort_unstable();
+        keys
+    }
+
+    #[test]
+    fn the_schemas_and_the_readers_know_the_same_keys() {
+        let (pipeline, daemon) = (pipeline(), daemon());
+        for schema in [&pipeline, &daemon] {
+            assert_eq!(schema["$schema"], "https://json-schema.org/draft/2020-12/schema");
+        }
+        let table: &[(&serde_json::Value, &[&str])] = &[
+            (&pipeline, language::TOP_KEYS),
+            (&pipeline["$defs"]["OnSettings"], language::ON_KEYS),
+            (&pipeline["$defs"]["Push"], language::PUSH_KEYS),
+            (&pipeline["$defs"]["Input"], language::INPUT_KEYS),
+            (&pipeline["$defs"]["Step"], language::STEP_KEYS),
+            (&pipeline["$defs"]["RetrySettings"], language::RETRIES_KEYS),
+            (&pipeline["$defs"]["Resources"], language::RESOURCES_KEYS),
+            (&daemon, settings::TOP_KEYS),
+            (&daemon["$defs"]["Server"], settings::SERVER_KEYS),
+            (&daemon["$defs"]["Docker"], settings::DOCKER_KEYS),
+            (&daemon["$defs"]["Credentials"], settings::CREDENTIAL_KEYS),
+            (&daemon["$defs"]["Limits"], settings::LIMIT_KEYS),
+            (&daemon["$defs"]["Repo"], settings::REPO_KEYS),
+            (&daemon["$defs"]["Webhook"], settings::WEBHOOK_KEYS),
+        ];
+        for (schema, known) in table {
+            let mut known = known.to_vec();
+            known.sort_unstable();
+            assert_eq!(keys(schema), known);
+            assert_eq!(schema["additionalProperties"], false);
+        }
+    }
+
+    #[test]
+    fn what_ships_has_the_shape_of_the_schema() {
+        let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("pipelines");
+        let mut seen = 0;
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            let text = std::fs::read_to_string(&path).unwrap();
+            let file = path.display().to_string();
+            deserialise::<PipelineFile>(&file, &text);
+            let name = path.file_stem().unwrap().to_str().unwrap().parse().unwrap();
+            let pipeline = language::parse(name, &file, &text).unwrap_or_else(|e| panic!("{e}"));
+            assert!(pipeline.warnings.is_empty(), "{file}: {:?}", pipeline.warnings);
+            seen += 1;
+        }
+        assert!(seen >= 3, "only {seen} examples were found");
+        deserialise::<DaemonFile>("mainstay.yml", crate::cli::init::MAINSTAY_YML);
+        deserialise::<PipelineFile>("build.yml", crate::cli::init::BUILD_YML);
+    }
+}

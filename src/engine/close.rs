@@ -1,0 +1,64 @@
+//! After a run: everything of it leaves the engine, but for the workspace of a failed run, kept for a while.
+
+use super::{EngineError, Shared};
+use crate::model::{RunId, RunStatus};
+use crate::runtime::{RuntimeError, SpaceName};
+use crate::step::container::patiently;
+use jiff::Timestamp;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Closes an ended run in the background, unless its driver is doing so already.
+pub(super) fn close_later(shared: &Arc<Shared>, run: RunId) {
+    // A driver that finds its run ended closes it; going through it keeps one task per run.
+    shared.ensure_driver(run, None);
+}
+
+/// Removes what the engine holds of an ended run and records that.
+pub(super) async fn close(shared: &Shared, run: RunId) -> Result<(), EngineError> {
+    let (row, state) = shared.load(run).await?;
+    let Some(repo) = shared.repo(&row.trigger.repo) else {
+        // The repository has left the configuration; its things went with the sweep at start, or go with the next one.
+        shared.store.close_run(run, None).await?;
+        return Ok(());
+    };
+    let keep = row.status == RunStatus::Failed && state.filled && state.space.is_some();
+    crate::failpoint!("engine.close.before");
+    match patiently(|| repo.runtime.close(run, state.space.as_ref(), keep)).await {
+        Ok(()) => {}
+        Err(error @ RuntimeError::Refused { .. }) => {
+            // Tried again at the next tick: `closed` stays 0.
+            tracing::warn!(%run, %error, "failed to clean up after a run");
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            return Ok(());
+        }
+        Err(error) => {
+            tracing::warn!(%run, %error, "failed to clean up after a run");
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            return Ok(());
+        }
+    }
+    crate::failpoint!("engine.close.after");
+    let until = Timestamp::now() + shared.settings().keep;
+    let kept = state.space.filter(|_| keep).map(|space| (space.0, until));
+    shared.store.close_run(run, kept).await?;
+    Ok(())
+}
+
+/// Removes kept workspaces whose time has come.
+pub(super) async fn expire_kept(shared: &Shared) -> Result<(), EngineError> {
+    let now = Timestamp::now();
+    for (run, repo, space, until) in shared.store.kept_spaces().await? {
+        if until > now {
+            continue;
+        }
+        if let Some(repo) = shared.repo(&repo)
+            && let Err(error) = repo.runtime.close(run, Some(&SpaceName(space)), false).await
+        {
+            tracing::warn!(%run, %error, "failed to remove a kept workspace; it will be tried again");
+            continue;
+        }
+        shared.store.forget_kept_space(run).await?;
+    }
+    Ok(())
+}

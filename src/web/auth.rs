@@ -1,0 +1,250 @@
+//! Who may ask what: one guard in front of every route, and it says no unless a rule says yes.
+//!
+//! Over the Unix socket: the daemon's own user and root, by what the kernel says about the peer; they may do everything.
+//! Over TCP: the token, except for the routes that the table marks as open. A web page in a browser on this machine
+//! must not reach us through a name that it points at 127.0.0.1, so requests over TCP must name one of our own hosts.
+
+use super::routes::{ROUTES, Route};
+use super::{App, Problem};
+use anyhow::Context as _;
+use axum::extract::{MatchedPath, Request, State};
+use axum::http::{StatusCode, header};
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
+use sha2::{Digest, Sha256};
+use std::io::Write;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::Path;
+use std::sync::Arc;
+use subtle::ConstantTimeEq;
+
+/// How a connection came in; put into every request by `listen`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Peer {
+    /// Over the Unix socket, with the user the kernel names.
+    Local {
+        /// The user id.
+        uid: u32,
+    },
+    /// Over TCP.
+    Network,
+}
+
+/// The secret that TCP clients show: 256 random bits. Only its digest is kept, and it never prints.
+#[derive(Clone)]
+pub struct Token {
+    digest: [u8; 32],
+}
+
+impl std::fmt::Debug for Token {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Token(…)")
+    }
+}
+
+/// 256 bits in hex.
+const TOKEN_DIGITS: usize = 64;
+
+impl Token {
+    /// From its text.
+    pub fn new(text: &str) -> Self {
+        Token { digest: Sha256::digest(text.as_bytes()).into() }
+    }
+
+    /// Reads the token from its file, or makes a new one when there is no file. The file is whole or absent, also
+    /// after a crash, and readable by its owner only.
+    ///
+    /// # Errors
+    /// When the file cannot be read or made, others may read it, or it holds no token.
+    pub fn load_or_create(file: &Path) -> anyhow::Result<Self> {
+        if !file.try_exists().with_context(|| format!("look for the token file {}", file.display()))? {
+            create(file)?;
+        }
+        let about = std::fs::metadata(file).with_context(|| format!("look at the token file {}", file.display()))?;
+        if about.mode() & 0o077 != 0 {
+            anyhow::bail!(
+                "use the token file {}: others may read it\nhint: `chmod 600 {0}`, and delete it to get a new one if it was read",
+                file.display()
+            );
+        }
+        let text = std::fs::read_to_string(file).with_context(|| format!("read the token file {}", file.display()))?;
+        let text = text.trim();
+        if text.len() != TOKEN_DIGITS || !text.bytes().all(|b| b.is_ascii_hexdigit()) {
+            anyhow::bail!(
+                "use the token file {}: it does not hold {TOKEN_DIGITS} hex digits\nhint: delete it, the daemon makes a new one when it starts",
+                file.display()
+            );
+        }
+        Ok(Self::new(text))
+    }
+
+    /// Compares in a time that does not depend on where the texts differ: both sides are digests of one length.
+    pub fn matches(&self, shown: &str) -> bool {
+        let shown: [u8; 32] = Sha256::digest(shown.as_bytes()).into();
+        self.digest.ct_eq(&shown).into()
+    }
+}
+
+fn create(file: &Path) -> anyhow::Result<()> {
+    let mut random = [0_u8; TOKEN_DIGITS / 2];
+    getrandom::fill(&mut random).map_err(|error| anyhow::anyhow!("get random bytes: {error}"))?;
+    let scratch = file.with_extension(format!("new-{}", std::process::id()));
+    let write = || -> std::io::Result<()> {
+        let mut out = std::fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&scratch)?;
+        writeln!(out, "{}", hex::encode(random))?;
+        out.sync_all()?;
+        match std::fs::hard_link(&scratch, file) {
+            // Somebody else was faster: theirs counts.
+            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => Ok(()),
+            other => other,
+        }
+    };
+    let written = write();
+    // A scratch file left by a crash holds a token that was never in force.
+    let _ = std::fs::remove_file(&scratch);
+    written.with_context(|| format!("make the token file {}", file.display()))
+}
+
+/// Host names under which TCP clients may speak to us: this machine's, the listener's own address, the public URL's.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Hosts(Vec<String>);
+
+impl Hosts {
+    /// `listen` is the address of the TCP listener, if there is one; `public_url` the configured one.
+    pub fn new(listen: Option<std::net::SocketAddr>, public_url: Option<&str>) -> Self {
+        let mut names: Vec<String> = ["localhost", "127.0.0.1", "[::1]"].map(str::to_owned).into();
+        // An unspecified address (0.0.0.0) is no name anybody uses.
+        names.extend(listen.filter(|a| !a.ip().is_unspecified()).map(|a| match a.ip() {
+            std::net::IpAddr::V4(ip) => ip.to_string(),
+            std::net::IpAddr::V6(ip) => format!("[{ip}]"),
+        }));
+        names.extend(
+            public_url.and_then(|url| url.parse::<axum::http::Uri>().ok()?.host().map(str::to_ascii_lowercase)),
+        );
+        Hosts(names)
+    }
+
+    /// `host` as in the header, with or without a port.
+    fn allow(&self, host: &str) -> bool {
+        let name = match host.rfind(':') {
+            // The colon of a port comes after the bracket of an IPv6 address.
+            Some(colon) if !host[colon..].contains(']') => &host[..colon],
+            _ => host,
+        };
+        self.0.iter().any(|known| known.eq_ignore_ascii_case(name))
+    }
+}
+
+/// The guard. Runs for every request, also for paths that do not exist.
+pub(super) async fn guard(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
+    match allowed(&app, &request) {
+        Ok(()) => next.run(request).await,
+        Err(problem) => {
+            let mut answer = problem.into_response();
+            if answer.status() == StatusCode::UNAUTHORIZED {
+                answer.headers_mut().insert(header::WWW_AUTHENTICATE, header::HeaderValue::from_static("Bearer"));
+            }
+            answer
+        }
+    }
+}
+
+fn allowed(app: &App, request: &Request) -> Result<(), Problem> {
+    match request.extensions().get::<Peer>() {
+        Some(Peer::Local { uid }) => local(*uid),
+        Some(Peer::Network) => network(app, request),
+        // A listener that does not say who is there: a mistake of ours, and not one to be generous about.
+        None => Err(Problem::forbidden("say who asks: the connection is of no known kind")),
+    }
+}
+
+fn local(uid: u32) -> Result<(), Problem> {
+    let own = nix::unistd::geteuid().as_raw();
+    if uid == own || uid == 0 {
+        return Ok(());
+    }
+    Err(Problem::forbidden(format!("use the socket as user {uid}: it takes only the daemon's own user and root"))
+        .hint("over TCP the token gives access"))
+}
+
+fn network(app: &App, request: &Request) -> Result<(), Problem> {
+    let header = request.headers().get(header::HOST).and_then(|value| value.to_str().ok());
+    // A request line with a whole URL names a host of its own, which then counts too.
+    let hosts: Vec<&str> = header.into_iter().chain(request.uri().host()).collect();
+    if hosts.is_empty() || !hosts.iter().all(|host| app.hosts.allow(host)) {
+        let hint = "use localhost or the host of `server.public-url` in mainstay.yml";
+        return Err(
+            Problem::new(StatusCode::MISDIRECTED_REQUEST, "serve that host name: it is not one of ours").hint(hint)
+        );
+    }
+    let path = request.extensions().get::<MatchedPath>().map(MatchedPath::as_str);
+    if path.is_some_and(|path| is_open(ROUTES, request.method().as_str(), path)) {
+        return Ok(());
+    }
+    let shown = request
+        .headers()
+        .get(header::AUTHORIZATION)
+        .and_then(|value| value.to_str().ok())
+        .and_then(|value| value.split_once(' '))
+        .filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"))
+        .map(|(_, token)| token.trim());
+    if shown.is_some_and(|shown| app.token.matches(shown)) {
+        return Ok(());
+    }
+    let problem = Problem::new(StatusCode::UNAUTHORIZED, "prove who asks: the token is absent or wrong");
+    Err(problem
+        .hint("send `Authorization: Bearer …` with the content of the file `token` in the daemon's state folder"))
+}
+
+fn is_open(routes: &[Route], method: &str, path: &str) -> bool {
+    // HEAD is answered wherever GET is.
+    let method = if method == "HEAD" { "GET" } else { method };
+    routes.iter().any(|route| route.open && route.method == method && route.path == path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hosts_are_compared_without_port_and_case() {
+        let hosts = Hosts::new(Some("10.0.0.7:8420".parse().unwrap()), Some("https://CI.example.com/mainstay"));
+        for good in
+            ["localhost", "localhost:8420", "127.0.0.1:1", "[::1]", "[::1]:8420", "10.0.0.7", "ci.Example.com:443"]
+        {
+            assert!(hosts.allow(good), "{good}");
+        }
+        for bad in
+            ["", "evil.example", "localhost.evil.example", "127.0.0.1.evil.example:80", "[::2]", "10.0.0.8", ":80"]
+        {
+            assert!(!hosts.allow(bad), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_token_is_made_once_for_its_owner_only() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("token");
+        Token::load_or_create(&file).unwrap();
+        let text = std::fs::read_to_string(&file).unwrap();
+        assert_eq!(std::fs::metadata(&file).unwrap().mode() & 0o777, 0o600);
+        assert_eq!(text.trim().len(), 64);
+        let again = Token::load_or_create(&file).unwrap();
+        assert!(again.matches(text.trim()) && !again.matches("") && !again.matches(&text.trim()[1..]));
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1, "a scratch file was left");
+        assert!(!format!("{again:?}").contains(text.trim()));
+    }
+
+    #[test]
+    fn a_token_that_others_may_read_or_that_is_short_is_refused() {
+        use std::os::unix::fs::PermissionsExt;
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("token");
+        Token::load_or_create(&file).unwrap();
+        std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o644)).unwrap();
+        assert!(Token::load_or_create(&file).unwrap_err().to_string().contains("others may read it"));
+        std::fs::write(&file, "").unwrap();
+        std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o600)).unwrap();
+        assert!(Token::load_or_create(&file).unwrap_err().to_string().contains("hex digits"));
+    }
+}

@@ -1,0 +1,111 @@
+//! Every route there is, in one table: the router, the guard and the OpenAPI document are made from it, so none of
+//! them can know a route that the others do not.
+
+use super::{App, api, auth, health, hooks, logs, openapi};
+use axum::Router;
+use axum::extract::{DefaultBodyLimit, Request};
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::middleware::{self, Next};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{MethodRouter, get, post};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// One method on one path.
+pub struct Route {
+    /// `GET` or `POST`.
+    pub method: &'static str,
+    /// As axum and OpenAPI write it.
+    pub path: &'static str,
+    /// Needs no token over TCP.
+    pub open: bool,
+    /// One sentence for the OpenAPI document.
+    pub summary: &'static str,
+    /// Query parameters: name, JSON type, meaning.
+    pub(super) query: &'static [(&'static str, &'static str, &'static str)],
+    /// Status of the good answer.
+    pub(super) good: u16,
+    pub(super) schemas: fn(&mut schemars::SchemaGenerator) -> openapi::Bodies,
+    handler: fn() -> MethodRouter<Arc<App>>,
+}
+
+/// API requests are small documents.
+const BODY_MAX: usize = 1024 * 1024;
+/// Every request is answered, or its stream begins, in this time; also one whose body comes drop by drop.
+const ANSWER_WITHIN: Duration = Duration::from_secs(30);
+
+macro_rules! route {
+    ($method:literal $path:literal, $access:ident, $summary:literal, $good:literal, $bodies:expr, $handler:expr $(, $query:expr)?) => {
+        Route {
+            method: $method,
+            path: $path,
+            open: route!(@$access),
+            summary: $summary,
+            query: route!(@query $($query)?),
+            good: $good,
+            schemas: $bodies,
+            handler: || $handler,
+        }
+    };
+    (@open) => { true };
+    (@token) => { false };
+    (@query) => { &[] };
+    (@query $query:expr) => { $query };
+}
+
+const LIST: &[(&str, &str, &str)] = &[
+    ("repo", "string", "Only runs of this repository"),
+    ("status", "string", "Only runs in this state"),
+    ("before", "integer", "Only runs with a smaller number: the next page"),
+    ("limit", "integer", "At most so many, 500 at the most; 20 when absent"),
+];
+const LOGS: &[(&str, &str, &str)] = &[
+    ("step", "string", "Only this step"),
+    ("attempt", "integer", "Only this attempt; needs `step`"),
+    ("after", "integer", "Only lines with a greater number; needs `attempt`"),
+    ("tail", "integer", "Only the last so many lines of each attempt, 10000 at the most; not with `follow`"),
+    ("follow", "boolean", "Go on with what is still written, until the run ends"),
+];
+
+/// All routes.
+pub const ROUTES: &[Route] = &[
+    route!("GET" "/healthz", open, "The process answers", 200, openapi::text, get(health::healthz)),
+    route!("GET" "/readyz", open, "Runs can be carried out; 503 with reasons when not", 200, openapi::text, get(health::readyz)),
+    route!("GET" "/metrics", token, "Figures in the OpenMetrics text format", 200, openapi::text, get(health::metrics)),
+    route!("POST" "/hooks/{repo}", open, "A forge reports a push; signed with the repository's webhook secret", 202, openapi::webhook, post(hooks::webhook)),
+    route!("GET" "/api/v1/runs", token, "Runs, the newest first", 200, openapi::runs, get(api::runs), LIST),
+    route!("GET" "/api/v1/runs/{id}", token, "One run, whole; `latest` is the newest", 200, openapi::run, get(api::run)),
+    route!("GET" "/api/v1/runs/{id}/logs", token, "Log lines as JSON lines", 200, openapi::log_lines, get(logs::lines), LOGS),
+    route!("POST" "/api/v1/runs/{id}/cancel", token, "Stop a run", 202, openapi::cancel, post(api::cancel)),
+    route!("POST" "/api/v1/runs/{id}/retry", token, "Repeat a run as a new one", 202, openapi::retry, post(api::retry)),
+    route!("POST" "/api/v1/trigger", token, "Start pipelines by hand", 202, openapi::trigger, post(api::trigger)),
+    route!("GET" "/api/v1/inbox", token, "Reports of the world, the newest first", 200, openapi::inbox, get(api::inbox), &[("limit", "integer", "At most so many, 500 at the most; 20 when absent")]),
+    route!("POST" "/api/v1/inbox/{id}/replay", token, "Take a report again", 202, openapi::replay, post(api::replay)),
+    route!("POST" "/api/v1/reload", token, "Read the configuration again", 200, openapi::reload, post(api::reload)),
+    route!("GET" "/api/v1/status", token, "How the daemon stands", 200, openapi::status, get(api::status)),
+    route!("GET" "/api/v1/openapi.json", token, "This document", 200, openapi::any, get(openapi::document)),
+];
+
+/// The router over the table, behind the guard.
+pub fn router(app: Arc<App>) -> Router {
+    let router = ROUTES.iter().fold(Router::new(), |router, route| router.route(route.path, (route.handler)()));
+    router
+        .fallback(api::no_route)
+        .method_not_allowed_fallback(api::no_method)
+        .layer(DefaultBodyLimit::max(BODY_MAX))
+        .layer(middleware::from_fn(in_time))
+        .layer(middleware::from_fn_with_state(Arc::clone(&app), auth::guard))
+        .with_state(app)
+}
+
+async fn in_time(request: Request, next: Next) -> Response {
+    let mut answer = match tokio::time::timeout(ANSWER_WITHIN, next.run(request)).await {
+        Ok(answer) => answer,
+        Err(_) => super::Problem::new(StatusCode::REQUEST_TIMEOUT, "answer in time: the request took longer than 30 s")
+            .into_response(),
+    };
+    let headers = answer.headers_mut();
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    answer
+}
