@@ -206,8 +206,7 @@ pub(super) const DOCKER_KEYS: &[&str] = &["host", "networks"];
 pub(super) const CREDENTIAL_KEYS: &[&str] = &["username", "password"];
 pub(super) const LIMIT_KEYS: &[&str] =
     &["steps", "waiting", "runs-per-push", "log", "cpus", "memory", "pids", "timeout"];
-pub(super) const REPO_KEYS: &[&str] =
-    &["url", "branch", "poll", "webhook", "secrets", "trusted", "runtime", "auth"];
+pub(super) const REPO_KEYS: &[&str] = &["url", "branch", "poll", "webhook", "secrets", "trusted", "runtime", "auth"];
 pub(super) const WEBHOOK_KEYS: &[&str] = &["kind", "secret"];
 
 /// How often refs are looked at when nothing says how often.
@@ -231,12 +230,7 @@ pub fn load(path: &Path) -> Result<Daemon, Findings> {
 ///
 /// # Errors
 /// Everything that is wrong with it, each with its place.
-pub fn parse(
-    file: &str,
-    text: &str,
-    env: &dyn Fn(&str) -> Option<String>,
-    folder: &Path,
-) -> Result<Daemon, Findings> {
+pub fn parse(file: &str, text: &str, env: &dyn Fn(&str) -> Option<String>, folder: &Path) -> Result<Daemon, Findings> {
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     let mut root = yaml::read(file, text)?;
     let mut check = Checker::new(text);
@@ -362,7 +356,11 @@ impl Reader<'_, '_> {
     fn runtime(&mut self, node: &Node) -> Option<RuntimeChoice> {
         if let Value::Scalar(_) = node.value {
             let docker = self.check.word(node, "`runtime`", &[("docker", true), ("process", false)])?;
-            return Some(if docker { RuntimeChoice::Docker(DockerSettings::default()) } else { RuntimeChoice::Process });
+            return Some(if docker {
+                RuntimeChoice::Docker(DockerSettings::default())
+            } else {
+                RuntimeChoice::Process
+            });
         }
         let fields = self.check.fields(node, "`runtime`", &["docker"], &["swarm", "kubernetes"])?;
         let mut settings = DockerSettings::default();
@@ -428,7 +426,11 @@ impl Reader<'_, '_> {
         let mut limits = Limits::default();
         let Some(fields) = self.check.fields(node, "`limits`", LIMIT_KEYS, &[]) else { return limits };
         // An engine on one machine does not start more than this in a useful time.
-        let counts = [("steps", &mut limits.steps, 1), ("waiting", &mut limits.waiting, 0), ("runs-per-push", &mut limits.runs_per_push, 1)];
+        let counts = [
+            ("steps", &mut limits.steps, 1),
+            ("waiting", &mut limits.waiting, 0),
+            ("runs-per-push", &mut limits.runs_per_push, 1),
+        ];
         for (key, slot, least) in counts {
             if let Some(node) = fields.get(key)
                 && let Some(number) = self.check.number(node, &format!("`{key}`"), least..=1_000)
@@ -609,7 +611,8 @@ fn repo_url(text: &str, folder: &Path) -> Result<String, (&'static str, &'static
                 if user.is_some_and(|user| user.contains(':') || scheme != "ssh") {
                     return Err(("holds a name or password", "put them under `auth: { username, password }`"));
                 }
-                if host.is_empty() || host.starts_with('-') || user.is_some_and(|u| u.is_empty() || u.starts_with('-')) {
+                if host.is_empty() || host.starts_with('-') || user.is_some_and(|u| u.is_empty() || u.starts_with('-'))
+                {
                     return Err(("has no usable host", forms));
                 }
                 Ok(text.to_owned())
@@ -622,7 +625,12 @@ fn repo_url(text: &str, folder: &Path) -> Result<String, (&'static str, &'static
         && !host.contains('/')
     {
         let bare = host.rsplit_once('@').map_or(host, |(_, bare)| bare);
-        if bare.is_empty() || bare.starts_with('-') || path.is_empty() || path.starts_with(['-', ':']) || host.contains(' ') {
+        if bare.is_empty()
+            || bare.starts_with('-')
+            || path.is_empty()
+            || path.starts_with(['-', ':'])
+            || host.contains(' ')
+        {
             return Err(("has no usable host or path", forms));
         }
         return Ok(text.to_owned());

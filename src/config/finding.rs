@@ -254,7 +254,10 @@ mod tests {
         let first: Vec<&str> = text.lines().take(2).collect();
         assert_eq!(first, ["error: bad \\u{1b}[31m\\nword \\u{202e}", " --> f\\u{1b}.yml:1:50007"]);
         assert!(text.contains("1 | ... xxx") && text.contains(" \u{fffd}oops\u{fffd}[31m, yyy"), "{text}");
-        assert!(text.contains("  |                                   ^^^^\n") && text.ends_with("= hint: h\\u{7}"), "{text}");
+        assert!(
+            text.contains("  |                                   ^^^^\n") && text.ends_with("= hint: h\\u{7}"),
+            "{text}"
+        );
         assert!(!text.contains(|c: char| c != '\n' && is_unsafe(c)) && text.len() < 600);
     }
 }

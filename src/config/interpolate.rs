@@ -16,7 +16,13 @@ pub(super) struct Sources<'a> {
 }
 
 /// Fills in every text of a tree. Secrets and file contents that were put in are added to `found`.
-pub(super) fn fill(node: &mut Node, source: &str, from: &Sources<'_>, found: &mut Vec<Secret>, wrong: &mut Vec<Finding>) {
+pub(super) fn fill(
+    node: &mut Node,
+    source: &str,
+    from: &Sources<'_>,
+    found: &mut Vec<Secret>,
+    wrong: &mut Vec<Finding>,
+) {
     let place = node.place;
     match &mut node.value {
         Value::Null => {}
@@ -46,7 +52,8 @@ fn fill_scalar(scalar: &mut Scalar, from: &Sources<'_>, found: &mut Vec<Secret>)
             continue;
         }
         let end = rest[start..].find('}').map(|end| start + end);
-        let end = end.ok_or_else(|| ("`${` has no `}` after it".to_owned(), vec!["write `$${` for a plain `${`".to_owned()]))?;
+        let end = end
+            .ok_or_else(|| ("`${` has no `}` after it".to_owned(), vec!["write `$${` for a plain `${`".to_owned()]))?;
         out.push_str(&rest[..start]);
         out.push_str(&value_of(&rest[start + 2..end], from, found)?);
         scalar.interpolated = true;
@@ -61,8 +68,9 @@ fn value_of(name: &str, from: &Sources<'_>, found: &mut Vec<Secret>) -> Result<S
     let shown_name = shown(name);
     if let Some(path) = name.strip_prefix("file:") {
         let path = from.folder.join(path);
-        let value = read_text(&path)
-            .map_err(|error| (format!("failed to read `{}`: {error}", shown(&path.display().to_string())), Vec::new()))?;
+        let value = read_text(&path).map_err(|error| {
+            (format!("failed to read `{}`: {error}", shown(&path.display().to_string())), Vec::new())
+        })?;
         found.push(Secret::new(value.clone()));
         return Ok(value);
     }

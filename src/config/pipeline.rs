@@ -360,7 +360,8 @@ impl Reader<'_> {
         let Some(inputs) = fields.get("inputs") else { return manual };
         for (key, node) in self.check.entries(inputs, "`inputs`").unwrap_or_default() {
             if !expression::is_key(&key.name) {
-                let message = format!("`{}` is not a name for an input: letters, digits, `_` and `-`", shown(&key.name));
+                let message =
+                    format!("`{}` is not a name for an input: letters, digits, `_` and `-`", shown(&key.name));
                 self.check.error(key.place, message);
             }
             manual.inputs.extend(self.input(key, node));

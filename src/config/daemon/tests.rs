@@ -59,7 +59,10 @@ repos:
     let RuntimeChoice::Docker(docker) = &daemon.runtime else { panic!() };
     assert_eq!(docker.networks.to_string(), "10.64.0.0/12");
     assert_eq!(daemon.registries["registry.example.com:5000"].password.expose(), "file-value");
-    assert_eq!(daemon.limits.resources, Resources { millicpus: Some(1500), memory: Some(ByteSize(1 << 30)), pids: Some(100) });
+    assert_eq!(
+        daemon.limits.resources,
+        Resources { millicpus: Some(1500), memory: Some(ByteSize(1 << 30)), pids: Some(100) }
+    );
     let shop = &daemon.repos["shop"];
     assert_eq!(shop.webhook.as_ref().unwrap().secret.expose(), "hook-value");
     assert_eq!(shop.auth.as_ref().unwrap().password.expose(), "${HUSH} hush-hush");

@@ -241,7 +241,10 @@ fn hostile_files_are_refused_quickly_and_shortly() {
         ("huge value", format!("steps: {}", "v".repeat(900_000))),
         ("huge image", format!("steps: {{a: {{image: {}}}}}", "v".repeat(900_000))),
         ("huge expression", format!("steps: {{a: {{image: '{}'}}}}", "${{ x }}".repeat(60))),
-        ("many open expressions", format!("steps: {{a: {{image: x, environment: {{A: '{}'}}}}}}", "${{".repeat(200_000))),
+        (
+            "many open expressions",
+            format!("steps: {{a: {{image: x, environment: {{A: '{}'}}}}}}", "${{".repeat(200_000)),
+        ),
         ("many unknown keys", many_unknown),
         ("duplicate keys with anchors", quadratic),
         ("two documents", "steps: {}\n---\nsteps: {}\n".to_owned()),
@@ -275,7 +278,12 @@ fn a_byte_order_mark_and_windows_line_ends_are_taken() {
 #[test]
 fn a_thousand_steps_are_read_and_one_more_is_not() {
     let text = |n: usize| -> String {
-        let step = |n: usize| format!("  s{n}:\n    image: x\n    commands: [a, b]\n    environment: {{A: b}}\n    needs: [{}]\n", if n == 0 { String::new() } else { format!("s{}", n - 1) });
+        let step = |n: usize| {
+            format!(
+                "  s{n}:\n    image: x\n    commands: [a, b]\n    environment: {{A: b}}\n    needs: [{}]\n",
+                if n == 0 { String::new() } else { format!("s{}", n - 1) }
+            )
+        };
         format!("steps:\n{}", (0..n).map(step).collect::<String>())
     };
     assert_eq!(good(&text(1_000)).steps.len(), 1_000);

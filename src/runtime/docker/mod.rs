@@ -184,12 +184,7 @@ impl Runtime for Docker {
         self.inner.spaces.take(&self.inner.engine, repo).await
     }
 
-    async fn reopen_space(
-        &self,
-        _run: RunId,
-        _repo: &RepoName,
-        kept: &SpaceName,
-    ) -> Result<SpaceName, RuntimeError> {
+    async fn reopen_space(&self, _run: RunId, _repo: &RepoName, kept: &SpaceName) -> Result<SpaceName, RuntimeError> {
         self.inner.spaces.reopen(&self.inner.engine, kept).await?;
         Ok(kept.clone())
     }
