@@ -16,7 +16,8 @@ pub struct Args {
 /// # Errors
 /// When the process runtime refuses the words.
 pub fn run(args: &Args) -> Result<Exit, Failure> {
-    let _ = &args.words;
-    // Integration: `runtime::process::shim_main(args.words)` takes over here.
-    Err(Failure::wrong("start a step: this build holds no process runtime"))
+    match crate::runtime::process::shim_main(&args.words) {
+        Ok(()) => Ok(Exit::Good),
+        Err(error) => Err(Failure::wrong(format!("stand beside a step: {error}"))),
+    }
 }

@@ -31,7 +31,7 @@ impl Writer {
     }
 
     /// Hands every full piece to `send`.
-    fn change(&mut self, change: &Change, send: &mut dyn FnMut(Vec<u8>) -> io::Result<()>) -> io::Result<()> {
+    fn change(&mut self, change: &Change<'_>, send: &mut dyn FnMut(Vec<u8>) -> io::Result<()>) -> io::Result<()> {
         let fits = |path: &[u8]| {
             let error = || io::Error::new(io::ErrorKind::InvalidInput, "a path of the tree is too long");
             (path.len() < 4096).then_some(()).ok_or_else(error)
@@ -52,7 +52,6 @@ impl Writer {
             }
             Change::File { path, executable, data } => {
                 fits(path)?;
-                let data: &[u8] = data;
                 self.put(Kind::File, &[&[u8::from(*executable)], &(data.len() as u64).to_le_bytes(), path]);
                 for part in data.chunks(BODY_MAX_BYTES) {
                     self.put(Kind::Data, &[part]);
@@ -85,7 +84,7 @@ pub(super) async fn fill(
         let mut writer = Writer { session, buffer: Vec::new() };
         let mut send =
             |piece: Vec<u8>| to_engine.blocking_send(piece).map_err(|_| io::Error::other("the holder takes no more"));
-        let mut sink = |change: Change| writer.change(&change, &mut send);
+        let mut sink = |change: Change<'_>| writer.change(&change, &mut send);
         let base = match &source {
             WorkspaceSource::Commit { mirror, commit, branch, origin } => {
                 checkout(mirror, commit, base.as_ref(), branch.as_deref(), origin, &mut sink).map(Some)

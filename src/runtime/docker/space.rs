@@ -124,20 +124,16 @@ impl Spaces {
         Ok(space)
     }
 
-    /// Gives a kept workspace a network and a holder again. What an earlier, cut off call made is made anew.
-    pub(super) async fn reopen(&self, engine: &Engine, space: &SpaceName) -> Result<(), RuntimeError> {
-        self.helper.get_or_try_init(|| image::ensure_helper(engine)).await?;
-        match engine.api.inspect_volume(&space.0).await {
-            Err(e) if is_gone(&e) => {
-                return Err(RuntimeError::Gone { what: format!("the kept workspace {}", space.0) });
-            }
+    /// A network and a holder for a workspace that was kept.
+    pub(super) async fn reopen(&self, engine: &Engine, kept: &SpaceName) -> Result<(), RuntimeError> {
+        match engine.api.inspect_volume(&kept.0).await {
+            Err(e) if is_gone(&e) => return Err(RuntimeError::Gone { what: format!("the kept workspace {}", kept.0) }),
             other => other.map_err(|e| engine.error("look at the kept workspace", &e))?,
         };
-        self.remove(engine, space, true).await?;
-        self.make_parts(engine, space).await?;
-        // Steps wrote there: neither what lies in it nor whose it is can be known.
-        self.known().insert(space.clone(), Known::default());
-        Ok(())
+        self.helper.get_or_try_init(|| image::ensure_helper(engine)).await?;
+        // A crash in an earlier try may have left one of the two.
+        self.remove(engine, kept, true).await?;
+        self.make_parts(engine, kept).await
     }
 
     async fn make_parts(&self, engine: &Engine, space: &SpaceName) -> Result<(), RuntimeError> {

@@ -1,1 +1,355 @@
-//! (to be written)
+//! Steps as plain processes of this machine, for repositories that `mainstay.yml` trusts with it. Never a silent
+//! stand-in for an engine: it runs only where the configuration or the command line names it.
+//!
+//! A step runs under `mainstay shim`, in a session of its own, and so outlives the daemon. Everything a successor needs
+//! is in the attempt's folder: who the shim is, what it has captured, how the command ended.
+//!
+//! ```text
+//! DIR/spaces/SPACE/workspace       what /workspace is elsewhere
+//! DIR/attempts/r1-test-a1/         lock, shim, log, output, exit
+//! ```
+
+mod files;
+mod logs;
+mod shim;
+
+pub use shim::shim_main;
+
+use super::helper::wire;
+use super::{
+    Found, Leftover, ResolvedImage, Runtime, RuntimeError, SpaceName, StepSpec, Word, WorkspaceSource, helper, nonce,
+};
+use crate::git::{Change, checkout, folder};
+use crate::model::log::{LogChunk, LogCursor};
+use crate::model::{AttemptId, InstanceId, RepoName, RunId};
+use async_trait::async_trait;
+use files::{Attempt, Shim};
+use futures_util::stream::BoxStream;
+use nix::sys::signal::Signal;
+use shim::tree::Tree;
+use std::io;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+/// How often files are looked at for news. Half of what people notice, and nothing for the machine.
+const LOOK_EVERY: Duration = Duration::from_millis(10);
+/// A shim that got its word says so at once; starting a process on a busy machine may take seconds.
+const SHIM_STARTS_WITHIN: Duration = Duration::from_secs(30);
+/// After SIGKILL only the kernel has work left.
+const KILLED_WITHIN: Duration = Duration::from_secs(10);
+
+/// Plain processes of this machine.
+#[derive(Debug, Clone)]
+pub struct Process {
+    dir: PathBuf,
+    instance: InstanceId,
+    shim: PathBuf,
+}
+
+fn io_error(doing: impl Into<String>) -> impl FnOnce(io::Error) -> RuntimeError {
+    let doing = doing.into();
+    move |source| RuntimeError::Io { doing, source }
+}
+
+async fn blocking<T: Send + 'static>(
+    doing: &'static str,
+    act: impl FnOnce() -> io::Result<T> + Send + 'static,
+) -> Result<T, RuntimeError> {
+    let done = tokio::task::spawn_blocking(act).await;
+    done.unwrap_or_else(|panic| Err(io::Error::other(panic))).map_err(io_error(doing))
+}
+
+impl Process {
+    /// Keeps spaces and attempts in `dir`; `shim` is the program that is started as `SHIM shim FOLDER` (ourselves).
+    pub fn new(dir: PathBuf, instance: InstanceId, shim: PathBuf) -> Result<Self, RuntimeError> {
+        for part in ["spaces", "attempts"] {
+            std::fs::create_dir_all(dir.join(part)).map_err(io_error("make the folder for processes"))?;
+        }
+        let dir = dir.canonicalize().map_err(io_error("find the folder for processes"))?;
+        Ok(Process { dir, instance, shim })
+    }
+
+    fn attempt(&self, id: &AttemptId) -> Attempt {
+        Attempt::new(self.dir.join("attempts").join(format!("r{}-{}-a{}", id.run, id.step, id.attempt)))
+    }
+
+    fn workspace(&self, space: &SpaceName) -> Result<PathBuf, RuntimeError> {
+        // Names come back from the database; still none of them may lead elsewhere.
+        if space.0.is_empty() || space.0.contains(['/', '\0']) || space.0.starts_with('.') {
+            return Err(RuntimeError::Gone { what: format!("the space `{}`", space.0.escape_debug()) });
+        }
+        Ok(self.dir.join("spaces").join(&space.0).join("workspace"))
+    }
+
+    fn attempts(&self) -> io::Result<Vec<(RunId, Attempt)>> {
+        let mut all = Vec::new();
+        for entry in std::fs::read_dir(self.dir.join("attempts"))? {
+            let entry = entry?;
+            let name = entry.file_name();
+            let run = name.to_str().and_then(|n| n.strip_prefix('r')?.split_once('-')?.0.parse().ok());
+            all.push((RunId(run.unwrap_or(0)), Attempt::new(entry.path())));
+        }
+        Ok(all)
+    }
+
+    fn spaces(&self) -> io::Result<Vec<SpaceName>> {
+        let entries = std::fs::read_dir(self.dir.join("spaces"))?;
+        entries.map(|entry| Ok(SpaceName(entry?.file_name().to_string_lossy().into_owned()))).collect()
+    }
+
+    fn write_workspace(root: &Path, source: &WorkspaceSource) -> io::Result<()> {
+        let mut tree = Tree::open(root)?;
+        let mut sink = |change: Change<'_>| match change {
+            Change::Remove(path) => tree.remove(&path),
+            Change::Dir(path) => tree.dir(&path),
+            Change::File { path, executable, data } => tree.file(&path, executable)?.write_all(&data),
+            Change::Link { path, target } => tree.link(&path, &target),
+        };
+        match source {
+            WorkspaceSource::Commit { mirror, commit, branch, origin } => {
+                checkout(mirror, commit, None, branch.as_deref(), origin, &mut sink).map(|_| ())
+            }
+            WorkspaceSource::Folder(path) => folder(path, &mut sink),
+        }
+        .map_err(|error| io::Error::other(error.to_string()))
+    }
+
+    /// Ends whatever of the attempt runs, then removes its folder.
+    async fn remove_attempt(attempt: Attempt) -> Result<(), RuntimeError> {
+        Self::end(&attempt, Duration::ZERO).await?;
+        blocking("remove the attempt's folder", move || gone_is_fine(std::fs::remove_dir_all(&attempt.dir))).await
+    }
+
+    async fn end(attempt: &Attempt, grace: Duration) -> Result<(), RuntimeError> {
+        let doing = "stop the step's processes";
+        let until = Instant::now() + grace;
+        let mut asked = false;
+        loop {
+            // One that waits for its word is ended by taking its place.
+            if attempt.refuse().map_err(io_error(doing))? {
+                return Ok(());
+            }
+            match attempt.shim().map_err(io_error(doing))? {
+                // Its shim has taken the place, and is about to write down who it is.
+                None => {}
+                Some(shim) if !shim.is_alive() => return Ok(()),
+                Some(shim) if Instant::now() >= until => return Self::kill(&shim).await,
+                Some(shim) if !asked => {
+                    shim.signal(Signal::SIGTERM);
+                    asked = true;
+                }
+                Some(_) => {}
+            }
+            tokio::time::sleep(LOOK_EVERY).await;
+        }
+    }
+
+    /// SIGQUIT asks the shim to kill everything below it and to write down how that ended.
+    async fn kill(shim: &Shim) -> Result<(), RuntimeError> {
+        shim.signal(Signal::SIGQUIT);
+        let asked = Instant::now();
+        while shim.is_alive() {
+            if asked.elapsed() > KILLED_WITHIN {
+                shim.kill_session();
+                return Ok(());
+            }
+            tokio::time::sleep(LOOK_EVERY).await;
+        }
+        Ok(())
+    }
+
+    async fn start_shim(&self, attempt: &Attempt, line: &[u8]) -> Result<(), RuntimeError> {
+        let doing = "start the step's shim";
+        let environment = |name: &str, default: &str| std::env::var_os(name).unwrap_or_else(|| default.into());
+        let mut child = tokio::process::Command::new(&self.shim)
+            .arg("shim")
+            .arg(&attempt.dir)
+            // The daemon's environment holds its secrets.
+            .env_clear()
+            .env("PATH", environment("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"))
+            .env("HOME", environment("HOME", "/"))
+            .current_dir("/")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .kill_on_drop(false)
+            .spawn()
+            .map_err(io_error(doing))?;
+        let (stdin, stdout) = (child.stdin.take(), child.stdout.take());
+        // Somebody has to take its exit code from the kernel, for as long as this daemon lives.
+        tokio::spawn(async move { child.wait().await });
+        let talk = async {
+            let (Some(mut stdin), Some(mut stdout)) = (stdin, stdout) else {
+                return Err(io::Error::other("it has no pipes"));
+            };
+            stdin.write_all(line).await?;
+            drop(stdin);
+            let mut said = String::new();
+            stdout.read_to_string(&mut said).await?;
+            if said.trim() == "ready" { Ok(()) } else { Err(io::Error::other(said.trim().to_owned())) }
+        };
+        match tokio::time::timeout(SHIM_STARTS_WITHIN, talk).await {
+            Ok(talked) => talked.map_err(io_error(doing)),
+            Err(_) => Err(io_error(doing)(io::ErrorKind::TimedOut.into())),
+        }
+    }
+}
+
+fn gone_is_fine(result: io::Result<()>) -> io::Result<()> {
+    match result {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other,
+    }
+}
+
+#[async_trait]
+impl Runtime for Process {
+    fn name(&self) -> &'static str {
+        "process"
+    }
+
+    async fn ping(&self) -> Result<String, RuntimeError> {
+        Ok("plain processes".to_owned())
+    }
+
+    async fn resolve_image(
+        &self,
+        reference: &str,
+        _progress: &(dyn Fn(String) + Send + Sync),
+    ) -> Result<ResolvedImage, RuntimeError> {
+        Ok(ResolvedImage { reference: reference.to_owned(), id: String::new() })
+    }
+
+    async fn take_space(&self, _run: RunId, _repo: &RepoName) -> Result<SpaceName, RuntimeError> {
+        let random = getrandom::u64().map_err(|e| io_error("get random bytes")(io::Error::other(e.to_string())))?;
+        let space = SpaceName(format!("mainstay-{}-p{random:016x}", self.instance));
+        let workspace = self.workspace(&space)?;
+        blocking("make the workspace", move || std::fs::create_dir_all(workspace)).await?;
+        Ok(space)
+    }
+
+    async fn reopen_space(&self, _run: RunId, _repo: &RepoName, kept: &SpaceName) -> Result<SpaceName, RuntimeError> {
+        if !self.workspace(kept)?.is_dir() {
+            return Err(RuntimeError::Gone { what: format!("the kept workspace {}", kept.0) });
+        }
+        Ok(kept.clone())
+    }
+
+    async fn fill(&self, space: &SpaceName, source: &WorkspaceSource) -> Result<(), RuntimeError> {
+        let (root, source) = (self.workspace(space)?, source.clone());
+        blocking("write the workspace", move || Self::write_workspace(&root, &source)).await
+    }
+
+    async fn prepare(&self, spec: &StepSpec) -> Result<(), RuntimeError> {
+        let attempt = self.attempt(&spec.id);
+        blocking("make the attempt's folder", move || attempt.make()).await
+    }
+
+    async fn release(&self, spec: &StepSpec, word: &Word) -> Result<(), RuntimeError> {
+        self.prepare(spec).await?;
+        let attempt = self.attempt(&spec.id);
+        if attempt.find().map_err(io_error("look at the attempt"))?.begun {
+            return Ok(());
+        }
+        if word.commands.is_empty() && word.args.is_empty() {
+            return Err(RuntimeError::Refused {
+                doing: "start the step".to_owned(),
+                detail: "without an image there is no entrypoint to run; the step needs `commands` here".to_owned(),
+            });
+        }
+        let text = |path: PathBuf| {
+            let bad = || io_error("name the workspace")(io::Error::other("its path is not UTF-8"));
+            path.into_os_string().into_string().map_err(|_| bad())
+        };
+        let (cwd, output) = (text(self.workspace(&spec.space)?)?, text(attempt.output())?);
+        let mut order = helper::order(word, &word.args, &cwd, &output);
+        // The marks' nonce goes to the shim in front of the word, like everything by pipe.
+        order.env.insert(0, (b"MAINSTAY_NONCE".to_vec(), nonce(&self.instance, &spec.id).into_bytes()));
+        self.start_shim(&attempt, &wire::word_line(&order)).await
+    }
+
+    async fn logs(
+        &self,
+        id: &AttemptId,
+        from: LogCursor,
+    ) -> Result<BoxStream<'static, Result<LogChunk, RuntimeError>>, RuntimeError> {
+        let attempt = self.attempt(id);
+        if !attempt.dir.is_dir() {
+            return Err(RuntimeError::Gone { what: format!("the log of {id}") });
+        }
+        Ok(logs::follow(attempt, from))
+    }
+
+    async fn wait(&self, id: &AttemptId) -> Result<Found, RuntimeError> {
+        loop {
+            match self.find(id).await? {
+                Found::Absent => return Err(RuntimeError::Gone { what: format!("the process of {id}") }),
+                Found::Alive => tokio::time::sleep(LOOK_EVERY).await,
+                exited @ Found::Exited { .. } => return Ok(exited),
+            }
+        }
+    }
+
+    async fn find(&self, id: &AttemptId) -> Result<Found, RuntimeError> {
+        Ok(self.attempt(id).find().map_err(io_error("look at the attempt"))?.found)
+    }
+
+    async fn stop(&self, id: &AttemptId, grace: Duration) -> Result<(), RuntimeError> {
+        Self::end(&self.attempt(id), grace).await
+    }
+
+    async fn remove(&self, id: &AttemptId) -> Result<(), RuntimeError> {
+        Self::remove_attempt(self.attempt(id)).await
+    }
+
+    async fn close(&self, run: RunId, space: Option<&SpaceName>, keep_workspace: bool) -> Result<(), RuntimeError> {
+        for (of, attempt) in self.attempts().map_err(io_error("list the attempts"))? {
+            if of == run {
+                Self::remove_attempt(attempt).await?;
+            }
+        }
+        let Some(space) = space.filter(|_| !keep_workspace) else { return Ok(()) };
+        let workspace = self.workspace(space)?;
+        blocking("remove the workspace", move || {
+            workspace.parent().map_or(Ok(()), |dir| gone_is_fine(std::fs::remove_dir_all(dir)))
+        })
+        .await
+    }
+
+    async fn leftovers(&self) -> Result<Vec<Leftover>, RuntimeError> {
+        let doing = "list what is left";
+        let mut all = Vec::new();
+        for (run, attempt) in self.attempts().map_err(io_error(doing))? {
+            all.push(Leftover { kind: "process", name: attempt.name(), run: Some(run) });
+        }
+        for space in self.spaces().map_err(io_error(doing))? {
+            all.push(Leftover { kind: "volume", name: space.0, run: None });
+        }
+        all.sort();
+        Ok(all)
+    }
+
+    async fn sweep(&self, live: &[RunId], keep: &[SpaceName]) -> Result<(), RuntimeError> {
+        for (run, attempt) in self.attempts().map_err(io_error("list the attempts"))? {
+            if !live.contains(&run) {
+                Self::remove_attempt(attempt).await?;
+            }
+        }
+        for space in self.spaces().map_err(io_error("list the workspaces"))? {
+            if !keep.contains(&space) {
+                let dir = self.dir.join("spaces").join(&space.0);
+                blocking("remove the workspace", move || gone_is_fine(std::fs::remove_dir_all(dir))).await?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn warm(&self, _repo: &RepoName, _source: &WorkspaceSource) {
+        // Making a folder costs nothing worth saving.
+    }
+
+    async fn drain_pool(&self) {}
+}

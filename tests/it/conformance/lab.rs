@@ -4,8 +4,9 @@ use futures_util::StreamExt;
 use futures_util::future::{BoxFuture, FutureExt};
 use mainstay::model::log::{LogChunk, LogCursor, Stream};
 use mainstay::model::plan::Resources;
-use mainstay::model::{AttemptId, InstanceId, RepoName, RunId, StepName};
+use mainstay::model::{AttemptId, InstanceId, Oid, RepoName, RunId, StepName};
 use mainstay::runtime::docker::{Docker, DockerConfig};
+use mainstay::runtime::process::Process;
 use mainstay::runtime::{
     Found, ResolvedImage, Runtime, RuntimeError, SpaceName, StepSpec, Word, WorkspaceSource, nonce,
 };
@@ -18,6 +19,7 @@ use std::time::Duration;
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Kind {
     Docker,
+    Process,
 }
 
 pub(super) struct Lab {
@@ -87,7 +89,7 @@ pub(super) fn engine_host() -> String {
     std::env::var("MAINSTAY_CONFORMANCE_ENGINE").unwrap_or_else(|_| "unix:///var/run/docker.sock".to_owned())
 }
 
-fn open(kind: Kind, instance: &InstanceId, _folder: &Path) -> Box<dyn Runtime> {
+fn open(kind: Kind, instance: &InstanceId, folder: &Path) -> Box<dyn Runtime> {
     match kind {
         Kind::Docker => {
             let mut config = DockerConfig::new(instance.clone()).unwrap();
@@ -95,6 +97,10 @@ fn open(kind: Kind, instance: &InstanceId, _folder: &Path) -> Box<dyn Runtime> {
             config.pool = 2;
             let docker = Docker::connect(config);
             Box::new(docker.unwrap_or_else(|e| panic!("this test needs a Docker engine: failed to {e}")))
+        }
+        Kind::Process => {
+            let shim = PathBuf::from(env!("CARGO_BIN_EXE_mainstay"));
+            Box::new(Process::new(folder.join("processes"), instance.clone(), shim).unwrap())
         }
     }
 }
@@ -141,9 +147,7 @@ impl Lab {
     }
 
     pub(super) async fn image(&self, reference: &str) -> ResolvedImage {
-        match self.kind {
-            Kind::Docker => self.runtime.resolve_image(reference, &|_| {}).await.unwrap(),
-        }
+        self.runtime.resolve_image(reference, &|_| {}).await.unwrap_or_else(|e| panic!("failed to {e}"))
     }
 
     pub(super) async fn spec(&self, space: &SpaceName, step: &str) -> StepSpec {
@@ -226,4 +230,32 @@ pub(super) fn docker(arguments: &[&str], stdin: &[u8]) -> String {
     let error = String::from_utf8_lossy(&done.stderr);
     assert!(done.status.success(), "docker {arguments:?}: {error}");
     String::from_utf8_lossy(&done.stdout).trim().to_owned()
+}
+
+fn git(dir: &Path, arguments: &[&str]) -> String {
+    let mut command = Command::new("git");
+    command.current_dir(dir).args(["-c", "user.name=t", "-c", "user.email=t@example.com"]).args(arguments);
+    let done = command.output().unwrap_or_else(|e| panic!("this test needs `git`: {e}"));
+    assert!(done.status.success(), "git {arguments:?}: {}", String::from_utf8_lossy(&done.stderr));
+    String::from_utf8_lossy(&done.stdout).trim().to_owned()
+}
+
+/// A bare repository with two commits: `kept` stays, `changed` changes, `removed/` goes, `added` comes.
+pub(super) fn mirror(folder: &Path) -> (PathBuf, Vec<Oid>) {
+    let (work, bare) = (folder.join("work"), folder.join("shop.git"));
+    std::fs::create_dir_all(work.join("removed")).unwrap();
+    git(&work, &["init", "-q", "-b", "main"]);
+    for (name, text) in [("kept", "kept\n"), ("changed", "first\n"), ("removed/x", "x\n")] {
+        std::fs::write(work.join(name), text).unwrap();
+    }
+    git(&work, &["add", "-A"]);
+    git(&work, &["commit", "-qm", "first"]);
+    std::fs::remove_dir_all(work.join("removed")).unwrap();
+    std::fs::write(work.join("changed"), "second\n").unwrap();
+    std::fs::write(work.join("added"), "added\n").unwrap();
+    git(&work, &["add", "-A"]);
+    git(&work, &["commit", "-qm", "second"]);
+    git(folder, &["clone", "-q", "--bare", "work", "shop.git"]);
+    let commits = ["HEAD~1", "HEAD"].map(|rev| git(&bare, &["rev-parse", rev]).parse().unwrap());
+    (bare, commits.to_vec())
 }
