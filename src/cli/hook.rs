@@ -30,7 +30,14 @@ enum Act {
     #[command(hide = true)]
     Notify {
         /// The repository's name in mainstay.yml
-        repo: RepoName,
+        #[arg(long)]
+        repo: String,
+        /// The bare repository, where the report waits when nobody takes it
+        #[arg(long)]
+        git_dir: PathBuf,
+        /// The socket for hooks
+        #[arg(long)]
+        socket: PathBuf,
     },
 }
 
@@ -46,12 +53,12 @@ pub fn run(args: &Args, context: &Context) -> Result<Exit, Failure> {
                 None => name_of(repository)?,
             };
             let _ = (name, context);
-            // Integration: `trigger::hook::install(repository, &name, &context.place.state)`.
+            // Integration: `trigger::hook::install(repository, &name, SOCKET in context.place.state, &std::env::current_exe()?)`.
             Err(Failure::wrong("install the hook: this build holds no hook"))
         }
-        // Integration: `trigger::hook::notify(repo, &context.place.state, stdin)`. A push must not fail because of us.
-        Act::Notify { repo } => {
-            let _ = repo;
+        // Integration: `trigger::hook::notify(git_dir, repo, socket, std::io::stdin())`; its errors are the hook's to mend.
+        Act::Notify { repo, git_dir, socket } => {
+            let _ = (repo, git_dir, socket);
             Err(Failure::wrong("pass on the push: this build holds no hook"))
         }
     }
