@@ -136,8 +136,8 @@ async fn the_same_push_told_in_every_order_is_one_row() {
             match feeder {
                 0 => accepted += usize::from(matches!(w.tell(Feeder::Hook, "h1", &change).await, Verdict::Accepted(_))),
                 1 => {
-                    accepted +=
-                        usize::from(matches!(w.tell(Feeder::Webhook, "w1", &change).await, Verdict::Accepted(_)))
+                    let verdict = w.tell(Feeder::Webhook, "w1", &change).await;
+                    accepted += usize::from(matches!(verdict, Verdict::Accepted(_)));
                 }
                 _ => accepted += w.look().await,
             }
