@@ -2,8 +2,10 @@
 
 use super::Context;
 use super::exit::{Exit, Failure};
+use crate::daemon::HOOK_SOCKET;
 use crate::model::RepoName;
-use std::path::PathBuf;
+use crate::trigger::hook::{self, Installed};
+use std::path::{Path, PathBuf};
 
 /// Install the hook that tells the daemon about pushes at once
 #[derive(Debug, clap::Args)]
@@ -16,7 +18,7 @@ pub struct Args {
 enum Act {
     /// Install the hook into a bare repository on this machine
     ///
-    /// A hook that is already there keeps working: it is called first.
+    /// A hook that is already there keeps working: it is called after ours.
     #[command(after_help = "Example:
   mainstay hook install /srv/git/shop.git")]
     Install {
@@ -32,10 +34,10 @@ enum Act {
         /// The repository's name in mainstay.yml
         #[arg(long)]
         repo: String,
-        /// The bare repository, where the report waits when nobody takes it
+        /// The repository's folder
         #[arg(long)]
         git_dir: PathBuf,
-        /// The socket for hooks
+        /// The daemon's socket for hooks
         #[arg(long)]
         socket: PathBuf,
     },
@@ -50,22 +52,60 @@ pub fn run(args: &Args, context: &Context) -> Result<Exit, Failure> {
         Act::Install { repository, repo } => {
             let name = match repo {
                 Some(name) => name.clone(),
-                None => name_of(repository)?,
+                None => match named_in_config(repository, context) {
+                    Some(name) => name,
+                    None => name_of(repository)?,
+                },
             };
-            let _ = (name, context);
-            // Integration: `trigger::hook::install(repository, &name, SOCKET in context.place.state, &std::env::current_exe()?)`.
-            Err(Failure::wrong("install the hook: this build holds no hook"))
+            install(repository, &name, context)
         }
-        // Integration: `trigger::hook::notify(git_dir, repo, socket, std::io::stdin())`; its errors are the hook's to mend.
         Act::Notify { repo, git_dir, socket } => {
-            let _ = (repo, git_dir, socket);
-            Err(Failure::wrong("pass on the push: this build holds no hook"))
+            let told = hook::notify(git_dir, repo, socket, std::io::stdin());
+            told.map(|_| Exit::Good)
+                .map_err(|error| Failure::unreachable(format!("tell the daemon about the push: {error}")))
         }
     }
 }
 
+fn install(repository: &Path, name: &RepoName, context: &Context) -> Result<Exit, Failure> {
+    let state = std::path::absolute(&context.place.state)?;
+    let program = std::env::current_exe()?;
+    let report = hook::install(repository, name, &state.join(HOOK_SOCKET), &program).map_err(|error| {
+        let text = error.to_string();
+        let mut lines = text.lines();
+        let failure = Failure::wrong(lines.next().unwrap_or_default());
+        lines.filter_map(|line| line.strip_prefix("hint: ")).fold(failure, Failure::hint)
+    })?;
+    let ui = &context.ui;
+    if ui.json {
+        ui.json(&serde_json::json!({
+            "repo": name, "hook": report.hook, "done": format!("{:?}", report.done).to_lowercase(),
+            "chained": report.chained,
+        }));
+        return Ok(Exit::Good);
+    }
+    let hook_file = report.hook.display();
+    ui.out(match report.done {
+        Installed::New => format!("{hook_file} tells Mainstay about pushes to `{name}`"),
+        Installed::Renewed => format!("{hook_file} is renewed; it tells Mainstay about pushes to `{name}`"),
+        Installed::Unchanged => format!("{hook_file} was there already, for `{name}`"),
+    });
+    if let Some(chained) = report.chained {
+        ui.say(format!("the hook that was there before is called after it: {}", chained.display()));
+    }
+    Ok(Exit::Good)
+}
+
+/// The name under which mainstay.yml watches this very folder.
+fn named_in_config(repository: &Path, context: &Context) -> Option<RepoName> {
+    let config = crate::config::daemon::load(context.place.config.as_deref()?).ok()?;
+    let wanted = repository.canonicalize().ok()?;
+    let same = |url: &str| Path::new(url.trim_start_matches("file://")).canonicalize().is_ok_and(|path| path == wanted);
+    config.repos.iter().find(|(_, repo)| same(&repo.url)).map(|(name, _)| name.clone())
+}
+
 /// `shop` for `/srv/git/shop.git`.
-fn name_of(repository: &std::path::Path) -> Result<RepoName, Failure> {
+fn name_of(repository: &Path) -> Result<RepoName, Failure> {
     let whole = repository
         .canonicalize()
         .map_err(|error| Failure::wrong(format!("open the repository {}: {error}", repository.display())))?;

@@ -145,7 +145,7 @@ async fn pass(
     Ok(status.is_final().then_some(status))
 }
 
-struct Printer<'a> {
+pub(super) struct Printer<'a> {
     context: &'a Context,
     timestamps: bool,
     /// Without it the whole run is printed, and lines carry their step's name.
@@ -159,7 +159,7 @@ struct Printer<'a> {
 }
 
 impl<'a> Printer<'a> {
-    fn new(context: &'a Context, detail: &RunDetail, wish: &Wish) -> Self {
+    pub(super) fn new(context: &'a Context, detail: &RunDetail, wish: &Wish) -> Self {
         let order: BTreeMap<StepName, usize> =
             detail.steps.iter().enumerate().map(|(n, step)| (step.name.clone(), n)).collect();
         Printer {
@@ -174,7 +174,7 @@ impl<'a> Printer<'a> {
         }
     }
 
-    fn print(&mut self, line: &LogLineView) {
+    pub(super) fn print(&mut self, line: &LogLineView) {
         let seen = self.seen.entry((line.step.clone(), line.attempt)).or_insert(0);
         if line.n <= *seen {
             return;

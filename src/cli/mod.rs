@@ -4,6 +4,7 @@
 pub mod cancel;
 pub mod client;
 pub mod completions;
+pub mod demo;
 pub mod doctor;
 pub mod exit;
 pub mod graph;
@@ -73,6 +74,7 @@ struct Cli {
 enum Command {
     // start
     Init(init::Args),
+    Demo(demo::Args),
     Doctor(doctor::Args),
     Serve(serve::Args),
     Reload(reload::Args),
@@ -175,6 +177,7 @@ fn dispatch(command: &Command, context: &Context) -> Result<Exit, Failure> {
     let config = context.place.config.as_deref();
     match command {
         Command::Init(args) => init::run(args, ui),
+        Command::Demo(args) => demo::run(args, ui),
         Command::Doctor(args) => asynchronously(doctor::run(args, context)),
         Command::Serve(args) => serve::run(args, config, ui),
         Command::Reload(args) => asynchronously(reload::run(args, context)),
@@ -186,7 +189,7 @@ fn dispatch(command: &Command, context: &Context) -> Result<Exit, Failure> {
         Command::Schema(args) => schema::run(args, ui),
         Command::Graph(args) => graph::run(args, ui),
         Command::Plan(args) => plan::run(args, ui),
-        Command::Run(args) => run::run(args, config, ui),
+        Command::Run(args) => carried_out(run::run(args, context)),
         Command::Trigger(args) => asynchronously(trigger::run(args, context)),
         Command::Runs(args) => asynchronously(runs::run(args, context)),
         Command::Show(args) => asynchronously(show::run(args, context)),
@@ -196,6 +199,14 @@ fn dispatch(command: &Command, context: &Context) -> Result<Exit, Failure> {
         Command::Inbox(args) => asynchronously(inbox::run(args, context)),
         Command::Shim(args) => shim::run(args),
     }
+}
+
+/// Runs a command that drives a run itself, and minds Ctrl-C itself.
+fn carried_out(work: impl Future<Output = Result<Exit, Failure>>) -> Result<Exit, Failure> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let result = runtime.block_on(work);
+    runtime.shutdown_timeout(std::time::Duration::from_secs(1));
+    result
 }
 
 /// Runs a command that talks to others. Only these pay for a runtime; Ctrl-C ends them with 130.

@@ -29,7 +29,7 @@ pub struct Args {
     #[arg(long, value_name = "T")]
     pub tag: Option<String>,
     /// An input of a manual run.
-    #[arg(long = "input", value_name = "NAME=VALUE", value_parser = key_value)]
+    #[arg(long = "input", value_name = "KEY=VALUE", value_parser = super::words::key_value)]
     pub inputs: Vec<(String, String)>,
 }
 
@@ -44,11 +44,6 @@ pub enum Event {
     Schedule,
     /// Somebody asked for it.
     Manual,
-}
-
-fn key_value(text: &str) -> Result<(String, String), String> {
-    let (key, value) = text.split_once('=').ok_or("write it as NAME=VALUE")?;
-    Ok((key.to_owned(), value.to_owned()))
 }
 
 /// Runs the command.
@@ -169,4 +164,40 @@ fn event(args: &Args, pipeline: &Pipeline) -> Result<TriggerEvent, Failure> {
     let commit = CommitInfo { sha: Oid::zero(), message: String::new(), author: String::new(), authored_at: now };
     let pipeline = Some(pipeline.name.clone());
     Ok(TriggerEvent { repo, kind, git_ref, commit, before: None, actor: None, pipeline, inputs, at: now })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Parser as _;
+
+    #[derive(clap::Parser)]
+    struct Cli {
+        #[command(flatten)]
+        args: Args,
+    }
+
+    fn run_with(flags: &[&str]) -> Result<Exit, Failure> {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("build.yml");
+        std::fs::write(
+            &file,
+            "on: {push: {tags: ['v*']}, manual: {inputs: {n: {type: number}}}}\nsteps: {a: {image: x}}",
+        )
+        .unwrap();
+        let args = Cli::try_parse_from([&["plan", file.to_str().unwrap()], flags].concat()).unwrap().args;
+        run(&args, &Ui::new(true, "never", 0))
+    }
+
+    #[test]
+    fn questions_are_answered_and_contradictions_refused() {
+        for flags in [&[][..], &["--tag", "v1"], &["--event", "manual", "--input", "n=1"], &["--event", "schedule"]] {
+            assert_eq!(run_with(flags).unwrap(), Exit::Good, "{flags:?}");
+        }
+        for flags in [&["--event", "tag"][..], &["--event", "push", "--tag", "v1"], &["--input", "n=1"]] {
+            assert_eq!(run_with(flags).unwrap_err().exit, Exit::Wrong, "{flags:?}");
+        }
+        let twice = ["--event", "manual", "--input", "n=1", "--input", "n=2"];
+        assert!(run_with(&twice).unwrap_err().error.to_string().contains("given twice"));
+    }
 }

@@ -95,7 +95,7 @@ fn head(ui: &Ui, run: &RunDetail, now: Timestamp) -> Vec<String> {
 
 /// The graph as `plan` draws it, with the state of each step; then a line for each step that has more to say. What
 /// failed gets a block of its own further down.
-fn graph(ui: &Ui, run: &RunDetail, now: Timestamp) -> Vec<String> {
+pub(super) fn graph(ui: &Ui, run: &RunDetail, now: Timestamp) -> Vec<String> {
     let steps: BTreeMap<&StepName, &StepView> = run.steps.iter().map(|step| (&step.name, step)).collect();
     let state = |name: &StepName| steps.get(name).map(|step| cell(step, now));
     let paint = |tone: DrawTone, text: &str| match tone {

@@ -23,18 +23,11 @@ pub struct Args {
     #[arg(long, value_name = "NAME")]
     pipeline: Option<PipelineName>,
     /// An input of the pipeline; may be given several times
-    #[arg(long, value_name = "KEY=VALUE", value_parser = key_value)]
+    #[arg(long, value_name = "KEY=VALUE", value_parser = words::key_value)]
     input: Vec<(String, String)>,
     /// Show the log of what starts, until it ends
     #[arg(short, long)]
     follow: bool,
-}
-
-fn key_value(text: &str) -> Result<(String, String), String> {
-    match text.split_once('=') {
-        Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
-        _ => Err("it has the form KEY=VALUE".into()),
-    }
 }
 
 /// Runs the command.

@@ -136,6 +136,14 @@ pub fn step_color(ui: &Ui, n: usize, text: &str) -> String {
     if ui.color { format!("\u{1b}[{}m{text}\u{1b}[0m", CODES[n % CODES.len()]) } else { text.to_owned() }
 }
 
+/// Reads an input as given on the command line.
+pub(super) fn key_value(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
+        _ => Err("it has the form KEY=VALUE".into()),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

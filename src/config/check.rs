@@ -1,6 +1,6 @@
 //! The second stage's tools: take typed values out of nodes, and note everything that is wrong instead of stopping.
 
-use super::finding::{Finding, shown};
+use super::finding::{Finding, clean, shown};
 use super::yaml::{Key, Kind, Node, Place, Scalar, Value};
 use std::fmt::Display;
 use std::str::FromStr;
@@ -9,7 +9,18 @@ use std::str::FromStr;
 pub(super) struct Checker<'s> {
     pub(super) source: &'s str,
     pub(super) findings: Vec<Finding>,
+    /// Takes what comes after the last finding that is noted.
+    spare: Finding,
+    /// Comparisons of names that may still be made to find nearest ones.
+    comparisons: usize,
 }
+
+/// Three typing errors in a pipeline of a thousand steps get their "did you mean".
+const COMPARISONS_MAX: usize = 3_000;
+
+/// More than are ever shown. Beyond, findings are dropped unseen: placing each and looking for the nearest word costs time
+/// that a hostile file could multiply.
+const NOTED_MAX: usize = 100;
 
 /// The entries of a map whose keys are all known.
 pub(super) struct Fields<'n> {
@@ -29,19 +40,47 @@ impl<'n> Fields<'n> {
 
 impl<'s> Checker<'s> {
     pub(super) fn new(source: &'s str) -> Self {
-        Checker { source, findings: Vec::new() }
+        Checker { source, findings: Vec::new(), spare: Finding::general(""), comparisons: COMPARISONS_MAX }
+    }
+
+    /// True when nothing more is noted.
+    pub(super) fn is_full(&self) -> bool {
+        self.findings.len() >= NOTED_MAX
     }
 
     /// Notes an error; hints may be added to what is returned.
     pub(super) fn error(&mut self, place: Place, message: impl AsRef<str>) -> &mut Finding {
+        if self.is_full() {
+            self.spare.hints.clear();
+            return &mut self.spare;
+        }
         self.findings.push(Finding::at(self.source, place, message));
         let last = self.findings.len() - 1;
         &mut self.findings[last]
     }
 
+    /// Notes a name that nothing has, with the nearest one that exists.
+    pub(super) fn unknown_name(
+        &mut self,
+        place: Place,
+        what: &str,
+        name: &str,
+        known: &[&str],
+        otherwise: Option<&str>,
+    ) {
+        if self.is_full() {
+            return;
+        }
+        let left = self.comparisons.checked_sub(known.len());
+        let near = left.and_then(|_| nearest(name, known)).map(|near| format!("did you mean `{near}`?"));
+        self.comparisons = left.unwrap_or(0);
+        let finding = self.error(place, format!("there is no {what} `{}`", shown(name)));
+        finding.hints.extend(near.or(otherwise.map(str::to_owned)));
+    }
+
     pub(super) fn error_with_hint(&mut self, place: Place, message: impl AsRef<str>, hint: impl AsRef<str>) {
-        let finding = Finding::at(self.source, place, message).hint(hint);
-        self.findings.push(finding);
+        let finding = self.error(place, message);
+        finding.hints.push(clean(hint.as_ref()));
     }
 
     fn wrong_type(&mut self, node: &Node, what: &str, wanted: &str) {
@@ -86,6 +125,9 @@ impl<'s> Checker<'s> {
 
     pub(super) fn known_key(&mut self, key: &Key, what: &str, known: &[&str], later: &[&str]) {
         if known.contains(&key.name.as_str()) {
+            return;
+        }
+        if self.is_full() {
             return;
         }
         if later.contains(&key.name.as_str()) {
@@ -248,7 +290,7 @@ pub(super) fn nearest<'k>(written: &str, known: &[&'k str]) -> Option<&'k str> {
     }
     let folded = written.to_ascii_lowercase().replace('_', "-");
     let (distance, word) =
-        known.iter().map(|word| (strsim::damerau_levenshtein(&folded, word), *word)).min_by_key(|(d, _)| *d)?;
+        known.iter().map(|word| (strsim::osa_distance(&folded, word), *word)).min_by_key(|(d, _)| *d)?;
     let allowed = (word.len() / 3).clamp(1, 3);
     let cut_short = folded.len() >= 3 && (word.starts_with(&folded) || folded.starts_with(word) && word.len() >= 4);
     (distance <= allowed || cut_short).then_some(word)

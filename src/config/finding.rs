@@ -102,9 +102,8 @@ impl Findings {
         list.sort_by_key(|f| (f.line, f.column));
         list.dedup();
         if list.len() > FINDINGS_MAX {
-            let more = list.len() - FINDINGS_MAX;
             list.truncate(FINDINGS_MAX);
-            list.push(Finding::general(format!("and {more} more findings, not shown")));
+            list.push(Finding::general("and more, not shown; mend these first"));
         }
         Findings { file: clean(file), source: source.to_owned(), list }
     }

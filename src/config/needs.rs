@@ -160,9 +160,9 @@ mod tests {
                     prop_assert!(reach[b][a], "{a} and {b} may run at once");
                 }
             }
-            for step in 0..n {
+            for (step, reached) in reach.iter().enumerate() {
                 let before = needs.before(step);
-                for (other, reached) in reach[step].iter().enumerate() {
+                for (other, reached) in reached.iter().enumerate() {
                     prop_assert_eq!(*reached, before.contains(&other));
                 }
             }

@@ -36,7 +36,7 @@ enum OneOrMany<T> {
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(untagged)]
 enum Text {
-    Text(String),
+    Words(String),
     Bool(bool),
     Number(f64),
 }

@@ -1,1 +1,275 @@
-//! (to be written)
+//! The daemon: the only room that knows all others.
+//!
+//! `cli serve` calls [`serve`]; it returns when the daemon has stopped. Start: configuration, lock, store, runtimes,
+//! engine, triggers, listeners, then recovery, then readiness. Stop (SIGTERM, SIGINT): no new work is taken, processes of
+//! steps are left running for the next daemon, everyone is waited for. SIGHUP reads the configuration again.
+
+mod control;
+mod lock;
+mod loops;
+pub mod wire;
+
+use crate::config::daemon::{Daemon, WebhookKind};
+use crate::engine::Engine;
+use crate::git::Mirror;
+use crate::logs::hub::LogStore;
+use crate::model::RepoName;
+use crate::runtime::{Runtime, SpaceName};
+use crate::store::Store;
+use crate::trigger::{Intake, WatchedRepo, WebhookConfig, socket, webhook};
+use crate::web::{self, App, auth, listen};
+use anyhow::Context;
+use jiff::Timestamp;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, PoisonError, RwLock};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::{Notify, watch};
+
+/// The socket for commands, in the state folder.
+pub const SOCKET: &str = "mainstay.sock";
+/// The socket that hooks may only notify, in the state folder.
+pub const HOOK_SOCKET: &str = "hook.sock";
+/// The token for TCP clients, in the state folder.
+pub const TOKEN: &str = "token";
+
+/// The running daemon's parts, shared by its loops and the web room.
+pub struct Core {
+    config_path: PathBuf,
+    config: RwLock<Arc<Daemon>>,
+    wired: RwLock<Arc<Parts>>,
+    engine: Engine,
+    wake: Arc<Notify>,
+    intake: Arc<Intake>,
+    started_at: Timestamp,
+    stopping: watch::Sender<bool>,
+    health: RwLock<Health>,
+}
+
+/// What is replaced as a whole when the configuration is read again.
+struct Parts {
+    runtimes: Vec<Arc<dyn Runtime>>,
+    mirrors: BTreeMap<RepoName, Arc<Mirror>>,
+}
+
+/// What the last look at the runtimes and the store found; health checks are answered from it.
+#[derive(Debug, Clone, Default)]
+struct Health {
+    runtime: String,
+    runtime_ok: bool,
+    not_ready: Vec<String>,
+    queued: usize,
+    running: usize,
+    inbox_pending: usize,
+    finished: BTreeMap<String, u64>,
+}
+
+/// Runs the daemon until it is told to stop.
+///
+/// # Errors
+/// When it cannot start: a wrong configuration, a state folder in use, a port taken.
+pub async fn serve(config_path: &Path) -> anyhow::Result<()> {
+    let mut signals = Signals::new()?;
+    let config = Arc::new(crate::config::daemon::load(config_path)?);
+    let _lock = lock::StateLock::take(&config.state)?;
+    let core = Core::start(config_path, &config)?;
+    let socket = listen::Socket::bind(&config.state.join(SOCKET))?;
+    let tcp = tokio::net::TcpListener::bind(config.server.listen).await.with_context(|| {
+        format!("listen on {}\nhint: `server.listen` in mainstay.yml names another address", config.server.listen)
+    })?;
+    let address = tcp.local_addr().context("listen")?;
+    let app = core.app(&config, address)?;
+    let serving = tokio::spawn(listen::serve(web::router(app), socket, Some(tcp), core.stopping.subscribe()));
+
+    let hook = socket::Listener::bind(&config.state.join(HOOK_SOCKET))
+        .with_context(|| format!("listen on {}", config.state.join(HOOK_SOCKET).display()))?;
+
+    core.recover().await?;
+    let loops = loops::start(&core, hook);
+    tracing::info!(%address, state = %config.state.display(), repos = config.repos.len(), version = env!("CARGO_PKG_VERSION"), "ready");
+    notify(&[sd_notify::NotifyState::Ready]);
+
+    loop {
+        match signals.next().await {
+            Told::Stop => break,
+            Told::Reload => match core.reload() {
+                Ok(changes) => tracing::info!(?changes, "configuration read again"),
+                Err(error) => tracing::error!("failed to read the configuration again, the old one stays: {error:#}"),
+            },
+        }
+    }
+    tracing::info!("stopping: no new work is taken, steps under way go on without the daemon");
+    notify(&[sd_notify::NotifyState::Stopping]);
+    core.stopping.send_replace(true);
+    loops.join().await;
+    core.engine.stop().await;
+    if let Err(error) = serving.await {
+        tracing::error!(%error, "a listener ended badly");
+    }
+    let parts = core.parts();
+    for runtime in &parts.runtimes {
+        runtime.drain_pool().await;
+    }
+    tracing::info!("stopped");
+    Ok(())
+}
+
+impl Core {
+    fn start(config_path: &Path, config: &Arc<Daemon>) -> anyhow::Result<Arc<Core>> {
+        let store = Store::open(&config.state)?;
+        let wired = wire::wire(config, store.instance())?;
+        let wake = Arc::new(Notify::new());
+        let logs = LogStore::new(&config.state);
+        let engine = Engine::new(store.clone(), logs, wired.settings.clone(), Arc::clone(&wake));
+        let intake = Intake::new(store, watched(config, &wired.mirrors), Arc::clone(&wake));
+        engine.configure(wired.repos, wired.settings);
+        let core = Core {
+            config_path: config_path.to_owned(),
+            config: RwLock::new(Arc::clone(config)),
+            wired: RwLock::new(Arc::new(Parts { runtimes: wired.runtimes, mirrors: wired.mirrors })),
+            engine,
+            wake,
+            intake,
+            started_at: Timestamp::now(),
+            stopping: watch::Sender::new(false),
+            health: RwLock::default(),
+        };
+        Ok(Arc::new(core))
+    }
+
+    fn app(self: &Arc<Self>, config: &Daemon, address: std::net::SocketAddr) -> anyhow::Result<Arc<App>> {
+        let public = Some(config.server.public_url.as_str()).filter(|url| !url.is_empty());
+        Ok(Arc::new(App {
+            runs: Arc::clone(self) as Arc<dyn web::Runs>,
+            logs: Arc::clone(self) as Arc<dyn web::logs::LogSource>,
+            control: Arc::clone(self) as Arc<dyn web::Control>,
+            intake: Arc::clone(self) as Arc<dyn web::Intake>,
+            token: auth::Token::load_or_create(&config.state.join(TOKEN))?,
+            hosts: auth::Hosts::new(Some(address), public),
+            changes: self.engine.changes(),
+            stopping: self.stopping.subscribe(),
+            log_places: App::log_places(),
+        }))
+    }
+
+    /// Goes on with what an earlier daemon had begun, and sweeps what nobody owns.
+    async fn recover(&self) -> anyhow::Result<()> {
+        self.engine.recover().await?;
+        let open: Vec<_> = self.engine.store().open_runs().await?.into_iter().map(|run| run.id).collect();
+        let mut keep: Vec<_> =
+            self.engine.store().kept_spaces().await?.into_iter().map(|(_, _, space, _)| SpaceName(space)).collect();
+        keep.extend(self.engine.spaces_of(&open).await?);
+        for runtime in &self.parts().runtimes {
+            // An engine that is away is swept when the next daemon starts; meanwhile its leftovers hurt nobody.
+            if let Err(error) = runtime.sweep(&open, &keep).await {
+                tracing::warn!(runtime = runtime.name(), %error, "failed to sweep leftovers of an earlier daemon");
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads the whole configuration again; on any error nothing changes.
+    fn reload(&self) -> anyhow::Result<Vec<String>> {
+        let old = self.config();
+        let new = Arc::new(crate::config::daemon::load(&self.config_path)?);
+        let mut changes = Vec::new();
+        for (what, fixed) in [("state", old.state == new.state), ("server", old.server == new.server)] {
+            if !fixed {
+                anyhow::bail!(
+                    "change `{what}` while the daemon runs\nhint: restart the daemon; steps under way survive that"
+                );
+            }
+        }
+        if *old == *new {
+            return Ok(changes);
+        }
+        let wired = wire::wire(&new, self.engine.store().instance())?;
+        for name in new.repos.keys().filter(|name| !old.repos.contains_key(*name)) {
+            changes.push(format!("{name} is watched now"));
+        }
+        for name in old.repos.keys().filter(|name| !new.repos.contains_key(*name)) {
+            changes.push(format!("{name} is no longer watched"));
+        }
+        for (name, repo) in &new.repos {
+            if old.repos.get(name).is_some_and(|before| before != repo) {
+                changes.push(format!("{name} has other settings"));
+            }
+        }
+        if old.limits != new.limits {
+            changes.push("other limits".into());
+        }
+        self.engine.configure(wired.repos, wired.settings);
+        self.intake.replace(watched(&new, &wired.mirrors));
+        let parts = Parts { runtimes: wired.runtimes, mirrors: wired.mirrors };
+        *self.wired.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(parts);
+        *self.config.write().unwrap_or_else(PoisonError::into_inner) = new;
+        self.wake.notify_one();
+        Ok(changes)
+    }
+
+    fn config(&self) -> Arc<Daemon> {
+        Arc::clone(&self.config.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn parts(&self) -> Arc<Parts> {
+        Arc::clone(&self.wired.read().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+/// The repositories as the triggers need them.
+fn watched(config: &Daemon, mirrors: &BTreeMap<RepoName, Arc<Mirror>>) -> Vec<WatchedRepo> {
+    let repos = config.repos.iter().filter_map(|(name, repo)| Some((name, repo, mirrors.get(name)?)));
+    repos
+        .map(|(name, repo, mirror)| WatchedRepo {
+            name: name.clone(),
+            mirror: Mirror::clone(mirror),
+            poll: Some(repo.poll.0),
+            webhook: repo.webhook.as_ref().map(|hook| WebhookConfig {
+                kind: match hook.kind {
+                    WebhookKind::Github => webhook::Kind::Github,
+                    WebhookKind::Gitlab => webhook::Kind::Gitlab,
+                    WebhookKind::Gitea | WebhookKind::Forgejo => webhook::Kind::Gitea,
+                    WebhookKind::Generic => webhook::Kind::Generic,
+                },
+                secret: hook.secret.expose().to_owned(),
+            }),
+        })
+        .collect()
+}
+
+enum Told {
+    Stop,
+    Reload,
+}
+
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+    hangup: Signal,
+}
+
+impl Signals {
+    fn new() -> anyhow::Result<Self> {
+        let listen = |kind| signal(kind).context("listen for signals");
+        Ok(Signals {
+            terminate: listen(SignalKind::terminate())?,
+            interrupt: listen(SignalKind::interrupt())?,
+            hangup: listen(SignalKind::hangup())?,
+        })
+    }
+
+    async fn next(&mut self) -> Told {
+        tokio::select! {
+            _ = self.terminate.recv() => Told::Stop,
+            _ = self.interrupt.recv() => Told::Stop,
+            _ = self.hangup.recv() => Told::Reload,
+        }
+    }
+}
+
+/// Tells systemd, where there is one.
+fn notify(states: &[sd_notify::NotifyState<'_>]) {
+    if let Err(error) = sd_notify::notify(states) {
+        tracing::debug!(%error, "no service manager listens");
+    }
+}

@@ -11,7 +11,7 @@ use crate::model::ids::PipelineName;
 use crate::model::trigger::CommitInfo;
 use crate::model::{EventKind, Oid, Plan, RepoName, RunId, RunStatus, TriggerEvent};
 use crate::plan;
-use crate::store::{InboxRow, NewRun};
+use crate::store::{InboxRow, NewRun, StoreError};
 use sha2::{Digest, Sha256};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -65,12 +65,14 @@ impl Engine {
                     match engine.shared.begin(&row).await {
                         Ok(Begun::Runs(..)) => engine.shared.wake.notify_one(),
                         Ok(Begun::Later(why)) => {
-                            tracing::warn!(repo = %row.repo, inbox = row.id, why, "failed to fetch; will try again");
+                            tracing::warn!(repo = %row.repo, inbox = %row.id, why, "failed to fetch; will try again");
                             tokio::time::sleep(std::time::Duration::from_secs(2)).await;
                             break;
                         }
+                        // Somebody who waited for the answer began it meanwhile.
+                        Err(EngineError::Store(StoreError::Conflict(_))) => {}
                         Err(error) => {
-                            tracing::error!(repo = %row.repo, inbox = row.id, %error, "failed to begin an inbox row");
+                            tracing::error!(repo = %row.repo, inbox = %row.id, %error, "failed to begin an inbox row");
                             tokio::time::sleep(std::time::Duration::from_secs(1)).await;
                             break;
                         }
@@ -88,12 +90,16 @@ impl Engine {
     /// # Errors
     /// When the store does not answer, or the repository cannot be reached.
     pub async fn begin_now(&self, row: &InboxRow) -> Result<(Vec<RunId>, Vec<String>), EngineError> {
-        match self.shared.begin(row).await? {
-            Begun::Runs(runs, notes) => {
-                self.shared.wake.notify_one();
-                Ok((runs, notes))
+        let begun = self.shared.begin(row).await;
+        self.shared.wake.notify_one();
+        match begun {
+            Ok(Begun::Runs(runs, notes)) => Ok((runs, notes)),
+            Ok(Begun::Later(why)) => Err(EngineError::NotNow(why)),
+            // The loop was quicker: its runs are the answer.
+            Err(EngineError::Store(StoreError::Conflict(_))) => {
+                Ok((self.shared.store.runs_of_inbox(row.id).await?, Vec::new()))
             }
-            Begun::Later(why) => Err(EngineError::NotNow(why)),
+            Err(error) => Err(error),
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use super::{EngineError, Shared};
 use crate::model::{RunId, RunStatus};
-use crate::runtime::{RuntimeError, SpaceName};
+use crate::runtime::SpaceName;
 use crate::step::container::patiently;
 use jiff::Timestamp;
 use std::sync::Arc;
@@ -22,26 +22,28 @@ pub(super) async fn close(shared: &Shared, run: RunId) -> Result<(), EngineError
         shared.store.close_run(run, None).await?;
         return Ok(());
     };
-    let keep = row.status == RunStatus::Failed && state.filled && state.space.is_some();
+    let settings = shared.settings();
+    let keep = settings.keep.filter(|_| row.status == RunStatus::Failed && state.filled && state.space.is_some());
     crate::failpoint!("engine.close.before");
-    match patiently(|| repo.runtime.close(run, state.space.as_ref(), keep)).await {
+    match patiently(|| repo.runtime.close(run, state.space.as_ref(), keep.is_some())).await {
         Ok(()) => {}
-        Err(error @ RuntimeError::Refused { .. }) => {
-            // Tried again at the next tick: `closed` stays 0.
-            tracing::warn!(%run, %error, "failed to clean up after a run");
-            tokio::time::sleep(Duration::from_secs(1)).await;
-            return Ok(());
-        }
         Err(error) => {
+            // Tried again at the next tick: `closed` stays 0.
             tracing::warn!(%run, %error, "failed to clean up after a run");
             tokio::time::sleep(Duration::from_secs(1)).await;
             return Ok(());
         }
     }
     crate::failpoint!("engine.close.after");
-    let until = Timestamp::now() + shared.settings().keep;
-    let kept = state.space.filter(|_| keep).map(|space| (space.0, until));
+    let kept = state.space.zip(keep).map(|(space, keep)| (space.0, Timestamp::now() + keep));
     shared.store.close_run(run, kept).await?;
+    if !settings.keep_spaces_ready {
+        return Ok(());
+    }
+    // The next push of this repository begins in a space that is there already.
+    let source = shared.workspace_source(&repo, &row.trigger);
+    let name = row.trigger.repo;
+    tokio::spawn(async move { repo.runtime.warm(&name, &source).await });
     Ok(())
 }
 

@@ -162,19 +162,21 @@ impl Driver<'_> {
     /// Takes a space and fills its workspace; the first containers are made meanwhile.
     async fn open_space(&mut self, commands: &mut mpsc::UnboundedReceiver<Command>) -> Result<(), EngineError> {
         let runtime = Arc::clone(&self.repo.runtime);
-        if let (Some(space), false) = (self.state.space.clone(), self.state.filled) {
+        let carried: Option<Carried> = self.row.carried.as_deref().map(serde_json::from_str).transpose()?;
+        let kept = carried.and_then(|carried| carried.space);
+        if let (Some(space), false) = (self.state.space.clone(), self.state.filled)
+            && kept.as_ref() != Some(&space)
+        {
             // An earlier daemon was killed while it filled this one: what is in it cannot be known.
             if let Err(error) = patiently(|| runtime.close(self.run, Some(&space), false)).await {
                 tracing::warn!(run = %self.run, %error, "failed to give up a half-filled space; the sweep will");
             }
             self.record(RunEvent::SpaceLost { space }).await?;
         }
-        if self.state.space.is_none() {
-            let carried: Option<Carried> = self.row.carried.as_deref().map(serde_json::from_str).transpose()?;
-            match carried.and_then(|c| c.space) {
-                Some(kept) => self.reopen_kept(&kept).await?,
-                None => self.take_space().await?,
-            }
+        match kept {
+            Some(kept) if !self.state.filled => self.reopen_kept(&kept).await?,
+            None if self.state.space.is_none() => self.take_space().await?,
+            _ => {}
         }
         if self.state.status.is_final() || self.state.filled {
             return Ok(());
@@ -225,7 +227,9 @@ impl Driver<'_> {
         let runtime = Arc::clone(&self.repo.runtime);
         match patiently(|| runtime.reopen_space(self.run, &self.row.trigger.repo, kept)).await {
             Ok(space) => {
-                self.record(RunEvent::SpaceTaken { space }).await?;
+                if self.state.space.is_none() {
+                    self.record(RunEvent::SpaceTaken { space }).await?;
+                }
                 self.record(RunEvent::WorkspaceFilled).await
             }
             Err(error) => self.end_in_error(format!("failed to take over the kept workspace: {error}")).await,

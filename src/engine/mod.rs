@@ -69,14 +69,14 @@ pub struct Settings {
     pub steps: usize,
     /// Containers started ahead and waiting, over all runs.
     pub waiting: usize,
-    /// Runs that one push may start.
-    pub runs_per_push: usize,
     /// Bound of one attempt's log.
     pub log: LogLimit,
     /// Between SIGTERM and SIGKILL.
     pub grace: Duration,
-    /// How long the workspace of a failed run is kept.
-    pub keep: Duration,
+    /// How long the workspace of a failed run is kept; `None` keeps none.
+    pub keep: Option<Duration>,
+    /// Makes a space ready for the next run of a repository when one has ended.
+    pub keep_spaces_ready: bool,
     /// Where people see runs, if anywhere.
     pub public_url: Option<String>,
     /// Masked in every log, whatever the step was given.
@@ -199,6 +199,30 @@ impl Engine {
             }
         }
         Ok(())
+    }
+
+    /// The spaces of runs that are not closed: nobody may sweep them.
+    ///
+    /// # Errors
+    /// When the store does not answer or a run's events contradict each other.
+    pub async fn spaces_of(&self, runs: &[RunId]) -> Result<Vec<SpaceName>, EngineError> {
+        let mut spaces = Vec::new();
+        for run in runs {
+            let (row, state) = self.shared.load(*run).await?;
+            let carried: Option<Carried> = row.carried.as_deref().map(serde_json::from_str).transpose()?;
+            spaces.extend(state.space);
+            spaces.extend(carried.and_then(|carried| carried.space));
+        }
+        Ok(spaces)
+    }
+
+    /// Makes a space ready for the next run of the repository of that run. Best effort.
+    pub async fn warm(&self, run: RunId) {
+        let Ok((row, _)) = self.shared.load(run).await else { return };
+        if let Some(repo) = self.shared.repo(&row.trigger.repo) {
+            let source = self.shared.workspace_source(&repo, &row.trigger);
+            repo.runtime.warm(&row.trigger.repo, &source).await;
+        }
     }
 
     /// Starts what is due: queued runs, as far as limits allow, and the clean-up of ended ones. Called by the daemon's

@@ -262,7 +262,7 @@ proptest! {
         let mut random = order;
         let mut record = |state: &mut RunState, event: RunEvent| { apply(state, event.clone()); log.push(event); };
         for turn in 0..500 {
-            if cancel_after == Some(turn) {
+            if cancel_after == Some(turn) && !state.status.is_final() {
                 record(&mut state, RunEvent::CancelRequested { by: "x".into() });
             }
             let decisions = decide(&state);

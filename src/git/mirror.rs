@@ -208,15 +208,20 @@ impl Mirror {
         }
     }
 
-    /// What one ref holds in the repository now; cheap for a repository on this machine, a listing elsewhere.
+    /// What these refs hold in the repository now; cheap for a repository on this machine, a listing elsewhere. A ref
+    /// that does not exist is left out.
     ///
     /// # Errors
     /// As [`list_remote`](Self::list_remote).
-    pub fn remote_ref(&self, name: &str) -> Result<Option<Oid>, GitError> {
-        match &self.location {
-            Location::Local(path) => Ok(local::read_ref(&local::open(path)?, name)),
-            _ => Ok(self.list_remote()?.refs.get(name).cloned()),
+    pub fn remote_refs(&self, names: &[String]) -> Result<BTreeMap<String, Oid>, GitError> {
+        if let Location::Local(path) = &self.location {
+            let source = local::open(path)?;
+            let read = |name: &String| Some((name.clone(), local::read_ref(&source, name)?));
+            return Ok(names.iter().filter_map(read).collect());
         }
+        let mut refs = self.list_remote()?.refs;
+        refs.retain(|name, _| names.contains(name));
+        Ok(refs)
     }
 
     /// Whether the object and all it needs is in the mirror.

@@ -18,6 +18,7 @@ mod pack;
 mod ssh;
 mod transport;
 mod tree;
+mod working_tree;
 
 pub use checkout::{Base, Change, checkout};
 pub use fingerprint::{RefsFingerprint, fingerprint};
@@ -25,6 +26,7 @@ pub use folder::folder;
 pub use location::{Auth, Location, without_credentials};
 pub use mirror::{Mirror, RemoteRefs, Resolved};
 pub use tree::{DirEntry, EntryKind};
+pub use working_tree::{WorkingTree, working_tree};
 
 use crate::model::Oid;
 

@@ -275,3 +275,6 @@ impl Tracker {
         if self.timeless { StreamPosition { second: 0, bytes_before_second: 0, ..self.stored } } else { self.stored }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -305,3 +305,6 @@ fn is_key(key: &[u8]) -> bool {
 fn shorten(key: &str) -> &str {
     &key[..key.len().min(40)]
 }
+
+#[cfg(test)]
+mod tests;

@@ -264,8 +264,11 @@ impl Patterns {
         let first = (before * 8).div_ceil(6);
         let end = padded.len() * 8 / 6;
         let grow = Grow { left: before != 0, right: !padded.len().is_multiple_of(3) };
-        let standard = &STANDARD.encode(&padded).into_bytes()[first..end];
-        self.folded.add(standard);
+        let encoded = STANDARD.encode(&padded).into_bytes();
+        let standard = &encoded[first..end];
+        // Where nothing follows the value, the last character is its own too.
+        let alone = encoded.iter().position(|&b| b == b'=').unwrap_or(encoded.len());
+        self.folded.add(&encoded[first..alone]);
         self.add(standard.to_vec(), grow);
         self.add(URL_SAFE.encode(&padded).into_bytes()[first..end].to_vec(), grow);
     }
@@ -393,7 +396,8 @@ impl Folded {
             let same = text[start..].iter().zip(&form[offset..]).take_while(|(a, b)| canonical(**a) == Some(**b));
             start + same.count()
         });
-        Some((start, end.max()?))
+        let end = end.max()?;
+        Some((start, end + text[end..].iter().take(2).take_while(|&&b| b == b'=').count()))
     }
 
     fn at_end(&self, text: &[u8]) -> Option<Run> {
@@ -431,3 +435,6 @@ fn key(window: &[u8]) -> Option<u64> {
 fn is_wrapping(byte: u8) -> bool {
     byte.is_ascii_whitespace() || matches!(byte, b'"' | b'\'' | b'\\' | b',')
 }
+
+#[cfg(test)]
+pub(super) mod tests;

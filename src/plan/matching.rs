@@ -12,10 +12,10 @@ pub fn matches(pipeline: &Pipeline, event: &TriggerEvent) -> Result<(), String> 
     if let Some(wanted) = event.pipeline.as_ref().filter(|wanted| **wanted != pipeline.name) {
         return Err(format!("only the pipeline `{wanted}` is meant"));
     }
-    if matches!(event.kind, EventKind::Push | EventKind::Tag) {
-        if let Some(mark) = skip_mark(&event.commit.message) {
-            return Err(format!("the commit message says `{mark}`"));
-        }
+    if matches!(event.kind, EventKind::Push | EventKind::Tag)
+        && let Some(mark) = skip_mark(&event.commit.message)
+    {
+        return Err(format!("the commit message says `{mark}`"));
     }
     match event.kind {
         EventKind::Push => {

@@ -1,6 +1,6 @@
 //! (Pipeline, trigger) becomes a plan. No I/O: everything here can be tested by table.
 //!
-//! A checked [`Pipeline`] and a [`TriggerEvent`] come in from `engine` and `cli`; a [`Plan`] goes out, or a sentence on
+//! A checked [`Pipeline`] and a [`TriggerEvent`](crate::model::TriggerEvent) come in from `engine` and `cli`; a [`Plan`] goes out, or a sentence on
 //! why nothing runs.
 
 pub mod inputs;

@@ -5,14 +5,16 @@
 //! in `tests/it/conformance.rs` runs on both.
 
 pub mod docker;
+mod helper;
 pub mod process;
 
-use crate::model::log::{LogChunk, LogCursor};
+use crate::model::log::{LogChunk, LogCursor, Stream};
 use crate::model::plan::Resources;
-use crate::model::{AttemptId, RepoName, RunId};
+use crate::model::{AttemptId, InstanceId, RepoName, RunId};
 use async_trait::async_trait;
 use futures_util::stream::BoxStream;
 use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -245,6 +247,32 @@ pub trait Runtime: Send + Sync {
     /// Gives up the spaces made in advance; running attempts are left alone. Called at a graceful stop.
     async fn drain_pool(&self);
 }
-pub fn nonce(instance: &crate::model::InstanceId, id: &AttemptId) -> String {
-    format!("{instance}{id}")
+
+/// What an attempt's marks carry, so that no other program's output can be taken for one: known to the daemon that made
+/// the attempt and to its successors, derived from nothing that changes.
+pub fn nonce(instance: &InstanceId, id: &AttemptId) -> String {
+    let name = format!("{instance}/{}/{}/{}", id.run, id.step, id.attempt);
+    hex::encode(&Sha256::digest(name.as_bytes())[..8])
+}
+
+/// Moves a cursor past a chunk that was taken over. Both halves of the cursor's meaning are kept in this one place:
+/// who stores logs calls it, and so does the engine that reads on from it.
+///
+/// A clock that was set back makes the time of a stream useless for finding a place in it. The cursor then holds the
+/// latest second seen as a negative number, which reads as "from the start", until the clock is past it again.
+pub fn advance(cursor: &mut LogCursor, chunk: &LogChunk) {
+    let position = match chunk.stream {
+        Stream::Stdout => &mut cursor.stdout,
+        Stream::Stderr => &mut cursor.stderr,
+        Stream::System => return,
+    };
+    let second = chunk.at_nanos.div_euclid(1_000_000_000);
+    if second > position.second.abs() {
+        position.second = second;
+        position.bytes_before_second = position.bytes;
+    } else if second < position.second {
+        position.second = -position.second;
+        position.bytes_before_second = 0;
+    }
+    position.bytes += chunk.data.len() as u64;
 }

@@ -3,7 +3,7 @@
 //! A run's row holds what was decided before it began (trigger, plan) and a copy of its status for lists; its truth is
 //! its events. `engine` writes both in one transaction and folds the events back into a state.
 
-use super::{Store, StoreError, inbox};
+use super::{InboxId, Store, StoreError, inbox};
 use crate::model::api::{RunFilter, RunSummary};
 use crate::model::ids::PipelineName;
 use crate::model::{Plan, RepoName, RunId, RunStatus, TriggerEvent};
@@ -92,15 +92,28 @@ impl Store {
     /// When the row was closed before: then another call has stored its runs.
     pub async fn create_runs(
         &self,
-        inbox_id: Option<u64>,
+        inbox_id: Option<InboxId>,
         runs: Vec<NewRun>,
         note: Option<String>,
     ) -> Result<Vec<RunId>, StoreError> {
         self.write(move |tx| {
             if let Some(id) = inbox_id {
-                inbox::close_inbox_row(tx, id, "done", note.as_deref())?;
+                inbox::set_inbox_state(tx, id, "done", note.as_deref())?;
             }
             runs.iter().map(|run| insert_run(tx, inbox_id, run)).collect()
+        })
+        .await
+    }
+
+    /// The runs that an inbox row started.
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn runs_of_inbox(&self, inbox: InboxId) -> Result<Vec<RunId>, StoreError> {
+        self.read(move |db| {
+            let mut statement = db.prepare_cached("SELECT id FROM runs WHERE inbox_id = ?1 ORDER BY id")?;
+            let rows = statement.query_map([inbox.0 as i64], |row| Ok(RunId(row.get::<_, i64>(0)? as u64)))?;
+            Ok(rows.collect::<Result<_, _>>()?)
         })
         .await
     }
@@ -365,7 +378,7 @@ fn events(db: &Connection, run: RunId) -> Result<Vec<EventRow>, StoreError> {
     Ok(rows.collect::<Result<_, _>>()?)
 }
 
-fn insert_run(tx: &Transaction<'_>, inbox_id: Option<u64>, run: &NewRun) -> Result<RunId, StoreError> {
+fn insert_run(tx: &Transaction<'_>, inbox_id: Option<InboxId>, run: &NewRun) -> Result<RunId, StoreError> {
     let now = Timestamp::now().as_millisecond();
     let over = run.status.is_final();
     let pipeline: &PipelineName = &run.plan.pipeline;
@@ -374,7 +387,7 @@ fn insert_run(tx: &Transaction<'_>, inbox_id: Option<u64>, run: &NewRun) -> Resu
                            finished_at, closed)
          VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12)",
         params![
-            inbox_id.map(|id| id as i64),
+            inbox_id.map(|id| id.0 as i64),
             run.trigger.repo.as_str(),
             pipeline.as_str(),
             serde_json::to_string(&run.trigger)?,

@@ -3,3 +3,5 @@
 mod api_auth;
 mod api_daemon;
 mod cli;
+mod conformance;
+mod logs;

@@ -1,4 +1,5 @@
 use super::*;
+use crate::model::ByteSize;
 
 fn read(text: &str) -> Result<Pipeline, Findings> {
     parse(PipelineName::new("build").unwrap(), ".mainstay/build.yml", text)
@@ -246,6 +247,16 @@ fn hostile_files_are_refused_quickly_and_shortly() {
             format!("steps: {{a: {{image: x, environment: {{A: '{}'}}}}}}", "${{".repeat(200_000)),
         ),
         ("many unknown keys", many_unknown),
+        ("a megabyte of unknown keys", (0..9_900).map(|n| format!("{}{n}: 1\n", "k".repeat(90))).collect()),
+        ("unknown names without end", {
+            let needs: String = (0..15).map(|n| format!("{}{n},", "x".repeat(38))).collect();
+            let step = |n: usize| format!("  {}{n}: {{image: x, needs: [{needs}]}}\n", "y".repeat(35));
+            format!("steps:\n{}", (0..950).map(step).collect::<String>())
+        }),
+        ("references without end", {
+            let value = "${{ steps.a.k }}${{ inputs.b }}".repeat(20_000);
+            format!("steps: {{a: {{image: x, environment: {{A: '{value}'}}}}}}")
+        }),
         ("duplicate keys with anchors", quadratic),
         ("two documents", "steps: {}\n---\nsteps: {}\n".to_owned()),
         ("bad quote", "steps: 'x".to_owned()),
@@ -255,11 +266,11 @@ fn hostile_files_are_refused_quickly_and_shortly() {
         ("not a number", "steps: {a: {image: x, resources: {cpus: .nan, pids: 1e400}}}".to_owned()),
     ];
     for (what, text) in table {
-        eprintln!("{what}");
         let began = std::time::Instant::now();
         let said = read(&text).map(|p| p.steps.len()).expect_err(what).render(true);
         let took = began.elapsed();
-        assert!(took.as_millis() < 1_500, "{what} took {took:?}");
+        // Far above what it takes, far below what a hang takes: the machine may be busy.
+        assert!(took.as_millis() < 5_000, "{what} took {took:?}");
         assert!(said.len() < 60_000, "{what}: {} bytes", said.len());
         assert!(said.lines().all(|line| line.chars().count() < 800), "{what}: {said}");
         let plain = read(&text).unwrap_err().render(false);

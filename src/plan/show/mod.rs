@@ -67,7 +67,7 @@ fn list(plan: &Plan, state: State<'_>, paint: &dyn Fn(Tone, &str) -> String) -> 
             let needs = plan.step(name).map(|s| s.needs.as_slice()).unwrap_or_default();
             let needs = match needs {
                 [] => String::new(),
-                [few @ ..] if few.len() <= 4 => {
+                few if few.len() <= 4 => {
                     format!("{pad}  after {}", few.iter().map(StepName::as_str).collect::<Vec<_>>().join(", "))
                 }
                 many => format!("{pad}  after {}, {} and {} more", many[0], many[1], many.len() - 2),

@@ -1,0 +1,115 @@
+# make demo    see it work: a daemon, a repository, a push that passes and one that fails
+# make test    the gate: format, lints, docs, licences, every test on real parts, the built binary
+#
+# Both bring the machine to where they can run (tests/setup/prepare.sh) and may be repeated or run at once.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := build
+
+CARGO_TARGET_DIR ?= $(CURDIR)/target
+export CARGO_TARGET_DIR
+export LIBZ_SYS_STATIC := 1
+CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/mainstay
+# Cargo's companions built by the set-up; the user's own come first.
+export PATH := $(PATH):$(HOME)/.cargo/bin:$(CACHE)/tools/bin:$(CURDIR)/target/cache/tools/bin
+
+DEV := $(CARGO_TARGET_DIR)/debug/mainstay
+RELEASE := $(CARGO_TARGET_DIR)/release/mainstay
+PREPARE := tests/setup/prepare.sh
+
+# Where `make deploy` puts things; DESTDIR goes in front, for packages.
+PREFIX ?= /usr/local
+DESTDIR ?=
+UNITDIR ?= $(if $(filter /usr,$(PREFIX)),/lib/systemd/system,/etc/systemd/system)
+
+.PHONY: build demo test bench soak conformance deploy clean help lint docs licences advisories tests binary release-binary
+
+help:
+	@sed -n '1,2s/^# //p' Makefile
+	@echo 'make build | bench | soak | conformance ENGINE=unix:///… | deploy PREFIX=… DESTDIR=… | clean | advisories'
+
+# ---- build ----------------------------------------------------------------------------------------------------------
+
+build:
+	$(PREPARE) build
+	cargo build --release --locked
+	@echo "built $(RELEASE)"
+
+# ---- demo -----------------------------------------------------------------------------------------------------------
+
+# The development build: from nothing on two cores it takes a fraction of the optimised one's time, and the demo's time
+# is the engine's and the compiler's in the containers, not ours. The images are made meanwhile.
+demo:
+	$(PREPARE) engine
+	$(PREPARE) demo "$(CARGO_TARGET_DIR)/demo-project" & images=$$!; \
+	    cargo build --locked || { wait $$images || true; exit 1; }; \
+	    wait $$images
+	$(PREPARE) run -- $(DEV) demo --project "$(CARGO_TARGET_DIR)/demo-project"
+
+# ---- test -----------------------------------------------------------------------------------------------------------
+
+# Cheap and telling first. Lints and docs share their metadata, tests and the binary share their objects.
+test:
+	$(PREPARE) test "$(CARGO_TARGET_DIR)/demo-project"
+	$(MAKE) --no-print-directory lint
+	$(MAKE) --no-print-directory docs
+	$(MAKE) --no-print-directory licences
+	$(MAKE) --no-print-directory binary
+	$(MAKE) --no-print-directory tests
+	@echo "all of the gate passed"
+
+lint:
+	cargo fmt --check
+	cargo clippy --locked --all-targets -- -D warnings
+
+docs:
+	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps
+
+licences:
+	cargo deny --locked check licenses bans sources
+
+# Needs the advisory database from the network, so it is not part of the gate.
+advisories:
+	cargo deny --locked check advisories
+
+# Examples in the documentation first, which nextest does not know.
+tests:
+	cargo test --locked --doc --quiet
+	$(PREPARE) run -- cargo nextest run --locked --no-fail-fast
+
+binary:
+	cargo build --locked
+	tests/setup/check-binary.sh $(DEV)
+
+# The same questions to what is shipped.
+release-binary: build
+	tests/setup/check-binary.sh $(RELEASE)
+
+# ---- measuring ------------------------------------------------------------------------------------------------------
+
+bench:
+	$(PREPARE) test "$(CARGO_TARGET_DIR)/demo-project"
+	$(PREPARE) run -- cargo bench --locked
+
+soak:
+	@[ -x tests/soak/run.sh ] || { echo 'make soak: this release has no soak test yet (tests/soak/run.sh)' >&2; exit 2; }
+	$(PREPARE) test "$(CARGO_TARGET_DIR)/demo-project"
+	cargo build --release --locked
+	$(PREPARE) run -- tests/soak/run.sh $(RELEASE)
+
+# The suite that every engine has to pass, on the engine you name.
+conformance:
+	$(PREPARE) build
+	@[ -n "$(ENGINE)" ] || { echo 'usage: make conformance ENGINE=unix:///var/run/docker.sock' >&2; exit 2; }
+	DOCKER_HOST="$(ENGINE)" $(PREPARE) test "$(CARGO_TARGET_DIR)/demo-project"
+	DOCKER_HOST="$(ENGINE)" $(PREPARE) run -- cargo nextest run --locked --no-fail-fast -E 'test(/^conformance::/)'
+
+# ---- install and remove ---------------------------------------------------------------------------------------------
+
+deploy: build
+	tests/setup/install.sh $(RELEASE) "$(DESTDIR)" "$(PREFIX)" "$(UNITDIR)"
+
+# make clean DRY_RUN=1 only says what would go.
+clean:
+	tests/setup/clean.sh $(if $(DRY_RUN),--dry-run)

@@ -1,0 +1,224 @@
+//! What the web room may ask of the daemon: its traits, answered from engine, store, logs and triggers.
+
+use super::Core;
+use crate::engine::EngineError;
+use crate::logs::read::LogReader;
+use crate::model::api::{
+    DaemonStatus, HookAccepted, InboxView, Reloaded, RetryRequest, RunDetail, RunFilter, RunSummary, Started,
+    TriggerRequest,
+};
+use crate::model::log::LogLine;
+use crate::model::{AttemptId, RepoName, RunId};
+use crate::store::{InboxId, StoreError, Verdict};
+use crate::trigger::IntakeError;
+use crate::trigger::webhook::{Taken, WebhookError};
+use crate::web::logs::{Lines, LogSource};
+use crate::web::{Control, Headers, HookError, Intake, Problem, Runs};
+use async_trait::async_trait;
+use futures_util::StreamExt;
+use std::sync::PoisonError;
+
+#[async_trait]
+impl Runs for Core {
+    async fn list_runs(&self, filter: &RunFilter) -> Result<Vec<RunSummary>, Problem> {
+        self.engine.store().list_runs(filter).await.map_err(broken)
+    }
+
+    async fn run_detail(&self, run: RunId) -> Result<Option<RunDetail>, Problem> {
+        self.engine.run_detail(run).await.map_err(refused)
+    }
+
+    async fn run_version(&self, run: RunId) -> Result<u64, Problem> {
+        self.engine.store().run_version(run).await.map_err(broken)
+    }
+}
+
+#[async_trait]
+impl LogSource for Core {
+    async fn lines(&self, id: &AttemptId, after: u64, follow: bool) -> Result<Lines, Problem> {
+        if follow {
+            let lines = self.engine.logs().follow(id, after + 1);
+            return Ok(lines.map(|line| line.map_err(unreadable)).boxed());
+        }
+        let Some(mut reader) = self.reader(id)? else { return Ok(futures_util::stream::empty().boxed()) };
+        reader.seek_line(after + 1);
+        // One frame at a time, each a bounded piece of the file.
+        let pieces = futures_util::stream::unfold(Some(reader), |reader| async move {
+            let mut reader = reader?;
+            let read = tokio::task::spawn_blocking(move || (reader.next_lines(), reader)).await;
+            match read {
+                Ok((Ok(lines), reader)) if !lines.is_empty() => Some((Ok(lines), Some(reader))),
+                Ok((Ok(_), _)) => None,
+                Ok((Err(error), _)) => Some((Err(unreadable(error)), None)),
+                Err(panic) => Some((Err(internal(&panic)), None)),
+            }
+        });
+        let lines = pieces.flat_map(|piece| {
+            let lines: Vec<Result<LogLine, Problem>> = match piece {
+                Ok(lines) => lines.into_iter().map(Ok).collect(),
+                Err(problem) => vec![Err(problem)],
+            };
+            futures_util::stream::iter(lines)
+        });
+        Ok(lines.boxed())
+    }
+
+    async fn tail(&self, id: &AttemptId, count: u32) -> Result<Vec<LogLine>, Problem> {
+        let Some(mut reader) = self.reader(id)? else { return Ok(Vec::new()) };
+        let read = tokio::task::spawn_blocking(move || {
+            reader.seek_tail(u64::from(count))?;
+            let mut all = Vec::new();
+            loop {
+                let lines = reader.next_lines()?;
+                if lines.is_empty() {
+                    return Ok::<_, std::io::Error>(all);
+                }
+                all.extend(lines);
+            }
+        });
+        read.await.map_err(|panic| internal(&panic))?.map_err(unreadable)
+    }
+}
+
+impl Core {
+    fn reader(&self, id: &AttemptId) -> Result<Option<LogReader>, Problem> {
+        match self.engine.logs().reader(id) {
+            Ok(reader) => Ok(Some(reader)),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(unreadable(error)),
+        }
+    }
+
+    /// Begins an inbox row for somebody who waits to hear what it came to.
+    async fn begin(&self, id: InboxId) -> Result<Started, Problem> {
+        let row = self.engine.store().inbox_row(id).await.map_err(broken)?;
+        let row = row.ok_or_else(|| Problem::not_found(format!("find inbox row {id}")))?;
+        let (runs, notes) = self.engine.begin_now(&row).await.map_err(refused)?;
+        Ok(Started { runs, notes })
+    }
+}
+
+#[async_trait]
+impl Control for Core {
+    async fn trigger(&self, request: TriggerRequest) -> Result<Started, Problem> {
+        let id = self.intake.trigger(request, Some("local".into())).await.map_err(not_taken)?;
+        self.begin(id).await
+    }
+
+    async fn cancel(&self, run: RunId) -> Result<(), Problem> {
+        self.engine.cancel(run, "a person").await.map_err(refused)
+    }
+
+    async fn retry(&self, run: RunId, request: RetryRequest) -> Result<Started, Problem> {
+        let (run, notes) = self.engine.retry(run, request.from.as_ref()).await.map_err(refused)?;
+        Ok(Started { runs: vec![run], notes })
+    }
+
+    async fn reload(&self) -> Result<Reloaded, Problem> {
+        match Core::reload(self) {
+            Ok(changes) => Ok(Reloaded { changes }),
+            Err(error) => Err(Problem::wrong(format!("{error:#}"))),
+        }
+    }
+
+    async fn status(&self) -> DaemonStatus {
+        let health = self.health.read().unwrap_or_else(PoisonError::into_inner).clone();
+        DaemonStatus {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            started_at: self.started_at,
+            runtime_ok: health.runtime_ok,
+            runtime: health.runtime,
+            repos: self.config().repos.len(),
+            queued: health.queued,
+            running: health.running,
+            inbox_pending: health.inbox_pending,
+            finished: health.finished,
+            not_ready: health.not_ready,
+        }
+    }
+}
+
+#[async_trait]
+impl Intake for Core {
+    async fn webhook(&self, repo: &RepoName, headers: &Headers, body: bytes::Bytes) -> Result<HookAccepted, HookError> {
+        let header = |name: &str| headers.get(name).map(String::as_str);
+        let taken = self.intake.webhook(repo, &header, &body).await.map_err(|error| match error {
+            IntakeError::UnknownRepo(_) | IntakeError::Webhook(WebhookError::NotConfigured) => HookError::UnknownRepo,
+            IntakeError::Webhook(WebhookError::BadSignature) => HookError::Signature,
+            IntakeError::Webhook(other) => HookError::Unreadable(other.to_string()),
+            other => HookError::Unavailable(other.to_string()),
+        })?;
+        let mut accepted = HookAccepted::default();
+        match taken {
+            Taken::Ping => accepted.notes.push("the webhook works".into()),
+            Taken::Ignored(what) => accepted.notes.push(format!("nothing runs for `{what}`")),
+            Taken::Look => accepted.notes.push("the repository is looked at".into()),
+            Taken::Push(verdicts) => {
+                for verdict in verdicts {
+                    match verdict {
+                        Verdict::Accepted(id) | Verdict::Joined(id) => accepted.inbox.push(id.0),
+                        Verdict::Replayed => accepted.notes.push("this delivery was taken before".into()),
+                        Verdict::Stale(why) | Verdict::Refused(why) => accepted.notes.push(why),
+                    }
+                }
+            }
+        }
+        Ok(accepted)
+    }
+
+    async fn inbox(&self, limit: u32) -> Result<Vec<InboxView>, Problem> {
+        self.engine.store().list_inbox(limit as usize).await.map_err(broken)
+    }
+
+    async fn replay(&self, id: u64) -> Result<Started, Problem> {
+        let id =
+            self.engine.store().replay_inbox(InboxId(id), Some("local".into())).await.map_err(|error| match error {
+                StoreError::Conflict(why) => Problem::not_found(why),
+                other => broken(other),
+            })?;
+        self.begin(id).await
+    }
+}
+
+fn broken(error: StoreError) -> Problem {
+    error.into()
+}
+
+fn unreadable(error: std::io::Error) -> Problem {
+    internal(&error)
+}
+
+/// The daemon's own trouble: logged here with its cause, and told without.
+fn internal(error: &dyn std::fmt::Display) -> Problem {
+    tracing::error!(%error, "a request failed for a reason of our own");
+    Problem::new(axum::http::StatusCode::INTERNAL_SERVER_ERROR, "serve the request").hint("the daemon's log says why")
+}
+
+/// Errors carry their hints as lines of their own; answers have a place for them.
+fn with_hints(make: fn(String) -> Problem, text: &str) -> Problem {
+    let mut lines = text.lines();
+    let problem = make(lines.next().unwrap_or_default().to_owned());
+    lines.filter_map(|line| line.strip_prefix("hint: ")).fold(problem, Problem::hint)
+}
+
+fn refused(error: EngineError) -> Problem {
+    match error {
+        EngineError::NoSuchRun(_) => Problem::not_found(error.to_string()).hint("`mainstay runs` lists them"),
+        EngineError::NotNow(why) => with_hints(Problem::conflict, &why),
+        EngineError::Wrong(why) => with_hints(Problem::wrong, &why),
+        EngineError::Store(error) => error.into(),
+        other => internal(&other),
+    }
+}
+
+fn not_taken(error: IntakeError) -> Problem {
+    match error {
+        IntakeError::UnknownRepo(_) => {
+            Problem::not_found(error.to_string()).hint("`repos` in mainstay.yml names those that are watched")
+        }
+        IntakeError::Git(git) if git.is_passing() => Problem::unavailable(git.to_string()),
+        IntakeError::Git(git) => Problem::wrong(git.to_string()),
+        IntakeError::Store(error) => error.into(),
+        other => internal(&other),
+    }
+}

@@ -1,0 +1,75 @@
+//! One daemon for each state folder: a lock that the kernel lets go when the process ends, however it ends.
+
+use std::fs::{File, OpenOptions, TryLockError};
+use std::io::{Read, Seek, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+
+/// Holds the state folder; let go when dropped.
+#[derive(Debug)]
+pub(super) struct StateLock {
+    _file: File,
+}
+
+impl StateLock {
+    /// Takes the folder, making it (mode 0700) when it is not there.
+    ///
+    /// # Errors
+    /// When another daemon has it, or the folder cannot be made or written.
+    pub(super) fn take(state: &Path) -> anyhow::Result<StateLock> {
+        let failed = |error: std::io::Error| {
+            anyhow::anyhow!(
+                "use the state folder {}: {error}\nhint: `state` in mainstay.yml must name a folder this user may write to",
+                state.display()
+            )
+        };
+        let mut builder = std::fs::DirBuilder::new();
+        std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
+        builder.recursive(true).create(state).map_err(failed)?;
+        let mut file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .open(state.join("lock"))
+            .map_err(failed)?;
+        match file.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => {
+                let mut holder = String::new();
+                let _ = file.read_to_string(&mut holder);
+                anyhow::bail!(
+                    "use the state folder {}: another daemon has it (pid {})\n\
+                     hint: stop that one, or give this one a `state` folder of its own",
+                    state.display(),
+                    holder.trim()
+                );
+            }
+            Err(TryLockError::Error(error)) => return Err(failed(error)),
+        }
+        // For people who look: who has it. The lock itself is what counts.
+        let written = file
+            .set_len(0)
+            .and_then(|()| file.rewind())
+            .and_then(|()| writeln!(file, "{}", std::process::id()))
+            .and_then(|()| file.flush());
+        written.map_err(failed)?;
+        Ok(StateLock { _file: file })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::StateLock;
+
+    #[test]
+    fn a_second_daemon_is_told_who_has_the_folder() {
+        let folder = tempfile::tempdir().unwrap();
+        let first = StateLock::take(folder.path()).unwrap();
+        let message = StateLock::take(folder.path()).unwrap_err().to_string();
+        assert!(message.contains(&format!("pid {}", std::process::id())) && message.contains("hint:"), "{message}");
+        drop(first);
+        StateLock::take(folder.path()).unwrap();
+    }
+}

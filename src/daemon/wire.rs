@@ -1,0 +1,130 @@
+//! From a checked configuration to the things that carry it out: runtimes, mirrors, the engine's settings.
+
+use crate::config::daemon::{Daemon, DockerSettings, Repo, RuntimeChoice};
+use crate::config::secret::Secret;
+use crate::engine::{GRACE, KEEP_FAILED, Origin, RepoSetup, Settings};
+use crate::git::{Auth, Mirror, without_credentials};
+use crate::logs::file::LogLimit;
+use crate::model::{InstanceId, RepoName};
+use crate::plan::Defaults;
+use crate::runtime::Runtime;
+use crate::runtime::docker::{Docker, DockerConfig};
+use anyhow::Context;
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+
+/// Everything made from one reading of the configuration.
+pub struct Wired {
+    /// What the engine knows of each repository.
+    pub repos: BTreeMap<RepoName, RepoSetup>,
+    /// The mirrors, for the triggers.
+    pub mirrors: BTreeMap<RepoName, Arc<Mirror>>,
+    /// Each runtime once, for health and clean-up.
+    pub runtimes: Vec<Arc<dyn Runtime>>,
+    /// The engine's settings.
+    pub settings: Settings,
+}
+
+/// Makes runtimes and mirrors; reaches out to nobody.
+///
+/// # Errors
+/// When a mirror's folder cannot be made, or a secret that a repository is given is not stored.
+pub fn wire(config: &Daemon, instance: &InstanceId) -> anyhow::Result<Wired> {
+    let mut runtimes = Runtimes { config, instance, made: Vec::new() };
+    let mut repos = BTreeMap::new();
+    let mut mirrors = BTreeMap::new();
+    for (name, repo) in &config.repos {
+        let mirror = Arc::new(mirror(&config.state, name, repo)?);
+        let setup = RepoSetup {
+            runtime: runtimes.get(config.runtime_of(repo))?,
+            origin: Origin::Mirror { mirror: Arc::clone(&mirror), url: without_credentials(&repo.url) },
+            secrets: secrets(config, name, repo)?,
+        };
+        mirrors.insert(name.clone(), mirror);
+        repos.insert(name.clone(), setup);
+    }
+    let runtimes = runtimes.made.into_iter().map(|(_, runtime)| runtime).collect();
+    Ok(Wired { repos, mirrors, runtimes, settings: settings(config) })
+}
+
+/// The configuration's own runtime, for a run without a daemon.
+///
+/// # Errors
+/// When its settings cannot be used.
+pub fn runtime(config: &Daemon, instance: &InstanceId) -> anyhow::Result<Arc<dyn Runtime>> {
+    Runtimes { config, instance, made: Vec::new() }.get(&config.runtime)
+}
+
+/// The engine's settings as the configuration has them.
+pub fn settings(config: &Daemon) -> Settings {
+    let limits = &config.limits;
+    Settings {
+        steps: limits.steps as usize,
+        waiting: limits.waiting as usize,
+        log: LogLimit { bytes: limits.log.0, ..LogLimit::default() },
+        grace: GRACE,
+        keep: Some(KEEP_FAILED),
+        keep_spaces_ready: true,
+        public_url: Some(config.server.public_url.clone()).filter(|url| !url.is_empty()),
+        masked: config.secret_values().iter().map(|secret| secret.expose().to_owned()).collect(),
+        plan_defaults: Defaults { timeout: limits.timeout },
+    }
+}
+
+struct Runtimes<'a> {
+    config: &'a Daemon,
+    instance: &'a InstanceId,
+    made: Vec<(RuntimeChoice, Arc<dyn Runtime>)>,
+}
+
+impl Runtimes<'_> {
+    fn get(&mut self, choice: &RuntimeChoice) -> anyhow::Result<Arc<dyn Runtime>> {
+        if let Some((_, made)) = self.made.iter().find(|(known, _)| known == choice) {
+            return Ok(Arc::clone(made));
+        }
+        let runtime: Arc<dyn Runtime> = match choice {
+            RuntimeChoice::Docker(settings) => Arc::new(docker(self.config, settings, self.instance)?),
+            RuntimeChoice::Process => anyhow::bail!("use the process runtime: not merged yet"),
+        };
+        self.made.push((choice.clone(), Arc::clone(&runtime)));
+        Ok(runtime)
+    }
+}
+
+fn docker(config: &Daemon, settings: &DockerSettings, instance: &InstanceId) -> anyhow::Result<Docker> {
+    let registries = config
+        .registries
+        .iter()
+        .map(|(host, login)| (host.clone(), (login.username.clone(), login.password.expose().to_owned())))
+        .collect();
+    let networks = settings.networks.to_string();
+    Ok(Docker::connect(DockerConfig {
+        host: settings.host.clone(),
+        networks: networks.parse().map_err(|why| anyhow::anyhow!("use the network range {networks}: {why}"))?,
+        defaults: config.limits.resources,
+        registries,
+        ..DockerConfig::new(instance.clone()).map_err(anyhow::Error::msg)?
+    })?)
+}
+
+fn mirror(state: &Path, name: &RepoName, repo: &Repo) -> anyhow::Result<Mirror> {
+    let auth = repo
+        .auth
+        .as_ref()
+        .map(|login| Auth::Basic { user: login.username.clone(), password: login.password.expose().to_owned() });
+    Ok(Mirror::open(&state.join("mirrors").join(format!("{name}.git")), &repo.url, auth)?)
+}
+
+fn secrets(config: &Daemon, name: &RepoName, repo: &Repo) -> anyhow::Result<BTreeMap<String, Secret>> {
+    let store = config.secret_store();
+    repo.secrets
+        .iter()
+        .map(|secret| {
+            let value = store.get(secret)?.with_context(|| {
+                format!("give `{name}` the secret `{secret}`: it is not stored\nhint: mainstay secrets set {secret}")
+            })?;
+            Ok((secret.clone(), value))
+        })
+        .collect()
+}

@@ -1,0 +1,163 @@
+//! One small network per run, from a range of our own: the engine's own pools end after some thirty networks.
+
+use super::engine::{Engine, status};
+use crate::runtime::{RuntimeError, SpaceName};
+use bollard::models::{Ipam, IpamConfig, NetworkCreateRequest};
+use bollard::query_parameters::ListNetworksOptions;
+use std::collections::BTreeSet;
+use std::fmt;
+use std::net::Ipv4Addr;
+use std::str::FromStr;
+use std::sync::Mutex;
+
+/// A range of addresses, `10.213.0.0/16`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Cidr {
+    start: u32,
+    prefix: u8,
+}
+
+impl Cidr {
+    fn size(self) -> u64 {
+        1 << (32 - u32::from(self.prefix))
+    }
+
+    fn overlaps(self, other: Cidr) -> bool {
+        let end = |range: Cidr| u64::from(range.start) + range.size();
+        u64::from(self.start) < end(other) && u64::from(other.start) < end(self)
+    }
+}
+
+impl FromStr for Cidr {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        let bad = || format!("`{text}` is no range of IPv4 addresses; write `10.213.0.0/16`");
+        let (address, prefix) = text.split_once('/').ok_or_else(bad)?;
+        let address: Ipv4Addr = address.parse().map_err(|_| bad())?;
+        let prefix: u8 = prefix.parse().ok().filter(|p| (1..=32).contains(p)).ok_or_else(bad)?;
+        let mask = u32::MAX << (32 - prefix);
+        Ok(Cidr { start: address.to_bits() & mask, prefix })
+    }
+}
+
+impl fmt::Display for Cidr {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", Ipv4Addr::from_bits(self.start), self.prefix)
+    }
+}
+
+/// Gives out subnets of the range that nobody in the engine uses, ours or not.
+pub(super) struct Subnets {
+    range: Cidr,
+    prefix: u8,
+    /// Numbers of subnets for which a create call is under way in this process.
+    claimed: Mutex<BTreeSet<u32>>,
+}
+
+impl Subnets {
+    /// The range must hold at least one subnet.
+    pub(super) fn new(range: Cidr, prefix: u8) -> Result<Self, String> {
+        if prefix < range.prefix || prefix > 29 {
+            return Err(format!(
+                "subnets of /{prefix} do not fit into {range}; take one between /{} and /29",
+                range.prefix
+            ));
+        }
+        Ok(Subnets { range, prefix, claimed: Mutex::default() })
+    }
+
+    /// How many runs can have a network at once.
+    pub(super) fn total(&self) -> usize {
+        1 << (self.prefix - self.range.prefix)
+    }
+
+    fn subnet(&self, number: u32) -> Cidr {
+        Cidr { start: self.range.start + (number << (32 - self.prefix)), prefix: self.prefix }
+    }
+
+    /// Claims the first subnet that overlaps nothing of `taken`.
+    fn claim(&self, taken: &[Cidr]) -> Option<Claim<'_>> {
+        let mut claimed = self.claimed.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let free = |number: &u32| !claimed.contains(number) && !taken.iter().any(|t| t.overlaps(self.subnet(*number)));
+        let number = (0..self.total() as u32).find(free)?;
+        claimed.insert(number);
+        Some(Claim { subnets: self, number })
+    }
+
+    /// Makes a network for a space.
+    pub(super) async fn create(&self, engine: &Engine, space: &SpaceName) -> Result<(), RuntimeError> {
+        let mut taken = Vec::new();
+        let listed = engine.api.list_networks(None::<ListNetworksOptions>).await;
+        for network in listed.map_err(|e| engine.error("list the engine's networks", &e))? {
+            let configs = network.ipam.and_then(|ipam| ipam.config).unwrap_or_default();
+            taken.extend(configs.iter().filter_map(|c| c.subnet.as_ref()?.parse::<Cidr>().ok()));
+        }
+        loop {
+            let Some(claim) = self.claim(&taken) else {
+                return Err(RuntimeError::NoNetworkLeft { range: self.range.to_string(), total: self.total() });
+            };
+            let subnet = self.subnet(claim.number);
+            let request = NetworkCreateRequest {
+                name: space.0.clone(),
+                driver: Some("bridge".to_owned()),
+                ipam: Some(Ipam {
+                    config: Some(vec![IpamConfig { subnet: Some(subnet.to_string()), ..Default::default() }]),
+                    ..Default::default()
+                }),
+                labels: Some(engine.space_labels(space)),
+                ..Default::default()
+            };
+            match engine.api.create_network(request).await {
+                Ok(_) => return Ok(()),
+                // Somebody else took it since we looked, or a route of the host is in the way: the next one.
+                Err(e) if status(&e).is_some() && e.to_string().contains("overlap") => taken.push(subnet),
+                Err(e) => return Err(engine.error("make the run's network", &e)),
+            }
+        }
+    }
+}
+
+struct Claim<'a> {
+    subnets: &'a Subnets,
+    number: u32,
+}
+
+impl Drop for Claim<'_> {
+    fn drop(&mut self) {
+        let mut claimed = self.subnets.claimed.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        claimed.remove(&self.number);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn range(text: &str) -> Cidr {
+        text.parse().unwrap()
+    }
+
+    #[test]
+    fn subnets_in_use_by_anybody_are_not_given_out() {
+        let subnets = Subnets::new(range("10.213.0.0/23"), 25).unwrap();
+        assert_eq!(subnets.total(), 4);
+        let taken = [range("10.213.0.128/25"), range("10.213.1.64/30"), range("172.17.0.0/16")];
+        let first = subnets.claim(&taken).unwrap();
+        assert_eq!(subnets.subnet(first.number).to_string(), "10.213.0.0/25");
+        let second = subnets.claim(&taken).unwrap();
+        assert_eq!(subnets.subnet(second.number).to_string(), "10.213.1.128/25");
+        assert!(subnets.claim(&taken).is_none());
+        drop(first);
+        assert_eq!(subnets.claim(&taken).map(|c| c.number), Some(0));
+        assert!(subnets.claim(&[range("10.0.0.0/8")]).is_none());
+    }
+
+    #[test]
+    fn nonsense_ranges_are_refused() {
+        for bad in ["", "10.0.0.0", "10.0.0.0/0", "10.0.0.0/33", "10.0.0/8", "::/64"] {
+            assert!(bad.parse::<Cidr>().is_err(), "{bad}");
+        }
+        assert!(Subnets::new(range("10.0.0.0/26"), 25).is_err());
+        assert!(Subnets::new(range("10.0.0.0/16"), 30).is_err());
+    }
+}

@@ -1,0 +1,58 @@
+#!/usr/bin/env bash
+# Installs the binary, its manual pages, shell completions and a systemd unit:
+#   install.sh BINARY DESTDIR PREFIX UNITDIR
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+# shellcheck source=tests/setup/lib.sh
+. "$here/lib.sh"
+binary=$1 destdir=$2 prefix=$3 unitdir=$4
+
+# Root only where the place asks for it: a package build into DESTDIR does not.
+nearest=$destdir$prefix
+while [ -n "$nearest" ] && ! [ -e "$nearest" ]; do nearest=${nearest%/*}; done
+if [ -w "${nearest:-/}" ]; then place() { "$@"; } else place() { as_root "$@"; }; fi
+
+scratch=$(mktemp -d)
+trap 'rm -rf "$scratch"' EXIT
+"$binary" man "$scratch/man"
+for shell in bash zsh fish; do "$binary" completions "$shell" >"$scratch/$shell"; done
+cat >"$scratch/mainstay.service" <<UNIT
+[Unit]
+Description=Mainstay, pipelines for the Git repositories of this machine
+Documentation=man:mainstay(1)
+After=network-online.target docker.service
+Wants=network-online.target
+
+[Service]
+Type=notify
+ExecStart=$prefix/bin/mainstay --config /etc/mainstay/mainstay.yml serve
+ExecReload=/bin/kill -HUP \$MAINPID
+Restart=on-failure
+RestartSec=1
+# Steps outlive the daemon: it finds them again at its next start.
+KillMode=process
+TimeoutStopSec=60
+StateDirectory=mainstay
+StateDirectoryMode=0700
+UMask=0077
+
+[Install]
+WantedBy=multi-user.target
+UNIT
+
+place install -D -m 0755 "$binary" "$destdir$prefix/bin/mainstay"
+for page in "$scratch"/man/*.1; do place install -D -m 0644 "$page" "$destdir$prefix/share/man/man1/${page##*/}"; done
+place install -D -m 0644 "$scratch/bash" "$destdir$prefix/share/bash-completion/completions/mainstay"
+place install -D -m 0644 "$scratch/zsh" "$destdir$prefix/share/zsh/site-functions/_mainstay"
+place install -D -m 0644 "$scratch/fish" "$destdir$prefix/share/fish/vendor_completions.d/mainstay.fish"
+place install -D -m 0644 "$scratch/mainstay.service" "$destdir$unitdir/mainstay.service"
+say "installed $destdir$prefix/bin/mainstay and $destdir$unitdir/mainstay.service"
+
+if [ -z "$destdir" ] && [ -d /run/systemd/system ]; then
+    as_root systemctl daemon-reload
+    if as_root systemctl is-active --quiet mainstay; then
+        # The old binary runs until it is told; a restart takes running steps over.
+        as_root systemctl restart mainstay && say "restarted the running daemon"
+    else
+        say "next: write /etc/mainstay/mainstay.yml (mainstay init), then systemctl enable --now mainstay"
+    fi
+fi

@@ -1,0 +1,79 @@
+#!/usr/bin/env bash
+# Brings this machine to where Mainstay can be built, tried and tested, and starts nothing that already runs.
+#
+#   tests/setup/prepare.sh build                 what the compiler needs
+#   tests/setup/prepare.sh engine                build + a container engine that answers
+#   tests/setup/prepare.sh demo [FOLDER]         engine + base images, and the demo's project in FOLDER
+#   tests/setup/prepare.sh test [FOLDER]         demo + the programs that tests start, and cargo's companions
+#   tests/setup/prepare.sh run -- COMMAND…       COMMAND with access to the engine (a fresh `docker` group counts)
+#
+# Safe to run twice and from several terminals: what is there is left alone, and one at a time works on the machine.
+# Root is asked for (through sudo) only for a step that needs it, and that step is named first.
+
+# ---- Debian packages, by what wants them. A line: the program that shows it is there, then the package. ----------
+
+BUILD_PACKAGES="
+cc          gcc
+git         git
+make        make
+/usr/include/stdio.h  libc6-dev
+/etc/ssl/certs/ca-certificates.crt  ca-certificates
+"
+ENGINE_PACKAGES="
+dockerd     docker.io
+docker      docker.io
+iptables    iptables
+"
+# Only where no registry answers, to make base images from Debian's own packages.
+IMAGE_PACKAGES="
+debootstrap debootstrap
+"
+# Programs that tests start themselves, on loopback. Services they would start at boot are kept off.
+TEST_PACKAGES="
+sshd        openssh-server
+ssh         openssh-client
+git         git
+ldd         libc-bin
+"
+
+# -------------------------------------------------------------------------------------------------------------------
+
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+# shellcheck source=tests/setup/lib.sh
+. "$here/lib.sh"
+. "$here/engine.sh"
+. "$here/images.sh"
+. "$here/tools.sh"
+
+what=${1:-}
+case $what in
+build)
+    locked install_packages "$BUILD_PACKAGES"
+    ;;
+engine)
+    locked install_packages "$BUILD_PACKAGES"
+    locked ensure_engine
+    ;;
+demo)
+    locked install_packages "$BUILD_PACKAGES"
+    locked ensure_engine
+    locked ensure_images
+    locked ensure_demo_project "${2:-$(target_dir)/demo-project}"
+    ;;
+test)
+    locked install_packages "$BUILD_PACKAGES$TEST_PACKAGES"
+    locked ensure_engine
+    locked ensure_images
+    locked ensure_demo_project "${2:-$(target_dir)/demo-project}"
+    locked ensure_cargo_tools
+    ;;
+run)
+    shift
+    [ "${1:-}" = -- ] && shift
+    with_engine "$@"
+    ;;
+*)
+    sed -n '2,12s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"
+    exit 2
+    ;;
+esac
