@@ -140,8 +140,8 @@ impl Core {
     fn app(self: &Arc<Self>, config: &Daemon, address: std::net::SocketAddr) -> anyhow::Result<Arc<App>> {
         let public = Some(config.server.public_url.as_str()).filter(|url| !url.is_empty());
         Ok(Arc::new(App {
-            runs: Arc::clone(self) as Arc<dyn web::Runs>,
-            logs: Arc::clone(self) as Arc<dyn web::logs::LogSource>,
+            runs: Arc::new(self.engine.clone()),
+            logs: self.engine.logs().clone(),
             control: Arc::clone(self) as Arc<dyn web::Control>,
             intake: Arc::clone(self) as Arc<dyn web::Intake>,
             token: auth::Token::load_or_create(&config.state.join(TOKEN))?,
