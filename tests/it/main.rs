@@ -8,4 +8,5 @@ mod demo;
 mod git_transports;
 mod inbox;
 mod logs;
+mod private_registry;
 mod webhooks;
