@@ -17,7 +17,7 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-/// See a push build, test and fail on this machine, with a daemon and a repository made for it
+/// See a push build, test and fail on this machine, in a sandbox made for it
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   mainstay demo

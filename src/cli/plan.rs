@@ -186,7 +186,7 @@ mod tests {
         )
         .unwrap();
         let args = Cli::try_parse_from([&["plan", file.to_str().unwrap()], flags].concat()).unwrap().args;
-        run(&args, &Ui { json: true, color: false, verbosity: 0 })
+        run(&args, &Ui::new(true, "never", 0))
     }
 
     #[test]

@@ -247,7 +247,7 @@ fn tell(context: &Context, detail: &RunDetail) {
         return;
     }
     context.ui.say("");
-    for line in show::graph(&context.ui, &detail.steps, Timestamp::now()) {
+    for line in show::graph(&context.ui, detail, Timestamp::now()) {
         context.ui.say(line);
     }
     if let Some(error) = &detail.summary.error {

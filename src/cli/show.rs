@@ -6,10 +6,13 @@ use super::table::{self, Cell};
 use super::ui::{Tone, Ui};
 use super::{Context, words};
 use crate::model::api::{LogLineView, RunDetail, StepState, StepView};
-use crate::model::{RunStatus, StepName, StepOutcome};
+use crate::model::plan::{PlannedStep, Resources, Retries};
+use crate::model::{Plan, RunStatus, Span, StepName, StepOutcome};
+use crate::plan::{self, show::Tone as DrawTone};
 use futures_util::StreamExt;
 use jiff::Timestamp;
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 /// Show a run: its graph, how each step went, and what to do about a failed one
 #[derive(Debug, clap::Args)]
@@ -41,7 +44,7 @@ pub async fn run(args: &Args, context: &Context) -> Result<Exit, Failure> {
     for line in head(ui, &run, now) {
         ui.out(line);
     }
-    for line in graph(ui, &run.steps, now) {
+    for line in graph(ui, &run, now) {
         ui.out(line);
     }
     for step in run.steps.iter().filter(|step| step.outcome == Some(StepOutcome::Failed)) {
@@ -90,36 +93,78 @@ fn head(ui: &Ui, run: &RunDetail, now: Timestamp) -> Vec<String> {
     out
 }
 
-/// The graph as a list in layers: a step stands one layer after the last step it needs.
-pub(super) fn graph(ui: &Ui, steps: &[StepView], now: Timestamp) -> Vec<String> {
-    let mut layers: BTreeMap<&StepName, usize> = BTreeMap::new();
-    for step in steps {
-        // Steps come in plan order: what a step needs is already placed.
-        let layer = step.needs.iter().filter_map(|need| layers.get(need)).max().map_or(0, |layer| layer + 1);
-        layers.insert(&step.name, layer);
-    }
-    let mut order: Vec<(usize, &StepView)> = steps.iter().map(|step| (layers[&step.name], step)).collect();
-    order.sort_by_key(|(layer, _)| *layer);
-    let mut before = None;
-    let rows: Vec<Vec<Cell>> = order
-        .into_iter()
-        .map(|(layer, step)| {
-            let (sign, tone) = words::step_sign(step);
-            let number = if before == Some(layer) { String::new() } else { (layer + 1).to_string() };
-            before = Some(layer);
-            let needs: Vec<&str> = step.needs.iter().map(StepName::as_str).collect();
-            let after = if needs.is_empty() { String::new() } else { format!("after {}", needs.join(", ")) };
-            vec![
-                Cell::toned(Tone::Dim, number),
-                Cell::toned(tone, format!("{sign} {}", step.name)),
-                step_time(step, now).into(),
-                Cell::toned(Tone::Dim, after),
-                Cell::toned(tone, note(step)),
-            ]
-        })
+/// The graph as `plan` draws it, with the state of each step; then a line for each step that has more to say. What
+/// failed gets a block of its own further down.
+pub(super) fn graph(ui: &Ui, run: &RunDetail, now: Timestamp) -> Vec<String> {
+    let steps: BTreeMap<&StepName, &StepView> = run.steps.iter().map(|step| (&step.name, step)).collect();
+    let state = |name: &StepName| steps.get(name).map(|step| cell(step, now));
+    let paint = |tone: DrawTone, text: &str| match tone {
+        DrawTone::Plain => text.to_owned(),
+        DrawTone::Good => ui.paint(Tone::Good, text),
+        DrawTone::Bad => ui.paint(Tone::Bad, text),
+        DrawTone::Active => ui.paint(Tone::Active, text),
+        DrawTone::Dim => ui.paint(Tone::Dim, text),
+    };
+    let drawn = plan::show::text_painted(&outline(run), &state, &paint);
+    let mut out: Vec<String> = drawn.lines().map(|line| line.trim_end().to_owned()).collect();
+    let rows: Vec<Vec<Cell>> = run
+        .steps
+        .iter()
+        .filter(|step| step.outcome != Some(StepOutcome::Failed))
+        .map(|step| (step, note(step)))
+        .filter(|(_, note)| !note.is_empty())
+        .map(|(step, note)| vec![step.name.as_str().into(), Cell::toned(words::step_sign(step).1, note)])
         .collect();
-    // The head line only names columns that speak for themselves.
-    table::lines(ui, &["", "", "", "", ""], &rows, ui.columns()).into_iter().skip(1).collect()
+    if !rows.is_empty() {
+        out.push(String::new());
+        out.extend(table::lines(ui, &["", ""], &rows, ui.columns()).into_iter().skip(1));
+    }
+    out
+}
+
+fn cell(step: &StepView, now: Timestamp) -> plan::show::Cell {
+    let (sign, tone) = words::step_sign(step);
+    let tone = match tone {
+        Tone::Good => DrawTone::Good,
+        Tone::Bad => DrawTone::Bad,
+        Tone::Active => DrawTone::Active,
+        Tone::Dim => DrawTone::Dim,
+        Tone::Strong => DrawTone::Plain,
+    };
+    let word = match (step.state, step.outcome) {
+        (StepState::Running, _) => "runs",
+        (_, Some(StepOutcome::Skipped)) => "skipped",
+        (_, Some(StepOutcome::Cancelled)) => "cancelled",
+        (_, Some(StepOutcome::Failed | StepOutcome::FailedAllowed)) => "failed",
+        _ => "",
+    };
+    plan::show::Cell { glyph: sign.chars().next().unwrap_or(' '), word: word.into(), time: step_time(step, now), tone }
+}
+
+/// As much of the plan as a drawing needs: names and edges.
+fn outline(run: &RunDetail) -> Plan {
+    let step = |step: &StepView| PlannedStep {
+        name: step.name.clone(),
+        image: step.image.clone(),
+        commands: Vec::new(),
+        args: Vec::new(),
+        environment: BTreeMap::new(),
+        secrets: Vec::new(),
+        needs: step.needs.clone(),
+        timeout: Span(Duration::ZERO),
+        retries: Retries::default(),
+        allow_failure: false,
+        when_status: Vec::new(),
+        once: false,
+        resources: Resources::default(),
+        shares_holder: false,
+    };
+    Plan {
+        pipeline: run.summary.pipeline.clone(),
+        file: run.file.clone().unwrap_or_default(),
+        digest: String::new(),
+        steps: run.steps.iter().map(step).collect(),
+    }
 }
 
 fn step_time(step: &StepView, now: Timestamp) -> String {
@@ -221,8 +266,7 @@ mod tests {
             stream: crate::model::log::Stream::Stderr,
             text: "\u{1b}[31massertion failed\u{1b}[0m".into(),
         };
-        let text =
-            [head(&ui, &run, now), graph(&ui, &run.steps, now), failed(&ui, &run, &run.steps[2], &[line])].concat();
+        let text = [head(&ui, &run, now), graph(&ui, &run, now), failed(&ui, &run, &run.steps[2], &[line])].concat();
         insta::assert_snapshot!(text.join("\n"));
     }
 }

@@ -139,7 +139,7 @@ mod tests {
 
     #[test]
     fn files_and_folders_are_checked_and_one_bad_file_makes_it_two() {
-        let ui = Ui { json: true, color: false, verbosity: 0 };
+        let ui = Ui::new(true, "never", 0);
         let dir = tempfile::tempdir().unwrap();
         let good = dir.path().join("good.yml");
         std::fs::write(&good, "steps: {a: {image: x}}").unwrap();

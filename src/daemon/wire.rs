@@ -9,6 +9,7 @@ use crate::model::{InstanceId, RepoName};
 use crate::plan::Defaults;
 use crate::runtime::Runtime;
 use crate::runtime::docker::{Docker, DockerConfig};
+use crate::runtime::process::Process;
 use anyhow::Context;
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -85,7 +86,10 @@ impl Runtimes<'_> {
         }
         let runtime: Arc<dyn Runtime> = match choice {
             RuntimeChoice::Docker(settings) => Arc::new(docker(self.config, settings, self.instance)?),
-            RuntimeChoice::Process => anyhow::bail!("use the process runtime: not merged yet"),
+            RuntimeChoice::Process => {
+                let shim = std::env::current_exe().context("find this program's own file")?;
+                Arc::new(Process::new(self.config.state.join("process"), self.instance.clone(), shim)?)
+            }
         };
         self.made.push((choice.clone(), Arc::clone(&runtime)));
         Ok(runtime)

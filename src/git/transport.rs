@@ -78,7 +78,14 @@ impl Connected<'_, '_> {
     pub(super) fn download(&mut self, specs: &[String]) -> Result<(), GitError> {
         let mut options = FetchOptions::new();
         options.download_tags(AutotagOption::None).update_fetchhead(false);
-        self.remote.download(specs, Some(&mut options)).map_err(|e| explain(&self.url, &e))
+        self.remote.download(specs, Some(&mut options)).map_err(|error| {
+            // The line held, or the transport would have said why not: it is the other side that did not want to.
+            let refused = |error: &git2::Error| GitError::Git {
+                doing: format!("fetch from {}", self.url),
+                detail: error.message().to_owned(),
+            };
+            FAILURE.take().unwrap_or_else(|| refused(&error))
+        })
     }
 }
 

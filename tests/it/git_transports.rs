@@ -15,11 +15,11 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 /// Runs `git` with a fixed identity and no foreign settings.
-pub fn git(dir: &Path, args: &[&str]) -> String {
+pub(crate) fn git(dir: &Path, args: &[&str]) -> String {
     git_with_input(dir, args, "")
 }
 
-pub fn git_with_input(dir: &Path, args: &[&str], input: &str) -> String {
+pub(crate) fn git_with_input(dir: &Path, args: &[&str], input: &str) -> String {
     let mut child = Command::new("git")
         .args(args)
         .current_dir(dir)
@@ -106,7 +106,8 @@ fn suite(source: &Source, url: &str, auth: Option<Auth>) {
     git_with_input(&source.bare, &["update-ref", "--stdin"], &update);
     assert_eq!(mirror.fetch().unwrap().refs.len(), 102);
     let unknown: Oid = "1234567890123456789012345678901234567890".parse().unwrap();
-    assert!(matches!(mirror.ensure(&unknown), Err(GitError::NotFound { .. })));
+    let error = mirror.ensure(&unknown).unwrap_err();
+    assert!(matches!(error, GitError::NotFound { .. }), "{error}");
     git(&dir, &["fsck", "--full", "--strict"]);
 }
 

@@ -16,18 +16,18 @@ use std::time::{Duration, Instant};
 use tokio::sync::Notify;
 
 /// A bare repository, a working tree that pushes to it, and a daemon's intake.
-pub struct World {
-    pub dir: tempfile::TempDir,
-    pub work: PathBuf,
-    pub bare: PathBuf,
-    pub intake: Arc<Intake>,
-    pub wake: Arc<Notify>,
+pub(crate) struct World {
+    pub(crate) dir: tempfile::TempDir,
+    pub(crate) work: PathBuf,
+    pub(crate) bare: PathBuf,
+    pub(crate) intake: Arc<Intake>,
+    pub(crate) wake: Arc<Notify>,
 }
 
-pub const SECRET: &str = "s3cret";
+pub(crate) const SECRET: &str = "s3cret";
 
 impl World {
-    pub fn new() -> World {
+    pub(crate) fn new() -> World {
         let dir = tempfile::tempdir().unwrap();
         git(dir.path(), &["init", "-q", "--bare", "-b", "main", "shop.git"]);
         git(dir.path(), &["init", "-q", "-b", "main", "work"]);
@@ -40,7 +40,7 @@ impl World {
     }
 
     /// A daemon on that state folder, as after a restart.
-    pub fn open(dir: &Path, bare: &Path) -> (Arc<Intake>, Arc<Notify>) {
+    pub(crate) fn open(dir: &Path, bare: &Path) -> (Arc<Intake>, Arc<Notify>) {
         let store = Store::open(&dir.join("state")).unwrap();
         let mirror = Mirror::open(&dir.join("state/mirrors/shop.git"), bare.to_str().unwrap(), None).unwrap();
         let webhook = Some(WebhookConfig { kind: webhook::Kind::Github, secret: SECRET.into() });
@@ -49,17 +49,17 @@ impl World {
         (Intake::new(store, vec![repo], Arc::clone(&wake)), wake)
     }
 
-    pub fn commit(&self) -> Oid {
+    pub(crate) fn commit(&self) -> Oid {
         git(&self.work, &["commit", "-q", "--allow-empty", "-m", "next"]);
         self.head()
     }
 
-    pub fn head(&self) -> Oid {
+    pub(crate) fn head(&self) -> Oid {
         git(&self.work, &["rev-parse", "HEAD"]).parse().unwrap()
     }
 
     /// Pushes and says what a hook would be told about it.
-    pub fn push(&self, git_ref: &str, new: Option<&Oid>) -> RefChange {
+    pub(crate) fn push(&self, git_ref: &str, new: Option<&Oid>) -> RefChange {
         let old = std::process::Command::new("git")
             .args(["rev-parse", "--verify", "-q", git_ref])
             .current_dir(&self.bare)
@@ -71,22 +71,22 @@ impl World {
         RefChange { git_ref: git_ref.into(), old, new: new.cloned().unwrap_or_else(Oid::zero) }
     }
 
-    pub async fn tell(&self, feeder: Feeder, delivery: &str, change: &RefChange) -> Verdict {
+    pub(crate) async fn tell(&self, feeder: Feeder, delivery: &str, change: &RefChange) -> Verdict {
         let verdicts =
             self.intake.report_push(feeder, &shop(), Some(delivery.into()), None, vec![change.clone()]).await;
         verdicts.unwrap().remove(0)
     }
 
-    pub async fn look(&self) -> usize {
+    pub(crate) async fn look(&self) -> usize {
         watch::look_now(&self.intake, &shop()).await.unwrap()
     }
 
-    pub async fn pending(&self) -> Vec<InboxRow> {
+    pub(crate) async fn pending(&self) -> Vec<InboxRow> {
         self.intake.store().pending_inbox(10_000).await.unwrap()
     }
 }
 
-pub fn shop() -> RepoName {
+pub(crate) fn shop() -> RepoName {
     RepoName::new("shop").unwrap()
 }
 
@@ -136,8 +136,8 @@ async fn the_same_push_told_in_every_order_is_one_row() {
             match feeder {
                 0 => accepted += usize::from(matches!(w.tell(Feeder::Hook, "h1", &change).await, Verdict::Accepted(_))),
                 1 => {
-                    accepted +=
-                        usize::from(matches!(w.tell(Feeder::Webhook, "w1", &change).await, Verdict::Accepted(_)))
+                    let verdict = w.tell(Feeder::Webhook, "w1", &change).await;
+                    accepted += usize::from(matches!(verdict, Verdict::Accepted(_)));
                 }
                 _ => accepted += w.look().await,
             }
@@ -160,15 +160,14 @@ async fn the_same_push_told_at_the_same_time_is_one_row() {
         let next = w.commit();
         let change = w.push("refs/heads/main", Some(&next));
         let shop = shop();
-        tokio::join!(
+        let told = tokio::join!(
             w.tell(Feeder::Hook, "h", &change),
             w.tell(Feeder::Webhook, "w", &change),
             watch::look_now(&w.intake, &shop),
             w.tell(Feeder::Hook, "h", &change),
             w.tell(Feeder::Webhook, "w", &change),
-        )
-        .2
-        .unwrap();
+        );
+        told.2.unwrap();
         assert_eq!(w.pending().await.len(), 1);
     }
 }
