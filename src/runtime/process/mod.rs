@@ -402,6 +402,8 @@ mod tests {
         tree.file(b"a/b", false).unwrap();
         tree.dir(b"x/y").unwrap();
         tree.link(b"x", b"a").unwrap();
+        // The folder that was open a moment ago is gone, and a link stands there.
+        assert!(tree.file(b"x/y/z", false).is_err());
         assert!(root.path().join("a/b").is_file() && root.path().join("x").is_symlink());
     }
 }
