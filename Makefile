@@ -103,7 +103,7 @@ conformance:
 	$(PREPARE) build
 	@[ -n "$(ENGINE)" ] || { echo 'usage: make conformance ENGINE=unix:///var/run/docker.sock' >&2; exit 2; }
 	DOCKER_HOST="$(ENGINE)" $(PREPARE) test "$(CARGO_TARGET_DIR)/demo-project"
-	DOCKER_HOST="$(ENGINE)" $(PREPARE) run -- cargo nextest run --locked --no-fail-fast -E 'test(/^conformance::/)'
+	DOCKER_HOST="$(ENGINE)" MAINSTAY_CONFORMANCE_ENGINE="$(ENGINE)" $(PREPARE) run -- cargo nextest run --locked --no-fail-fast -E 'test(/^conformance::/)'
 
 # ---- install and remove ---------------------------------------------------------------------------------------------
 
