@@ -2,7 +2,7 @@
 //!
 //! In come connections on the Unix socket and the TCP listener ([`listen`]); every request passes one guard ([`auth`]);
 //! answers are made from the store, and wishes are handed to the daemon through [`Control`] and [`Intake`], which
-//! `daemon` implements. The routes are one table ([`routes`]), from which router and OpenAPI document are both made.
+//! `daemon` implements. The routes are one table ([`ROUTES`]), from which router and OpenAPI document are both made.
 
 mod api;
 pub mod auth;
