@@ -265,6 +265,7 @@ mod tests {
             at: now,
             stream: crate::model::log::Stream::Stderr,
             text: "\u{1b}[31massertion failed\u{1b}[0m".into(),
+            continues: false,
         };
         let text = [head(&ui, &run, now), graph(&ui, &run, now), failed(&ui, &run, &run.steps[2], &[line])].concat();
         insta::assert_snapshot!(text.join("\n"));

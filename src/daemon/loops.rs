@@ -1,5 +1,6 @@
 //! The daemon's loops. Each looks at stored state and does what is due; being woken only makes it look sooner.
 
+use super::wire::Made;
 use super::{Core, Health};
 use crate::engine::begin::pipelines_at;
 use crate::model::api::RunFilter;
@@ -87,7 +88,7 @@ async fn look(core: &Core) -> Health {
     let mut health = Health { runtime_ok: true, ..Health::default() };
     let parts = core.parts();
     let mut names = Vec::new();
-    for runtime in &parts.runtimes {
+    for Made { runtime, .. } in &parts.runtimes {
         match runtime.ping().await {
             Ok(version) => names.push(version),
             Err(error) => {
