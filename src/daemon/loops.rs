@@ -147,6 +147,14 @@ fn schedules_of(core: &Arc<Core>) -> schedule::Specs {
     Arc::new(move |repo: &RepoName| {
         let parts = core.parts();
         let Some(mirror) = parts.mirrors.get(repo) else { return Ok(Vec::new()) };
+        // The push that calls for this may have brought its objects alone: the mirror's refs are as of the last fetch.
+        if let Err(error) = mirror.fetch() {
+            tracing::debug!(%repo, %error, "schedules are read from the commit seen last");
+        }
+        // Nothing was pushed there yet.
+        if mirror.default_branch().map_err(|error| error.to_string())?.is_none() {
+            return Ok(Vec::new());
+        }
         let files = mirror.resolve("").and_then(|head| pipelines_at(mirror, &head.commit));
         let mut specs: Vec<(PipelineName, String)> = Vec::new();
         for file in files.map_err(|error| error.to_string())? {
