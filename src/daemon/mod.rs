@@ -224,6 +224,8 @@ fn watched(config: &Daemon, mirrors: &BTreeMap<RepoName, Arc<Mirror>>) -> Vec<Wa
             name: name.clone(),
             mirror: Mirror::clone(mirror),
             poll: Some(repo.poll.0),
+            branch: repo.branch.clone(),
+            runs_per_push: config.limits.runs_per_push as usize,
             webhook: repo.webhook.as_ref().map(|hook| WebhookConfig {
                 kind: match hook.kind {
                     WebhookKind::Github => webhook::Kind::Github,

@@ -43,6 +43,8 @@ pub struct Report {
     pub actor: Option<String>,
     /// The refs that changed, in order.
     pub changes: Vec<RefReport>,
+    /// How many of them may start runs; deletions do not count. The first ones do.
+    pub starts: usize,
 }
 
 /// One ref that changed. All zeros stand for "does not exist".
@@ -74,6 +76,8 @@ pub enum Verdict {
     Accepted(InboxId),
     /// Another feeder told us already.
     Joined(InboxId),
+    /// A new change that starts nothing: the push held more refs than may start runs.
+    OverLimit(InboxId),
     /// This message was taken before.
     Replayed,
     /// Too late to mean anything; the words say why.
@@ -175,6 +179,7 @@ impl Store {
             let mut verdicts = Vec::with_capacity(report.changes.len());
             let mut look = Vec::new();
             let mut n = 0;
+            let mut starts = report.starts;
             for change in &report.changes {
                 let judged = decide(tx, &report, change)?;
                 let stored = !matches!(judged, Judged::Look(_) | Judged::Refuse(_));
@@ -182,10 +187,12 @@ impl Store {
                     Judged::Look(generation) => look.push((change.git_ref.clone(), generation)),
                     Judged::Refuse(why) => verdicts.push(Verdict::Refused(why.to_owned())),
                     Judged::Accept(generation) => {
-                        verdicts.push(accept(tx, &report, n, change, &change.old, generation, now)?);
+                        let id = accept(tx, &report, n, change, &change.old, generation, now)?;
+                        verdicts.push(within_limit(tx, &report, id, change, &mut starts)?);
                     }
                     Judged::AcceptLook(generation, old) => {
-                        verdicts.push(accept(tx, &report, n, change, &old, generation, now)?);
+                        let id = accept(tx, &report, n, change, &old, generation, now)?;
+                        verdicts.push(within_limit(tx, &report, id, change, &mut starts)?);
                     }
                     Judged::Join(id) => {
                         record(tx, &report, n, change, Some(id), "joined", None, now)?;
@@ -260,6 +267,19 @@ impl Store {
                 }
             }
             Ok(first)
+        })
+        .await
+    }
+
+    /// The default branch's full ref name, as far as it is known.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn head(&self, repo: &RepoName) -> Result<Option<String>, StoreError> {
+        let repo = repo.clone();
+        self.read(move |db| {
+            let mut query = db.prepare_cached("SELECT head FROM repos WHERE repo = ?1")?;
+            Ok(query.query_row([repo.as_str()], |row| row.get(0)).optional()?.flatten())
         })
         .await
     }
@@ -609,7 +629,7 @@ fn accept(
     old: &Oid,
     generation: u64,
     now: Timestamp,
-) -> Result<Verdict, StoreError> {
+) -> Result<InboxId, StoreError> {
     let row = NewRow {
         repo: &report.repo,
         git_ref: &change.git_ref,
@@ -632,7 +652,40 @@ fn accept(
          ON CONFLICT (repo, git_ref) DO UPDATE SET oid = excluded.oid, generation = excluded.generation",
     )?
     .execute(params![report.repo.as_str(), change.git_ref, change.new.as_str(), generation as i64])?;
-    Ok(Verdict::Accepted(id))
+    Ok(id)
+}
+
+/// What is over the limit is known as accepted, so that nobody reports it again, but its row starts nothing and tells
+/// how to.
+fn within_limit(
+    tx: &Transaction<'_>,
+    report: &Report,
+    id: InboxId,
+    change: &RefReport,
+    starts: &mut usize,
+) -> Result<Verdict, StoreError> {
+    if change.new.is_zero() {
+        return Ok(Verdict::Accepted(id));
+    }
+    if *starts > 0 {
+        *starts -= 1;
+        return Ok(Verdict::Accepted(id));
+    }
+    let short = change.git_ref.strip_prefix("refs/heads/").unwrap_or(&change.git_ref);
+    let reason = format!(
+        "one push moved more refs than limits.runs-per-push lets start runs; `mainstay inbox replay {id}` runs this one \
+         as pushed, `mainstay trigger {} --ref {}` by hand",
+        report.repo,
+        quoted(short)
+    );
+    set_inbox_state(tx, id, "dropped", Some(&reason))?;
+    Ok(Verdict::OverLimit(id))
+}
+
+/// As a shell takes it for one word.
+fn quoted(word: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-_./+@".contains(c);
+    if word.chars().all(plain) { word.to_owned() } else { format!("'{}'", word.replace('\'', "'\\''")) }
 }
 
 /// A row that only tells people why their push did not run.
