@@ -287,7 +287,7 @@ struct Limits {
     steps: Option<u32>,
     /// Containers started ahead; 8 when it is not said.
     waiting: Option<u32>,
-    /// Runs that one push may start; 20 when it is not said.
+    /// Branches and tags of one push that may start runs; 20 when it is not said.
     runs_per_push: Option<u32>,
     /// Log bytes kept of a step; 256MiB when it is not said.
     log: Option<ByteSize>,
@@ -299,6 +299,15 @@ struct Limits {
     pids: Option<u32>,
     /// A step is stopped after this long; 1h when it is not said.
     timeout: Option<Span>,
+}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+struct Keep {
+    /// Runs that are over, their logs and reports are kept this long; 90d when it is not said.
+    r#for: Option<Span>,
+    /// The newest runs of each repository stay however old they are; 50 when it is not said.
+    runs: Option<u32>,
 }
 
 #[derive(Debug, Deserialize, JsonSchema)]
@@ -384,6 +393,7 @@ mod tests {
             (&daemon["$defs"]["Docker"], settings::DOCKER_KEYS),
             (&daemon["$defs"]["Credentials"], settings::CREDENTIAL_KEYS),
             (&daemon["$defs"]["Limits"], settings::LIMIT_KEYS),
+            (&daemon["$defs"]["Keep"], settings::KEEP_KEYS),
             (&daemon["$defs"]["Repo"], settings::REPO_KEYS),
             (&daemon["$defs"]["Webhook"], settings::WEBHOOK_KEYS),
         ];

@@ -198,6 +198,9 @@ impl Core {
         if old.limits != new.limits {
             changes.push("other limits".into());
         }
+        if old.keep != new.keep {
+            changes.push("old runs are kept for another time".into());
+        }
         self.engine.configure(wired.repos, wired.settings);
         self.intake.replace(watched(&new, &wired.mirrors));
         let parts = Parts { runtimes: wired.runtimes, mirrors: wired.mirrors };

@@ -183,9 +183,8 @@ impl Intake {
         let repo = &self.entry(name)?.repo;
         let watched: Vec<bool> = changes.iter().map(|change| repo.watches(&change.git_ref)).collect();
         let changes = changes.into_iter().zip(&watched).filter(|(_, watched)| **watched);
-        let changes = changes
-            .map(|(c, _)| RefReport { git_ref: c.git_ref, old: c.old, new: c.new, seen: None })
-            .collect();
+        let changes =
+            changes.map(|(c, _)| RefReport { git_ref: c.git_ref, old: c.old, new: c.new, seen: None }).collect();
         let mut verdicts = self.report(feeder, name, delivery, actor, changes).await?.into_iter();
         let refused = || Verdict::Refused("mainstay.yml watches another branch of this repository".into());
         Ok(watched.into_iter().map(|w| if w { verdicts.next() } else { None }.unwrap_or_else(refused)).collect())
