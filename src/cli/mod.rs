@@ -20,6 +20,7 @@ pub mod retry;
 pub mod run;
 pub mod runs;
 pub mod schema;
+pub mod secrets;
 pub mod serve;
 pub mod shim;
 pub mod show;
@@ -96,6 +97,8 @@ enum Command {
     Cancel(cancel::Args),
     Retry(retry::Args),
     Inbox(inbox::Args),
+    // keeping
+    Secrets(secrets::Args),
     // not for people
     #[command(hide = true)]
     Shim(shim::Args),
@@ -106,6 +109,7 @@ const GROUPS: &[(&str, &[&str])] = &[
     ("Start", &["init", "demo", "doctor", "serve", "reload", "status", "hook", "completions", "man"]),
     ("Pipelines", &["validate", "schema", "graph", "plan", "run"]),
     ("Runs", &["trigger", "runs", "show", "logs", "cancel", "retry", "inbox"]),
+    ("Keeping", &["secrets"]),
 ];
 
 const AFTER_HELP: &str = "\
@@ -197,6 +201,7 @@ fn dispatch(command: &Command, context: &Context) -> Result<Exit, Failure> {
         Command::Cancel(args) => asynchronously(cancel::run(args, context)),
         Command::Retry(args) => asynchronously(retry::run(args, context)),
         Command::Inbox(args) => asynchronously(inbox::run(args, context)),
+        Command::Secrets(args) => secrets::run(args, context),
         Command::Shim(args) => shim::run(args),
     }
 }

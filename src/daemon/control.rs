@@ -77,9 +77,17 @@ impl Intake for Core {
             Taken::Ignored(what) => accepted.notes.push(format!("nothing runs for `{what}`")),
             Taken::Look => accepted.notes.push("the repository is looked at".into()),
             Taken::Push(verdicts) => {
+                let over = verdicts.iter().filter(|verdict| matches!(verdict, Verdict::OverLimit(_))).count();
+                if over > 0 {
+                    accepted
+                        .notes
+                        .push(format!("{over} refs start nothing: one push moved more than limits.runs-per-push"));
+                }
                 for verdict in verdicts {
                     match verdict {
-                        Verdict::Accepted(id) | Verdict::Joined(id) => accepted.inbox.push(id.0),
+                        Verdict::Accepted(id) | Verdict::Joined(id) | Verdict::OverLimit(id) => {
+                            accepted.inbox.push(id.0)
+                        }
                         Verdict::Replayed => accepted.notes.push("this delivery was taken before".into()),
                         Verdict::Stale(why) | Verdict::Refused(why) => accepted.notes.push(why),
                     }

@@ -199,6 +199,9 @@ impl Core {
         if old.limits != new.limits {
             changes.push("other limits".into());
         }
+        if old.keep != new.keep {
+            changes.push("old runs are kept for another time".into());
+        }
         self.engine.configure(wired.repos, wired.settings);
         self.intake.replace(watched(&new, &wired.mirrors));
         for gone in before.runtimes.iter().filter(|old| !wired.runtimes.iter().any(|new| new.is(old))) {
@@ -230,6 +233,8 @@ fn watched(config: &Daemon, mirrors: &BTreeMap<RepoName, Arc<Mirror>>) -> Vec<Wa
             name: name.clone(),
             mirror: Mirror::clone(mirror),
             poll: Some(repo.poll.0),
+            branch: repo.branch.clone(),
+            runs_per_push: config.limits.runs_per_push as usize,
             webhook: repo.webhook.as_ref().map(|hook| WebhookConfig {
                 kind: match hook.kind {
                     WebhookKind::Github => webhook::Kind::Github,
