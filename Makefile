@@ -41,11 +41,11 @@ build:
 # The development build: from nothing on two cores it takes a fraction of the optimised one's time, and the demo's time
 # is the engine's and the compiler's in the containers, not ours. The images are made meanwhile.
 demo:
-	$(PREPARE) engine
-	$(PREPARE) demo "$(CARGO_TARGET_DIR)/demo-project" & images=$$!; \
+	@$(PREPARE) engine
+	@$(PREPARE) demo "$(CARGO_TARGET_DIR)/demo-project" & images=$$!; \
 	    cargo build --locked || { wait $$images || true; exit 1; }; \
 	    wait $$images
-	$(PREPARE) run -- $(DEV) demo --project "$(CARGO_TARGET_DIR)/demo-project"
+	@$(PREPARE) run -- $(DEV) demo --project "$(CARGO_TARGET_DIR)/demo-project"
 
 # ---- test -----------------------------------------------------------------------------------------------------------
 
