@@ -51,13 +51,16 @@ demo:
 
 # Cheap and telling first. Lints and docs share their metadata, tests and the binary share their objects.
 test:
-	$(PREPARE) test "$(CARGO_TARGET_DIR)/demo-project"
-	$(MAKE) --no-print-directory lint
-	$(MAKE) --no-print-directory docs
-	$(MAKE) --no-print-directory licences
-	$(MAKE) --no-print-directory binary
-	$(MAKE) --no-print-directory tests
+	@$(PREPARE) test "$(CARGO_TARGET_DIR)/demo-project"; echo "-- set-up: $$SECONDS s"
+	@$(call stage,lint)
+	@$(call stage,docs)
+	@$(call stage,licences)
+	@$(call stage,binary)
+	@$(call stage,tests)
 	@echo "all of the gate passed"
+
+# One part of the gate, and how long it took.
+stage = $(MAKE) --no-print-directory $(1); echo "-- $(1): $$SECONDS s"
 
 lint:
 	cargo fmt --check
