@@ -19,7 +19,7 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-/// See a push build and pass, and one break a test, on this machine, in a folder of its own
+/// See two pushes run on this machine: one passes, one breaks a test
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   mainstay demo
