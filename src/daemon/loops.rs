@@ -1,7 +1,7 @@
 //! The daemon's loops. Each looks at stored state and does what is due; being woken only makes it look sooner.
 
 use super::wire::Made;
-use super::{Core, Health};
+use super::{Core, Health, Sweeping};
 use crate::engine::begin::pipelines_at;
 use crate::git::Tidied;
 use crate::model::api::RunFilter;
@@ -41,7 +41,7 @@ impl Loops {
 }
 
 /// Starts every loop; each ends when the daemon stops.
-pub(super) fn start(core: &Arc<Core>, hook: crate::trigger::socket::Listener) -> Loops {
+pub(super) fn start(core: &Arc<Core>, hook: crate::trigger::socket::Listener, left: Sweeping) -> Loops {
     let mut loops = Loops { tasks: JoinSet::new() };
     let intake = &core.intake;
     loops.until_stop(core, hook.run(Arc::clone(intake)));
@@ -53,6 +53,7 @@ pub(super) fn start(core: &Arc<Core>, hook: crate::trigger::socket::Listener) ->
     loops.until_stop(core, expire(Arc::clone(core)));
     loops.until_stop(core, housekeeping(Arc::clone(core)));
     loops.until_stop(core, warm(Arc::clone(core)));
+    loops.until_stop(core, sweep(left));
     loops
 }
 
@@ -182,6 +183,17 @@ async fn forget_old(core: &Core) -> anyhow::Result<(usize, usize)> {
             0 => return Ok((runs, reports)),
             some => reports += some,
         }
+    }
+}
+
+/// Removes what earlier daemons left, as soon as their engines answer.
+async fn sweep(mut left: Sweeping) {
+    loop {
+        left.sweep().await;
+        if left.runtimes.is_empty() {
+            return;
+        }
+        tokio::time::sleep(HEALTH_EVERY).await;
     }
 }
 
