@@ -114,10 +114,10 @@ const GROUPS: &[(&str, &[&str])] = &[
 
 const AFTER_HELP: &str = "\
 First steps:
-  mainstay init                   write mainstay.yml and a first pipeline
-  mainstay run .mainstay/ci.yml   run it here, from the working tree
-  mainstay doctor                 see whether this machine has what a daemon needs
-  mainstay serve                  watch the repositories and run what is pushed
+  mainstay init                      write mainstay.yml and a first pipeline
+  mainstay run .mainstay/build.yml   run it here, from the working tree
+  mainstay doctor                    see whether this machine has what a daemon needs
+  mainstay serve                     watch the repositories and run what is pushed
 
 Exit codes: 0 good, 1 bad (a failed run), 2 the request or a file is wrong,
 3 something it needs cannot be reached, 4 refused, 130 interrupted.";

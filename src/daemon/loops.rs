@@ -1,5 +1,6 @@
 //! The daemon's loops. Each looks at stored state and does what is due; being woken only makes it look sooner.
 
+use super::wire::Made;
 use super::{Core, Health};
 use crate::engine::begin::pipelines_at;
 use crate::git::Tidied;
@@ -94,7 +95,7 @@ async fn look(core: &Core) -> Health {
     let mut health = Health { runtime_ok: true, ..Health::default() };
     let parts = core.parts();
     let mut names = Vec::new();
-    for runtime in &parts.runtimes {
+    for Made { runtime, .. } in &parts.runtimes {
         match runtime.ping().await {
             Ok(version) => names.push(version),
             Err(error) => {
@@ -201,6 +202,14 @@ fn schedules_of(core: &Arc<Core>) -> schedule::Specs {
     Arc::new(move |repo: &RepoName| {
         let parts = core.parts();
         let Some(mirror) = parts.mirrors.get(repo) else { return Ok(Vec::new()) };
+        // The push that calls for this may have brought its objects alone: the mirror's refs are as of the last fetch.
+        if let Err(error) = mirror.fetch() {
+            tracing::debug!(%repo, %error, "schedules are read from the commit seen last");
+        }
+        // Nothing was pushed there yet.
+        if mirror.default_branch().map_err(|error| error.to_string())?.is_none() {
+            return Ok(Vec::new());
+        }
         let files = mirror.resolve("").and_then(|head| pipelines_at(mirror, &head.commit));
         let mut specs: Vec<(PipelineName, String)> = Vec::new();
         for file in files.map_err(|error| error.to_string())? {

@@ -85,6 +85,7 @@ CREATE TABLE runs (
     kept_until  INTEGER
 ) STRICT;
 CREATE INDEX runs_open ON runs (closed) WHERE closed = 0;
+CREATE INDEX runs_by_status ON runs (status);
 CREATE INDEX runs_by_repo ON runs (repo, id);
 CREATE INDEX runs_by_inbox ON runs (inbox_id);
 CREATE INDEX runs_kept ON runs (kept_until) WHERE kept_space IS NOT NULL;
