@@ -25,6 +25,8 @@ const EXPIRE_EVERY: Duration = Duration::from_secs(300);
 const HOUSEKEEPING_EVERY: Duration = Duration::from_secs(600);
 /// Old runs forgotten before the housekeeping looks up again.
 const OLD_RUNS_AT_ONCE: u32 = 100;
+/// With less than this the database cannot write its journal for long.
+const DISK_LOW_BYTES: u64 = 8 << 20;
 /// Spaces made ready at start, for the repositories that ran last.
 const WARM_AT_START: usize = 2;
 
@@ -120,6 +122,14 @@ async fn look(core: &Core) -> Health {
             }
         }
         Err(error) => health.not_ready.push(format!("failed to {error}")),
+    }
+    let state = core.config().state.clone();
+    match tokio::task::spawn_blocking(move || nix::sys::statvfs::statvfs(&state).map(|fs| (state, fs))).await {
+        Ok(Ok((state, fs))) if fs.blocks_available().saturating_mul(fs.fragment_size()) < DISK_LOW_BYTES => {
+            health.not_ready.push(format!("the disk of the state folder {} is full", state.display()));
+        }
+        // A file system that does not say how much is left will say it when something is written.
+        _ => {}
     }
     match core.engine.store().count_pending_inbox().await {
         Ok(count) => health.inbox_pending = count as usize,

@@ -134,7 +134,11 @@ async fn follow_to_end(job: &mut AttemptJob, mut log: TakenOver) -> AttemptResul
         }
     };
     let disturbed = interruption.is_none() && (engine_was_away || was_disturbed(job, &log, &found).await);
-    let end = conclude(job, &log, found, interruption, disturbed);
+    let short_of_memory = matches!(&found, Ok(Found::Exited { out_of_memory: true, .. }));
+    let end = conclude(&log, found, interruption, disturbed);
+    if short_of_memory && !log.broken {
+        log.say(&out_of_memory(job));
+    }
     match &end {
         _ if log.broken => {}
         AttemptEnd::TimedOut => log.say(&format!("mainstay: stopped after its timeout of {}", job.timeout_text)),
@@ -146,8 +150,16 @@ async fn follow_to_end(job: &mut AttemptJob, mut log: TakenOver) -> AttemptResul
     log.result(end)
 }
 
+/// An exit code of 137 alone tells nobody why.
+fn out_of_memory(job: &AttemptJob) -> String {
+    let limit = job.spec.resources.memory.map_or_else(String::new, |memory| format!(" of {memory}"));
+    format!(
+        "mainstay: out of memory: the kernel killed a process of this step at its limit{limit}; \
+         `resources.memory` of the step or `limits.memory` in mainstay.yml raises it"
+    )
+}
+
 fn conclude(
-    job: &AttemptJob,
     log: &TakenOver,
     found: Result<Found, RuntimeError>,
     interruption: Option<Interruption>,
@@ -169,12 +181,7 @@ fn conclude(
         (Ok(Found::Exited { code, .. }), None) if !began => AttemptEnd::EngineError {
             detail: format!("the container ended with {code} before the step's process began"),
         },
-        (Ok(Found::Exited { code, out_of_memory }), None) => {
-            if out_of_memory {
-                tracing::info!(attempt = %job.spec.id, "killed for want of memory");
-            }
-            AttemptEnd::Exited { code }
-        }
+        (Ok(Found::Exited { code, .. }), None) => AttemptEnd::Exited { code },
         (Ok(Found::Absent | Found::Alive), None) | (Err(RuntimeError::Gone { .. }), None) => {
             AttemptEnd::LostContainer { detail: "the container was removed by somebody else while the step ran".into() }
         }
