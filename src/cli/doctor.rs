@@ -89,7 +89,7 @@ fn configuration(context: &Context, checks: &mut Vec<Check>) -> RuntimeChoice {
     };
     match daemon::load(file) {
         Ok(settings) => {
-            let found = format!("{}, {} repositories", file.display(), settings.repos.len());
+            let found = format!("{}, {}", file.display(), words::repositories(settings.repos.len()));
             checks.push(Check::good(NAME, found));
             settings.runtime
         }

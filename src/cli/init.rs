@@ -66,7 +66,7 @@ pub fn run(args: &Args, ui: &Ui) -> Result<Exit, Failure> {
     let mut written = Vec::new();
     let mut kept = Vec::new();
     for (name, text) in [("mainstay.yml", MAINSTAY_YML), (".mainstay/build.yml", BUILD_YML)] {
-        let path = args.dir.join(name);
+        let path = if args.dir == Path::new(".") { PathBuf::from(name) } else { args.dir.join(name) };
         if write_new(&path, text).with_context(|| format!("failed to write {}", path.display()))? {
             written.push(path.display().to_string());
         } else {
@@ -85,9 +85,14 @@ pub fn run(args: &Args, ui: &Ui) -> Result<Exit, Failure> {
     }
     ui.say("");
     ui.say("next:");
-    let pipeline = args.dir.join(".mainstay/build.yml");
-    ui.say(format!("  mainstay run {}     # run the pipeline here, from the working tree", pipeline.display()));
-    ui.say(format!("  mainstay --config {} serve     # watch the repository", args.dir.join("mainstay.yml").display()));
+    let here = args.dir == Path::new(".");
+    let file = |name: &str| if here { name.to_owned() } else { args.dir.join(name).display().to_string() };
+    let serve =
+        if here { "mainstay serve".to_owned() } else { format!("mainstay --config {} serve", file("mainstay.yml")) };
+    let run = format!("mainstay run {}", file(".mainstay/build.yml"));
+    let width = run.chars().count().max(serve.chars().count());
+    ui.say(format!("  {run:width$}   the pipeline, here, from the working tree"));
+    ui.say(format!("  {serve:width$}   the daemon: watches the repository, runs what is committed"));
     Ok(Exit::Good)
 }
 

@@ -120,7 +120,7 @@ pub(super) async fn follow(client: &Client, context: &Context, run: RunId, wish:
     }
     let (sign, tone) = words::status_sign(ended);
     ui.say(ui.paint_err(tone, format!("{sign} run #{run}: {ended}")));
-    if ended == RunStatus::Failed {
+    if matches!(ended, RunStatus::Failed | RunStatus::Errored) {
         ui.say(format!("see why with `mainstay show {run}`"));
     }
     Ok(verdict(ended))

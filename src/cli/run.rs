@@ -86,8 +86,10 @@ pub async fn run(args: &Args, context: &Context) -> Result<Exit, Failure> {
 }
 
 fn read(file: &Path) -> Result<(String, PipelineName), Failure> {
-    let text = crate::config::read_file(file)
-        .map_err(|finding| Failure::wrong(format!("read {}: {}", file.display(), finding.message)))?;
+    let text = crate::config::read_file(file).map_err(|finding| {
+        let why = finding.message.trim_start_matches("failed to read the file: ");
+        Failure::wrong(format!("read {}: {why}", file.display()))
+    })?;
     let stem = file.file_stem().unwrap_or_default().to_string_lossy();
     let name = PipelineName::new(stem).map_err(|bad| Failure::wrong(bad.to_string()))?;
     Ok((text, name))
@@ -116,7 +118,10 @@ fn plan(
     let inputs = match (pipeline.on.manual.is_some(), given.is_empty()) {
         // A pipeline that is not for people may still be tried by one.
         (false, true) => BTreeMap::new(),
-        _ => plan::inputs::check(&pipeline, &given).map_err(|complaints| Failure::wrong(complaints.join("; ")))?,
+        _ => plan::inputs::check(&pipeline, &given).map_err(|complaints| {
+            Failure::wrong(format!("run {shown} with these inputs: {}", complaints.join("; ")))
+                .hint("give them as `--input KEY=VALUE`")
+        })?,
     };
     Ok((plan, inputs))
 }

@@ -62,7 +62,11 @@ pub async fn run(args: &Args, context: &Context) -> Result<Exit, Failure> {
 fn row(run: &RunSummary, now: Timestamp) -> Vec<Cell> {
     let (sign, tone) = words::status_sign(run.status);
     let title = match &run.error {
-        Some(error) => format!("{} ({})", words::clean(&run.title), words::clean(error)),
+        // Findings go on with the lines they are about; `show` has those.
+        Some(error) => {
+            let first = error.lines().next().unwrap_or_default();
+            format!("{} ({})", words::clean(&run.title), words::clean(first))
+        }
         None => words::clean(&run.title),
     };
     vec![

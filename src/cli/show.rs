@@ -76,8 +76,12 @@ fn head(ui: &Ui, run: &RunDetail, now: Timestamp) -> Vec<String> {
         words::clean(&s.title)
     ));
     let again = s.retry_of.map(|run| format!(", repeats #{run}")).unwrap_or_default();
-    let about =
-        format!("{} by {}, {}{again}", s.event.as_str(), words::clean(&s.author), words::ago(s.created_at, now));
+    let about = format!(
+        "{}, commit by {}, {}{again}",
+        s.event.as_str(),
+        words::clean(&s.author),
+        words::ago(s.created_at, now)
+    );
     out.push(ui.paint(Tone::Dim, about));
     if !run.inputs.is_empty() {
         let inputs: Vec<String> =

@@ -24,12 +24,12 @@ pub async fn run(_args: &Args, context: &Context) -> Result<Exit, Failure> {
     } else {
         let (sign, tone) = if ready { ("✓", Tone::Good) } else { ("✗", Tone::Bad) };
         ui.out(format!(
-            "{} mainstay {}, up {}; {}; {} repositories; {} running, {} waiting",
+            "{} mainstay {}, up {}; {}; {}; {} running, {} waiting",
             ui.paint(tone, sign),
             words::clean(&status.version),
             words::took(words::between(status.started_at, Timestamp::now())),
             words::clean(&status.runtime),
-            status.repos,
+            words::repositories(status.repos),
             status.running,
             status.queued,
         ));

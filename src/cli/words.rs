@@ -144,6 +144,11 @@ pub(super) fn key_value(text: &str) -> Result<(String, String), String> {
     }
 }
 
+/// How many repositories, in words.
+pub(super) fn repositories(count: usize) -> String {
+    if count == 1 { "1 repository".to_owned() } else { format!("{count} repositories") }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -40,7 +40,7 @@ impl Control for Core {
     async fn reload(&self) -> Result<Reloaded, Problem> {
         match Core::reload(self) {
             Ok(changes) => Ok(Reloaded { changes }),
-            Err(error) => Err(Problem::wrong(format!("{error:#}"))),
+            Err(error) => Err(Problem::wrong(format!("read the configuration again, the old one stays: {error:#}"))),
         }
     }
 

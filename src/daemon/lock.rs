@@ -48,6 +48,11 @@ impl StateLock {
             }
             Err(TryLockError::Error(error)) => return Err(failed(error)),
         }
+        // The folder's usual place is beside mainstay.yml, maybe in a working tree: Git passes over it then.
+        let ignore = state.join(".gitignore");
+        if !ignore.exists() {
+            std::fs::write(&ignore, "*\n").map_err(failed)?;
+        }
         // For people who look: who has it. The lock itself is what counts.
         let written = file
             .set_len(0)

@@ -97,7 +97,8 @@ impl Engine {
             Ok(Begun::Later(why)) => Err(EngineError::NotNow(why)),
             // The loop was quicker: its runs are the answer.
             Err(EngineError::Store(StoreError::Conflict(_))) => {
-                Ok((self.shared.store.runs_of_inbox(row.id).await?, Vec::new()))
+                let note = self.shared.store.inbox_note(row.id).await?;
+                Ok((self.shared.store.runs_of_inbox(row.id).await?, note.into_iter().collect()))
             }
             Err(error) => Err(error),
         }

@@ -354,6 +354,18 @@ impl Store {
         self.read(move |db| find_row(db, id)).await
     }
 
+    /// Why a row that is done started nothing, or not everything.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn inbox_note(&self, id: InboxId) -> Result<Option<String>, StoreError> {
+        self.read(move |db| {
+            let mut query = db.prepare_cached("SELECT reason FROM inbox WHERE id = ?1")?;
+            Ok(query.query_row([id.0 as i64], |row| row.get(0))?)
+        })
+        .await
+    }
+
     /// The newest rows, for showing.
     ///
     /// # Errors
