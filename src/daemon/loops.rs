@@ -54,7 +54,8 @@ pub(super) fn start(core: &Arc<Core>, hook: crate::trigger::socket::Listener, le
     loops.until_stop(core, health(Arc::clone(core)));
     loops.until_stop(core, expire(Arc::clone(core)));
     loops.until_stop(core, housekeeping(Arc::clone(core)));
-    loops.until_stop(core, warm(Arc::clone(core)));
+    // Not cut off by the stop, which would leave half a space: giving up the pool waits for it.
+    tokio::spawn(warm(Arc::clone(core)));
     loops.until_stop(core, sweep(left));
     loops
 }

@@ -35,8 +35,9 @@ pub const HOOK_SOCKET: &str = "hook.sock";
 /// The token for TCP clients, in the state folder.
 pub const TOKEN: &str = "token";
 
-/// Giving up the pool takes a removal or two; an engine that hangs must not keep the daemon from stopping.
-const DRAIN_WITHIN: Duration = Duration::from_millis(2_500);
+/// Giving up the pool takes a removal or two, seconds on a busy machine; an engine that hangs must not keep the daemon
+/// from stopping, and what stays is swept by the next one.
+const DRAIN_WITHIN: Duration = Duration::from_secs(10);
 
 /// The running daemon's parts, shared by its loops and the web room.
 pub struct Core {

@@ -321,7 +321,7 @@ impl Daemon {
         assert!(status.success(), "it left with {status}");
         let engine = self.engine.clone();
         let containers_and_networks = |one: &str| !one.starts_with("volume ");
-        engine.wait_gone(&instance, Duration::from_secs(10), containers_and_networks);
+        engine.wait_gone(&instance, Duration::from_secs(20), containers_and_networks);
         let volumes = engine.held(&instance);
         assert!(volumes.len() <= kept, "more than the {kept} kept workspaces is left: {volumes:#?}");
     }

@@ -2,13 +2,14 @@
 
 use super::engine::DockerEngine;
 use std::fs::File;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 /// An engine lays out its folder and starts its helpers in a second or two; busy machines were seen to take ten.
 const STARTS_WITHIN: Duration = Duration::from_secs(60);
 
+/// The engine and its containerd, which outlives it as it does where a service manager starts both.
 pub(crate) struct Dockerd {
     pub(crate) engine: DockerEngine,
     dir: PathBuf,
@@ -21,6 +22,7 @@ impl Dockerd {
         let folder = tempfile::Builder::new().prefix("md").tempdir().unwrap();
         let dir = folder.path().to_owned();
         let dockerd = Dockerd { engine: DockerEngine { socket: dir.join("d.sock") }, dir, _folder: folder };
+        dockerd.containerd();
         dockerd.up();
         let copied = Command::new("sh")
             .arg("-c")
@@ -29,6 +31,26 @@ impl Dockerd {
             .unwrap();
         assert!(copied.status.success(), "failed to copy {image}: {}", String::from_utf8_lossy(&copied.stderr));
         dockerd
+    }
+
+    fn containerd(&self) {
+        let log = File::options().create(true).append(true).open(self.dir.join("log")).unwrap();
+        std::fs::write(self.dir.join("c.toml"), "version = 2\ndisabled_plugins = [\"io.containerd.grpc.v1.cri\"]\n")
+            .unwrap();
+        let mut command = as_root("sh");
+        // The shell leaves its number and becomes containerd, also behind sudo.
+        command.arg("-c").arg(
+            "echo $$ > \"$0/c.pid\"; exec containerd --config \"$0/c.toml\" --address \"$0/c.sock\" --root \"$0/croot\" --state \"$0/crun\"",
+        );
+        command.arg(&self.dir).stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log);
+        let mut child = command.spawn().unwrap();
+        let until = Instant::now() + STARTS_WITHIN;
+        while !self.dir.join("c.sock").exists() {
+            let ended = child.try_wait().unwrap();
+            assert!(ended.is_none() && Instant::now() < until, "containerd does not start\n{}", self.log_end());
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        std::thread::spawn(move || child.wait());
     }
 
     fn pid_file(&self) -> PathBuf {
@@ -50,10 +72,8 @@ impl Dockerd {
             .arg(self.pid_file())
             // Nothing of the machine's network is touched, nor the names of another engine's containers.
             .args(["--bridge=none", "--iptables=false", "--ip-forward=false", "--ip-masq=false"])
-            .args(["--userland-proxy=false", "--containerd-namespace"])
-            .arg(self.dir.file_name().unwrap())
-            .arg("--containerd-plugins-namespace")
-            .arg(format!("{}p", self.dir.file_name().unwrap().to_string_lossy()))
+            .args(["--userland-proxy=false", "--containerd"])
+            .arg(self.dir.join("c.sock"))
             .arg("--config-file")
             .arg(self.dir.join("none.json"))
             .stdin(Stdio::null())
@@ -77,7 +97,13 @@ impl Dockerd {
 
     /// SIGTERM or SIGKILL, and waits until it is gone.
     pub(crate) fn down(&self, signal: &str) {
-        let Ok(pid) = std::fs::read_to_string(self.pid_file()) else { return };
+        self.end(&self.pid_file(), signal);
+        // A killed one leaves its file, and refuses to start over it when the number is in use again.
+        let _ = as_root("rm").arg("-f").arg(self.pid_file()).output();
+    }
+
+    fn end(&self, pid_file: &Path, signal: &str) {
+        let Ok(pid) = std::fs::read_to_string(pid_file) else { return };
         let _ = as_root("kill").args([signal, pid.trim()]).output();
         let process = PathBuf::from(format!("/proc/{}", pid.trim()));
         let until = Instant::now() + STARTS_WITHIN;
@@ -85,8 +111,6 @@ impl Dockerd {
             assert!(Instant::now() < until, "dockerd does not end\n{}", self.log_end());
             std::thread::sleep(Duration::from_millis(20));
         }
-        // A killed one leaves its file, and refuses to start over it when the number is in use again.
-        let _ = as_root("rm").arg("-f").arg(self.pid_file()).output();
     }
 
     fn log_end(&self) -> String {
@@ -102,9 +126,9 @@ impl Drop for Dockerd {
             eprintln!("dockerd's log:\n{}", self.log_end());
         }
         self.down("-TERM");
+        self.end(&self.dir.join("c.pid"), "-TERM");
         // Its folders belong to root, and what it mounted may outlive it for a moment.
-        let script =
-            "grep -o \" $0/[^ ]*\" /proc/mounts | sort -r | xargs -r umount -l; rm -rf \"$0/data\" \"$0/exec\"";
+        let script = "grep -o \" $0/[^ ]*\" /proc/mounts | sort -r | xargs -r umount -l; rm -rf \"$0\"/*";
         let _ = as_root("sh").arg("-c").arg(script).arg(&self.dir).output();
     }
 }
