@@ -41,23 +41,26 @@ build:
 # The development build: from nothing on two cores it takes a fraction of the optimised one's time, and the demo's time
 # is the engine's and the compiler's in the containers, not ours. The images are made meanwhile.
 demo:
-	$(PREPARE) engine
-	$(PREPARE) demo "$(CARGO_TARGET_DIR)/demo-project" & images=$$!; \
+	@$(PREPARE) engine
+	@$(PREPARE) demo "$(CARGO_TARGET_DIR)/demo-project" & images=$$!; \
 	    cargo build --locked || { wait $$images || true; exit 1; }; \
 	    wait $$images
-	$(PREPARE) run -- $(DEV) demo --project "$(CARGO_TARGET_DIR)/demo-project"
+	@$(PREPARE) run -- $(DEV) demo --project "$(CARGO_TARGET_DIR)/demo-project"
 
 # ---- test -----------------------------------------------------------------------------------------------------------
 
 # Cheap and telling first. Lints and docs share their metadata, tests and the binary share their objects.
 test:
-	$(PREPARE) test "$(CARGO_TARGET_DIR)/demo-project"
-	$(MAKE) --no-print-directory lint
-	$(MAKE) --no-print-directory docs
-	$(MAKE) --no-print-directory licences
-	$(MAKE) --no-print-directory binary
-	$(MAKE) --no-print-directory tests
+	@$(PREPARE) test "$(CARGO_TARGET_DIR)/demo-project"; echo "-- set-up: $$SECONDS s"
+	@$(call stage,lint)
+	@$(call stage,docs)
+	@$(call stage,licences)
+	@$(call stage,binary)
+	@$(call stage,tests)
 	@echo "all of the gate passed"
+
+# One part of the gate, and how long it took.
+stage = $(MAKE) --no-print-directory $(1); echo "-- $(1): $$SECONDS s"
 
 lint:
 	cargo fmt --check
@@ -103,7 +106,7 @@ conformance:
 	$(PREPARE) build
 	@[ -n "$(ENGINE)" ] || { echo 'usage: make conformance ENGINE=unix:///var/run/docker.sock' >&2; exit 2; }
 	DOCKER_HOST="$(ENGINE)" $(PREPARE) test "$(CARGO_TARGET_DIR)/demo-project"
-	DOCKER_HOST="$(ENGINE)" $(PREPARE) run -- cargo nextest run --locked --no-fail-fast -E 'test(/^conformance::/)'
+	DOCKER_HOST="$(ENGINE)" MAINSTAY_CONFORMANCE_ENGINE="$(ENGINE)" $(PREPARE) run -- cargo nextest run --locked --no-fail-fast -E 'test(/^conformance::/)'
 
 # ---- install and remove ---------------------------------------------------------------------------------------------
 

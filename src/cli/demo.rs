@@ -6,7 +6,9 @@
 
 use super::exit::{Exit, Failure};
 use super::ui::{Tone, Ui};
+use crate::daemon::wire;
 use crate::model::api::RunSummary;
+use crate::store::Store;
 use anyhow::{Context, anyhow, bail};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -17,7 +19,7 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-/// See a push build, test and fail on this machine, in a sandbox made for it
+/// See two pushes run on this machine: one passes, one breaks a test
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   mainstay demo
@@ -107,12 +109,12 @@ fn play(demo: &Demo<'_>, args: &Args) -> Result<Exit, Failure> {
 
     demo.title("A push that breaks a test");
     demo.git(&["am", "--quiet", &patch.to_string_lossy()])?.good()?;
-    demo.git(&["show", "--unified=1", "--format=%an: %s", "HEAD"])?.good()?;
+    demo.git(&["show", "--unified=1", "--format=%s", "HEAD"])?.good()?;
     let second = demo.push_and_follow()?;
     if second.good {
         return Err(Failure::new(Exit::Bad, anyhow!("see run {} fail: its broken test passed", second.run)));
     }
-    demo.say("As expected: the run failed, and `logs -f` left with exit code 1, which a script or an editor can use.");
+    demo.say("That is what was to be seen: the run failed, and `logs --follow` left with exit code 1.");
     demo.mainstay(&["runs"])?.good()?;
 
     demo.title("Stopping the daemon");
@@ -153,7 +155,12 @@ impl<'a> Demo<'a> {
 
     fn title(&self, text: &str) {
         self.say("");
-        self.say(self.ui.paint(Tone::Strong, format!("== {text}")));
+        self.say(self.ui.paint_err(Tone::Strong, format!("== {text}")));
+    }
+
+    /// A command as a user would type it, before what it says.
+    fn prompt(&self, line: &str) {
+        self.say(self.ui.paint_err(Tone::Dim, format!("$ {line}")));
     }
 
     /// Puts the first commit's files into the working tree; returns the patch for the second.
@@ -198,7 +205,7 @@ impl<'a> Demo<'a> {
         let port = std::net::TcpListener::bind(("127.0.0.1", 0))?.local_addr()?.port();
         let text = format!(
             "# Written by `mainstay demo`.\nserver: {{ listen: \"127.0.0.1:{port}\" }}\nstate: {}\nrepos:\n  demo: {{ url: {} }}\n",
-            quoted(&self.folder.path.join("state")),
+            quoted(&self.folder.state()),
             quoted(&self.folder.bare()),
         );
         fs::write(self.folder.config(), &text)?;
@@ -219,7 +226,7 @@ impl<'a> Demo<'a> {
     }
 
     fn start_daemon(&self) -> Result<Daemon<'_>, Failure> {
-        self.say(self.ui.paint(Tone::Dim, "$ mainstay serve &"));
+        self.prompt("mainstay serve &");
         let log = File::create(self.folder.log())?;
         let child = self
             .program(&self.program)
@@ -261,7 +268,8 @@ impl<'a> Demo<'a> {
     }
 
     fn push_and_follow(&self) -> Result<Followed, Failure> {
-        self.git(&["push", "origin", "main"])?.good()?;
+        // Without the counters that Git would draw for a terminal.
+        self.shown("git", self.folder.git(&["push", "--no-progress", "origin", "main"]), "push origin main")?.good()?;
         let run = self.run_of_head()?;
         let good = match self.mainstay(&["logs", &run.to_string(), "--follow"])?.0.code() {
             Some(0) => true,
@@ -291,39 +299,55 @@ impl<'a> Demo<'a> {
 
     fn next_steps(&self, run: u64) {
         let dir = self.folder.path.display();
+        let pipelines = self.pipelines().unwrap_or_default();
+        let pipeline = pipelines.first().map_or(".mainstay/build.yml", String::as_str);
         self.title("What to try next");
-        self.say(format!(
-            "Everything is in {dir}. Nothing of it runs any more; `mainstay demo` replaces it, `rm -r` removes it.
+        self.say(format!("Everything is in {dir}"));
+        self.say("Nothing of it runs any more. The next `mainstay demo` here replaces it, `rm -r` removes it.");
+        self.say("");
+        if !self.is_on_path() {
+            self.say(format!("  export PATH={}:$PATH", shell_word(self.program.parent().unwrap_or(Path::new("/")))));
+        }
+        self.say(format!("  export MAINSTAY_CONFIG={}", shell_word(&self.folder.config())));
+        self.say(format!("  cd {}", shell_word(&self.folder.work())));
+        for (command, what) in [
+            ("mainstay serve >../daemon.log 2>&1 &".to_owned(), "the daemon again; it still knows both runs"),
+            (format!("mainstay show {run}"), "the failed run, and the commands to repeat it"),
+            (format!("mainstay run {pipeline}"), "the same here, from the working tree, no push"),
+            ("git revert --no-edit HEAD".to_owned(), "mend it, then"),
+            ("git push origin main".to_owned(), "push that, and"),
+            ("mainstay logs latest -f".to_owned(), "watch it pass"),
+            ("kill %1".to_owned(), "stop the daemon"),
+        ] {
+            self.say(format!("  {command:38}{}", self.ui.paint_err(Tone::Dim, what)));
+        }
+        self.say("");
+        self.say("In a project of your own, begin with `mainstay init`.");
+    }
 
-  export MAINSTAY_CONFIG={config}
-  mainstay serve &                      the daemon again; it still knows both runs
-  mainstay show {run}                        the failed run, with the command to repeat it
-  cd {work}
-  mainstay run {pipeline}      the same pipeline here, from the working tree, without a push
-  git revert --no-edit HEAD && git push origin main
-  mainstay logs latest -f               and it is green again
-
-In a project of your own: `mainstay init`.",
-            config = self.folder.config().display(),
-            work = self.folder.work().display(),
-            pipeline = self.pipelines().unwrap_or_default().first().map_or(".mainstay/build.yml", String::as_str),
-        ));
+    /// Whether `mainstay`, typed in this shell, is this program.
+    fn is_on_path(&self) -> bool {
+        let path = std::env::var_os("PATH").unwrap_or_default();
+        let first = std::env::split_paths(&path).map(|dir| dir.join("mainstay")).find(|file| file.is_file());
+        first.and_then(|file| fs::canonicalize(file).ok()) == fs::canonicalize(&self.program).ok()
     }
 
     // ---- commands, shown as a user would type them ------------------------------------------------------------
 
     fn mainstay(&self, arguments: &[&str]) -> Result<Ended, Failure> {
-        self.shown("mainstay", self.program(&self.program), arguments)
+        let mut command = self.program(&self.program);
+        command.args(arguments);
+        self.shown("mainstay", command, &arguments.join(" "))
     }
 
     fn git(&self, arguments: &[&str]) -> Result<Ended, Failure> {
-        self.shown("git", self.folder.git(&[]), arguments)
+        self.shown("git", self.folder.git(arguments), &arguments.join(" "))
     }
 
-    fn shown(&self, name: &str, mut command: Command, arguments: &[&str]) -> Result<Ended, Failure> {
-        let line = format!("{name} {}", arguments.join(" "));
-        self.say(self.ui.paint(Tone::Dim, format!("$ {line}")));
-        command.args(arguments).stdin(Stdio::null());
+    fn shown(&self, name: &str, mut command: Command, arguments: &str) -> Result<Ended, Failure> {
+        let line = format!("{name} {arguments}");
+        self.prompt(&line);
+        command.stdin(Stdio::null());
         if self.ui.json {
             command.stdout(std::io::stderr());
         }
@@ -394,8 +418,14 @@ impl Daemon<'_> {
         Err(self.demo.daemon_failure(&format!("stop the daemon in order: {status}")))
     }
 
-    /// TERM, and a wait that no second Ctrl-C cuts short; KILL only past all patience.
+    /// TERM, and a wait that no second Ctrl-C cuts short; KILL only past all patience. Then the engine is cleared.
     fn end(&mut self) -> Result<ExitStatus, Failure> {
+        let status = self.end_process()?;
+        self.demo.folder.clear_engine()?;
+        Ok(status)
+    }
+
+    fn end_process(&mut self) -> Result<ExitStatus, Failure> {
         let Some(mut child) = self.child.take() else { return Err(Failure::wrong("stop a daemon twice")) };
         terminate(child.id());
         let until = Instant::now() + DAEMON_STOP;
@@ -465,6 +495,7 @@ impl Folder {
         }
         let folder = Folder { path: fs::canonicalize(path)?, _mark: file };
         folder.stop_orphan();
+        folder.clear_engine()?;
         for entry in fs::read_dir(&folder.path)? {
             let entry = entry?;
             if entry.file_name() == MARK {
@@ -500,11 +531,36 @@ impl Folder {
         }
     }
 
+    /// Takes out of the engine what a stopped daemon left there on purpose: steps that go on without it, and the
+    /// workspace of the failed run, which would wait a day for a `retry --from`.
+    fn clear_engine(&self) -> Result<(), Failure> {
+        let state = self.state();
+        if !state.join("mainstay.db").is_file() {
+            return Ok(());
+        }
+        let config = crate::config::daemon::load(&self.config()).map_err(anyhow::Error::from)?;
+        let clearing = async {
+            let store = Store::open(&state).map_err(anyhow::Error::from)?;
+            let runtime = wire::runtime(&config, store.instance())?;
+            runtime.sweep(&[], &[]).await.map_err(|error| Failure::unreachable(error.to_string()))?;
+            for (run, ..) in store.kept_spaces().await.map_err(anyhow::Error::from)? {
+                store.forget_kept_space(run).await.map_err(anyhow::Error::from)?;
+            }
+            // With it go the helper's volume and image, when no other daemon uses them.
+            runtime.drain_pool().await;
+            Ok(())
+        };
+        tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(clearing)
+    }
+
     fn work(&self) -> PathBuf {
         self.path.join("work")
     }
     fn bare(&self) -> PathBuf {
         self.path.join("demo.git")
+    }
+    fn state(&self) -> PathBuf {
+        self.path.join("state")
     }
     fn config(&self) -> PathBuf {
         self.path.join("mainstay.yml")
@@ -530,6 +586,15 @@ impl Folder {
         }
         command
     }
+}
+
+/// A path as one word of a shell line.
+fn shell_word(path: &Path) -> String {
+    let text = path.to_string_lossy();
+    if text.chars().all(|c| c.is_alphanumeric() || "/._-+:@,".contains(c)) {
+        return text.into_owned();
+    }
+    format!("'{}'", text.replace('\'', r"'\''"))
 }
 
 /// A path as a YAML string, whatever characters it holds.

@@ -45,7 +45,7 @@ pub fn run(args: &Args, ui: &Ui) -> Result<Exit, Failure> {
     }
     let none = |_: &_| None;
     let text = match args.format {
-        Format::Text => show::text_painted(&plan, &none, &|_, label| ui.paint(Tone::Strong, label)),
+        Format::Text => show::text_painted(&plan, &none, ui.columns(), &|_, label| ui.paint(Tone::Strong, label)),
         Format::Dot => show::dot(&plan, &none),
         Format::Mermaid => show::mermaid(&plan, &none),
         Format::Svg => show::svg(&plan, &none),

@@ -20,6 +20,7 @@ pub mod retry;
 pub mod run;
 pub mod runs;
 pub mod schema;
+pub mod secrets;
 pub mod serve;
 pub mod shim;
 pub mod show;
@@ -96,6 +97,8 @@ enum Command {
     Cancel(cancel::Args),
     Retry(retry::Args),
     Inbox(inbox::Args),
+    // keeping
+    Secrets(secrets::Args),
     // not for people
     #[command(hide = true)]
     Shim(shim::Args),
@@ -106,14 +109,15 @@ const GROUPS: &[(&str, &[&str])] = &[
     ("Start", &["init", "demo", "doctor", "serve", "reload", "status", "hook", "completions", "man"]),
     ("Pipelines", &["validate", "schema", "graph", "plan", "run"]),
     ("Runs", &["trigger", "runs", "show", "logs", "cancel", "retry", "inbox"]),
+    ("Keeping", &["secrets"]),
 ];
 
 const AFTER_HELP: &str = "\
 First steps:
-  mainstay init                   write mainstay.yml and a first pipeline
-  mainstay run .mainstay/ci.yml   run it here, from the working tree
-  mainstay doctor                 see whether this machine has what a daemon needs
-  mainstay serve                  watch the repositories and run what is pushed
+  mainstay init                      write mainstay.yml and a first pipeline
+  mainstay run .mainstay/build.yml   run it here, from the working tree
+  mainstay doctor                    see whether this machine has what a daemon needs
+  mainstay serve                     watch the repositories and run what is pushed
 
 Exit codes: 0 good, 1 bad (a failed run), 2 the request or a file is wrong,
 3 something it needs cannot be reached, 4 refused, 130 interrupted.";
@@ -197,6 +201,7 @@ fn dispatch(command: &Command, context: &Context) -> Result<Exit, Failure> {
         Command::Cancel(args) => asynchronously(cancel::run(args, context)),
         Command::Retry(args) => asynchronously(retry::run(args, context)),
         Command::Inbox(args) => asynchronously(inbox::run(args, context)),
+        Command::Secrets(args) => secrets::run(args, context),
         Command::Shim(args) => shim::run(args),
     }
 }

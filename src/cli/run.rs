@@ -226,14 +226,7 @@ fn follow(engine: &Engine, id: AttemptId, sender: mpsc::Sender<LogLineView>) {
     tokio::spawn(async move {
         let mut lines = std::pin::pin!(lines);
         while let Some(Ok(line)) = lines.next().await {
-            let view = LogLineView {
-                step: id.step.clone(),
-                attempt: id.attempt,
-                n: line.number,
-                at: Timestamp::from_nanosecond(i128::from(line.at_nanos)).unwrap_or(Timestamp::UNIX_EPOCH),
-                stream: line.stream,
-                text: String::from_utf8_lossy(&line.bytes).into_owned(),
-            };
+            let view = LogLineView::new(&id, line);
             if sender.send(view).await.is_err() {
                 return;
             }

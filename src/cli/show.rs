@@ -105,7 +105,7 @@ pub(super) fn graph(ui: &Ui, run: &RunDetail, now: Timestamp) -> Vec<String> {
         DrawTone::Active => ui.paint(Tone::Active, text),
         DrawTone::Dim => ui.paint(Tone::Dim, text),
     };
-    let drawn = plan::show::text_painted(&outline(run), &state, &paint);
+    let drawn = plan::show::text_painted(&outline(run), &state, ui.columns(), &paint);
     let mut out: Vec<String> = drawn.lines().map(|line| line.trim_end().to_owned()).collect();
     let rows: Vec<Vec<Cell>> = run
         .steps
@@ -131,13 +131,8 @@ fn cell(step: &StepView, now: Timestamp) -> plan::show::Cell {
         Tone::Dim => DrawTone::Dim,
         Tone::Strong => DrawTone::Plain,
     };
-    let word = match (step.state, step.outcome) {
-        (StepState::Running, _) => "runs",
-        (_, Some(StepOutcome::Skipped)) => "skipped",
-        (_, Some(StepOutcome::Cancelled)) => "cancelled",
-        (_, Some(StepOutcome::Failed | StepOutcome::FailedAllowed)) => "failed",
-        _ => "",
-    };
+    // Ends are told by the sign, and below the drawing in full; it should fit a terminal.
+    let word = if step.state == StepState::Running { "runs" } else { "" };
     plan::show::Cell { glyph: sign.chars().next().unwrap_or(' '), word: word.into(), time: step_time(step, now), tone }
 }
 
@@ -265,6 +260,7 @@ mod tests {
             at: now,
             stream: crate::model::log::Stream::Stderr,
             text: "\u{1b}[31massertion failed\u{1b}[0m".into(),
+            continues: false,
         };
         let text = [head(&ui, &run, now), graph(&ui, &run, now), failed(&ui, &run, &run.steps[2], &[line])].concat();
         insta::assert_snapshot!(text.join("\n"));

@@ -31,6 +31,8 @@ pub struct Daemon {
     pub registries: BTreeMap<String, Credentials>,
     /// How much it may use.
     pub limits: Limits,
+    /// How long what is over is kept.
+    pub keep: Keep,
     /// The watched repositories.
     pub repos: BTreeMap<RepoName, Repo>,
     secrets: Vec<Secret>,
@@ -156,6 +158,21 @@ impl Default for Limits {
     }
 }
 
+/// How long runs that are over, their logs and what was reported are kept.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Keep {
+    /// Everything is kept this long.
+    pub age: Span,
+    /// The newest runs of each repository are kept however old they are.
+    pub runs: u32,
+}
+
+impl Default for Keep {
+    fn default() -> Self {
+        Keep { age: Span(Duration::from_secs(90 * 86_400)), runs: 50 }
+    }
+}
+
 /// A watched repository.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Repo {
@@ -201,13 +218,14 @@ pub enum WebhookKind {
     Generic,
 }
 
-pub(super) const TOP_KEYS: &[&str] = &["server", "state", "runtime", "registries", "limits", "repos"];
+pub(super) const TOP_KEYS: &[&str] = &["server", "state", "runtime", "registries", "limits", "keep", "repos"];
 const TOP_LATER: &[&str] = &["repository", "people", "notify", "environments", "backups"];
 pub(super) const SERVER_KEYS: &[&str] = &["listen", "public-url"];
 pub(super) const DOCKER_KEYS: &[&str] = &["host", "networks"];
 pub(super) const CREDENTIAL_KEYS: &[&str] = &["username", "password"];
 pub(super) const LIMIT_KEYS: &[&str] =
     &["steps", "waiting", "runs-per-push", "log", "cpus", "memory", "pids", "timeout"];
+pub(super) const KEEP_KEYS: &[&str] = &["for", "runs"];
 pub(super) const REPO_KEYS: &[&str] = &["url", "branch", "poll", "webhook", "secrets", "trusted", "runtime", "auth"];
 pub(super) const WEBHOOK_KEYS: &[&str] = &["kind", "secret"];
 
@@ -300,6 +318,7 @@ impl Reader<'_, '_> {
         };
         let server = self.server(fields.get("server"));
         let limits = fields.get("limits").map(|node| self.limits(node)).unwrap_or_default();
+        let keep = fields.get("keep").map(|node| self.keep(node)).unwrap_or_default();
         let registries = fields.get("registries").map(|node| self.registries(node)).unwrap_or_default();
         let mut repos = BTreeMap::new();
         match fields.get("repos") {
@@ -322,7 +341,7 @@ impl Reader<'_, '_> {
                 self.check.findings.push(finding.hint("name what to watch: `repos: { NAME: PATH-OR-URL }`"));
             }
         }
-        Some(Daemon { server, state, runtime, registries, limits, repos, secrets: Vec::new() })
+        Some(Daemon { server, state, runtime, registries, limits, keep, repos, secrets: Vec::new() })
     }
 
     fn server(&mut self, node: Option<&Node>) -> Server {
@@ -422,6 +441,25 @@ impl Reader<'_, '_> {
         let secret = Secret::new(text);
         self.secrets.push(secret.clone());
         Some(secret)
+    }
+
+    fn keep(&mut self, node: &Node) -> Keep {
+        let mut keep = Keep::default();
+        let Some(fields) = self.check.fields(node, "`keep`", KEEP_KEYS, &[]) else { return keep };
+        if let Some(node) = fields.get("for")
+            && let Some(age) = self.check.parsed::<Span>(node, "`for`")
+        {
+            if age.0 < Duration::from_secs(1) {
+                self.check.error(node.place, "`for` is at least 1s");
+            }
+            keep.age = age;
+        }
+        if let Some(node) = fields.get("runs")
+            && let Some(runs) = self.check.number(node, "`runs`", 0..=1_000_000)
+        {
+            keep.runs = runs as u32;
+        }
+        keep
     }
 
     fn limits(&mut self, node: &Node) -> Limits {

@@ -287,7 +287,7 @@ struct Limits {
     steps: Option<u32>,
     /// Containers started ahead; 8 when it is not said.
     waiting: Option<u32>,
-    /// Runs that one push may start; 20 when it is not said.
+    /// Branches and tags of one push that may start runs; 20 when it is not said.
     runs_per_push: Option<u32>,
     /// Log bytes kept of a step; 256MiB when it is not said.
     log: Option<ByteSize>,
@@ -299,6 +299,15 @@ struct Limits {
     pids: Option<u32>,
     /// A step is stopped after this long; 1h when it is not said.
     timeout: Option<Span>,
+}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+struct Keep {
+    /// Runs that are over, their logs and reports are kept this long; 90d when it is not said.
+    r#for: Option<Span>,
+    /// The newest runs of each repository stay however old they are; 50 when it is not said.
+    runs: Option<u32>,
 }
 
 #[derive(Debug, Deserialize, JsonSchema)]
@@ -384,6 +393,7 @@ mod tests {
             (&daemon["$defs"]["Docker"], settings::DOCKER_KEYS),
             (&daemon["$defs"]["Credentials"], settings::CREDENTIAL_KEYS),
             (&daemon["$defs"]["Limits"], settings::LIMIT_KEYS),
+            (&daemon["$defs"]["Keep"], settings::KEEP_KEYS),
             (&daemon["$defs"]["Repo"], settings::REPO_KEYS),
             (&daemon["$defs"]["Webhook"], settings::WEBHOOK_KEYS),
         ];
@@ -397,19 +407,28 @@ mod tests {
 
     #[test]
     fn what_ships_has_the_shape_of_the_schema() {
-        let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("pipelines");
+        let mut folders = vec![std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("pipelines")];
         let mut seen = 0;
-        for entry in std::fs::read_dir(folder).unwrap() {
-            let path = entry.unwrap().path();
-            let text = std::fs::read_to_string(&path).unwrap();
-            let file = path.display().to_string();
-            deserialise::<PipelineFile>(&file, &text);
-            let name = path.file_stem().unwrap().to_str().unwrap().parse().unwrap();
-            let pipeline = language::parse(name, &file, &text).unwrap_or_else(|e| panic!("{e}"));
-            assert!(pipeline.warnings.is_empty(), "{file}: {:?}", pipeline.warnings);
-            seen += 1;
+        while let Some(folder) = folders.pop() {
+            for entry in std::fs::read_dir(folder).unwrap() {
+                let path = entry.unwrap().path();
+                if path.is_dir() {
+                    folders.push(path);
+                    continue;
+                }
+                if path.extension().is_none_or(|e| e != "yml") {
+                    continue;
+                }
+                let text = std::fs::read_to_string(&path).unwrap();
+                let file = path.display().to_string();
+                deserialise::<PipelineFile>(&file, &text);
+                let name = path.file_stem().unwrap().to_str().unwrap().parse().unwrap();
+                let pipeline = language::parse(name, &file, &text).unwrap_or_else(|e| panic!("{e}"));
+                assert!(pipeline.warnings.is_empty(), "{file}: {:?}", pipeline.warnings);
+                seen += 1;
+            }
         }
-        assert!(seen >= 3, "only {seen} examples were found");
+        assert!(seen >= 5, "only {seen} examples were found");
         deserialise::<DaemonFile>("mainstay.yml", crate::cli::init::MAINSTAY_YML);
         deserialise::<PipelineFile>("build.yml", crate::cli::init::BUILD_YML);
     }

@@ -4,7 +4,7 @@ use super::check::variable_name;
 use std::fmt;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read as _, Write as _};
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _};
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
 /// A value that prints as `(secret)`.
@@ -93,6 +93,14 @@ impl SecretStore {
         }
     }
 
+    /// Whether there is one of that name.
+    ///
+    /// # Errors
+    /// A bad name.
+    pub fn contains(&self, name: &str) -> Result<bool, SecretError> {
+        Ok(self.path(name)?.is_file())
+    }
+
     /// Puts one in, in place of what had the name. After a crash there is the old value or the new one.
     ///
     /// # Errors
@@ -124,6 +132,13 @@ impl SecretStore {
         // A value that ends in a newline would lose it when it is read.
         if value.0.ends_with('\n') {
             file.write_all(b"\n")?;
+        }
+        // Root may set a secret for a daemon that is not root: the file belongs to whoever has the state folder.
+        if let Some(owner) = self.folder.parent().and_then(|state| fs::metadata(state).ok())
+            && owner.uid() != file.metadata()?.uid()
+        {
+            std::os::unix::fs::fchown(&file, Some(owner.uid()), Some(owner.gid()))?;
+            std::os::unix::fs::chown(&self.folder, Some(owner.uid()), Some(owner.gid()))?;
         }
         file.sync_all()?;
         fs::rename(&new, path)?;

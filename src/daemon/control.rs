@@ -2,93 +2,16 @@
 
 use super::Core;
 use crate::engine::EngineError;
-use crate::logs::read::LogReader;
-use crate::model::api::{
-    DaemonStatus, HookAccepted, InboxView, Reloaded, RetryRequest, RunDetail, RunFilter, RunSummary, Started,
-    TriggerRequest,
-};
-use crate::model::log::LogLine;
-use crate::model::{AttemptId, RepoName, RunId};
+use crate::model::api::{DaemonStatus, HookAccepted, InboxView, Reloaded, RetryRequest, Started, TriggerRequest};
+use crate::model::{RepoName, RunId};
 use crate::store::{InboxId, StoreError, Verdict};
 use crate::trigger::IntakeError;
 use crate::trigger::webhook::{Taken, WebhookError};
-use crate::web::logs::{Lines, LogSource};
-use crate::web::{Control, Headers, HookError, Intake, Problem, Runs};
+use crate::web::{Control, Headers, HookError, Intake, Problem};
 use async_trait::async_trait;
-use futures_util::StreamExt;
 use std::sync::PoisonError;
 
-#[async_trait]
-impl Runs for Core {
-    async fn list_runs(&self, filter: &RunFilter) -> Result<Vec<RunSummary>, Problem> {
-        self.engine.store().list_runs(filter).await.map_err(broken)
-    }
-
-    async fn run_detail(&self, run: RunId) -> Result<Option<RunDetail>, Problem> {
-        self.engine.run_detail(run).await.map_err(refused)
-    }
-
-    async fn run_version(&self, run: RunId) -> Result<u64, Problem> {
-        self.engine.store().run_version(run).await.map_err(broken)
-    }
-}
-
-#[async_trait]
-impl LogSource for Core {
-    async fn lines(&self, id: &AttemptId, after: u64, follow: bool) -> Result<Lines, Problem> {
-        if follow {
-            let lines = self.engine.logs().follow(id, after + 1);
-            return Ok(lines.map(|line| line.map_err(unreadable)).boxed());
-        }
-        let Some(mut reader) = self.reader(id)? else { return Ok(futures_util::stream::empty().boxed()) };
-        reader.seek_line(after + 1);
-        // One frame at a time, each a bounded piece of the file.
-        let pieces = futures_util::stream::unfold(Some(reader), |reader| async move {
-            let mut reader = reader?;
-            let read = tokio::task::spawn_blocking(move || (reader.next_lines(), reader)).await;
-            match read {
-                Ok((Ok(lines), reader)) if !lines.is_empty() => Some((Ok(lines), Some(reader))),
-                Ok((Ok(_), _)) => None,
-                Ok((Err(error), _)) => Some((Err(unreadable(error)), None)),
-                Err(panic) => Some((Err(internal(&panic)), None)),
-            }
-        });
-        let lines = pieces.flat_map(|piece| {
-            let lines: Vec<Result<LogLine, Problem>> = match piece {
-                Ok(lines) => lines.into_iter().map(Ok).collect(),
-                Err(problem) => vec![Err(problem)],
-            };
-            futures_util::stream::iter(lines)
-        });
-        Ok(lines.boxed())
-    }
-
-    async fn tail(&self, id: &AttemptId, count: u32) -> Result<Vec<LogLine>, Problem> {
-        let Some(mut reader) = self.reader(id)? else { return Ok(Vec::new()) };
-        let read = tokio::task::spawn_blocking(move || {
-            reader.seek_tail(u64::from(count))?;
-            let mut all = Vec::new();
-            loop {
-                let lines = reader.next_lines()?;
-                if lines.is_empty() {
-                    return Ok::<_, std::io::Error>(all);
-                }
-                all.extend(lines);
-            }
-        });
-        read.await.map_err(|panic| internal(&panic))?.map_err(unreadable)
-    }
-}
-
 impl Core {
-    fn reader(&self, id: &AttemptId) -> Result<Option<LogReader>, Problem> {
-        match self.engine.logs().reader(id) {
-            Ok(reader) => Ok(Some(reader)),
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(unreadable(error)),
-        }
-    }
-
     /// Begins an inbox row for somebody who waits to hear what it came to.
     async fn begin(&self, id: InboxId) -> Result<Started, Problem> {
         let row = self.engine.store().inbox_row(id).await.map_err(broken)?;
@@ -154,9 +77,17 @@ impl Intake for Core {
             Taken::Ignored(what) => accepted.notes.push(format!("nothing runs for `{what}`")),
             Taken::Look => accepted.notes.push("the repository is looked at".into()),
             Taken::Push(verdicts) => {
+                let over = verdicts.iter().filter(|verdict| matches!(verdict, Verdict::OverLimit(_))).count();
+                if over > 0 {
+                    accepted
+                        .notes
+                        .push(format!("{over} refs start nothing: one push moved more than limits.runs-per-push"));
+                }
                 for verdict in verdicts {
                     match verdict {
-                        Verdict::Accepted(id) | Verdict::Joined(id) => accepted.inbox.push(id.0),
+                        Verdict::Accepted(id) | Verdict::Joined(id) | Verdict::OverLimit(id) => {
+                            accepted.inbox.push(id.0)
+                        }
                         Verdict::Replayed => accepted.notes.push("this delivery was taken before".into()),
                         Verdict::Stale(why) | Verdict::Refused(why) => accepted.notes.push(why),
                     }
@@ -182,10 +113,6 @@ impl Intake for Core {
 
 fn broken(error: StoreError) -> Problem {
     error.into()
-}
-
-fn unreadable(error: std::io::Error) -> Problem {
-    internal(&error)
 }
 
 /// The daemon's own trouble: logged here with its cause, and told without.

@@ -1,12 +1,15 @@
 //! The daemon's loops. Each looks at stored state and does what is due; being woken only makes it look sooner.
 
+use super::wire::Made;
 use super::{Core, Health};
 use crate::engine::begin::pipelines_at;
+use crate::git::Tidied;
 use crate::model::api::RunFilter;
 use crate::model::ids::PipelineName;
 use crate::model::{RepoName, RunStatus};
 use crate::step::container::turned;
 use crate::trigger::{schedule, spool, watch};
+use jiff::Timestamp;
 use std::collections::BTreeSet;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
@@ -18,6 +21,10 @@ const TICK: Duration = Duration::from_secs(1);
 const HEALTH_EVERY: Duration = Duration::from_secs(5);
 /// Kept workspaces are looked through this often; they are kept for hours.
 const EXPIRE_EVERY: Duration = Duration::from_secs(300);
+/// Old runs are looked for this often, and mirrors tidied; both are kept for days or pushes by the hundred.
+const HOUSEKEEPING_EVERY: Duration = Duration::from_secs(600);
+/// Old runs forgotten before the housekeeping looks up again.
+const OLD_RUNS_AT_ONCE: u32 = 100;
 /// Spaces made ready at start, for the repositories that ran last.
 const WARM_AT_START: usize = 2;
 
@@ -44,6 +51,7 @@ pub(super) fn start(core: &Arc<Core>, hook: crate::trigger::socket::Listener) ->
     loops.until_stop(core, engine(Arc::clone(core)));
     loops.until_stop(core, health(Arc::clone(core)));
     loops.until_stop(core, expire(Arc::clone(core)));
+    loops.until_stop(core, housekeeping(Arc::clone(core)));
     loops.until_stop(core, warm(Arc::clone(core)));
     loops
 }
@@ -87,7 +95,7 @@ async fn look(core: &Core) -> Health {
     let mut health = Health { runtime_ok: true, ..Health::default() };
     let parts = core.parts();
     let mut names = Vec::new();
-    for runtime in &parts.runtimes {
+    for Made { runtime, .. } in &parts.runtimes {
         match runtime.ping().await {
             Ok(version) => names.push(version),
             Err(error) => {
@@ -129,6 +137,54 @@ async fn expire(core: Arc<Core>) {
     }
 }
 
+/// Forgets what is old and tidies the mirrors.
+async fn housekeeping(core: Arc<Core>) {
+    loop {
+        match forget_old(&core).await {
+            Ok((0, 0)) => {}
+            Ok((runs, reports)) => tracing::info!(runs, reports, "forgot old runs and reports"),
+            Err(error) => tracing::error!("failed to forget old runs, it will be tried again: {error:#}"),
+        }
+        let mirrors: Vec<_> = core.parts().mirrors.iter().map(|(n, m)| (n.clone(), Arc::clone(m))).collect();
+        for (repo, mirror) in mirrors {
+            // One at a time: this is nobody's errand.
+            match tokio::task::spawn_blocking(move || mirror.tidy()).await {
+                Ok(Ok(tidied)) if tidied == Tidied::default() => {}
+                Ok(Ok(tidied)) => tracing::info!(%repo, tidied.loose, tidied.packs, "tidied the mirror"),
+                Ok(Err(error)) => tracing::warn!(%repo, %error, "failed to tidy a mirror; it works all the same"),
+                Err(error) => tracing::error!(%repo, %error, "tidying a mirror broke off"),
+            }
+        }
+        tokio::time::sleep(HOUSEKEEPING_EVERY).await;
+    }
+}
+
+/// How many runs and reports went. Logs go before the run's row, so that a kill in between leaves nothing unowned.
+async fn forget_old(core: &Core) -> anyhow::Result<(usize, usize)> {
+    let keep = core.config().keep.clone();
+    let before = Timestamp::now().checked_sub(keep.age.0)?;
+    let (store, logs) = (core.engine.store(), core.engine.logs());
+    let (mut runs, mut reports) = (0, 0);
+    loop {
+        let old = store.old_runs(before, keep.runs, OLD_RUNS_AT_ONCE).await?;
+        if old.is_empty() {
+            break;
+        }
+        for run in old {
+            let logs = logs.clone();
+            tokio::task::spawn_blocking(move || logs.remove_run(run)).await??;
+            store.forget_run(run).await?;
+            runs += 1;
+        }
+    }
+    loop {
+        match store.forget_inbox(before).await? {
+            0 => return Ok((runs, reports)),
+            some => reports += some,
+        }
+    }
+}
+
 /// Makes spaces ready for the repositories that ran last, so that the first push after a start is quick too.
 async fn warm(core: Arc<Core>) {
     let recent = core.engine.store().list_runs(&RunFilter::default()).await.unwrap_or_default();
@@ -146,6 +202,14 @@ fn schedules_of(core: &Arc<Core>) -> schedule::Specs {
     Arc::new(move |repo: &RepoName| {
         let parts = core.parts();
         let Some(mirror) = parts.mirrors.get(repo) else { return Ok(Vec::new()) };
+        // The push that calls for this may have brought its objects alone: the mirror's refs are as of the last fetch.
+        if let Err(error) = mirror.fetch() {
+            tracing::debug!(%repo, %error, "schedules are read from the commit seen last");
+        }
+        // Nothing was pushed there yet.
+        if mirror.default_branch().map_err(|error| error.to_string())?.is_none() {
+            return Ok(Vec::new());
+        }
         let files = mirror.resolve("").and_then(|head| pipelines_at(mirror, &head.commit));
         let mut specs: Vec<(PipelineName, String)> = Vec::new();
         for file in files.map_err(|error| error.to_string())? {

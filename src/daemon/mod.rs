@@ -14,7 +14,7 @@ use crate::engine::Engine;
 use crate::git::Mirror;
 use crate::logs::hub::LogStore;
 use crate::model::RepoName;
-use crate::runtime::{Runtime, SpaceName};
+use crate::runtime::SpaceName;
 use crate::store::Store;
 use crate::trigger::{Intake, WatchedRepo, WebhookConfig, socket, webhook};
 use crate::web::{self, App, auth, listen};
@@ -48,7 +48,7 @@ pub struct Core {
 
 /// What is replaced as a whole when the configuration is read again.
 struct Parts {
-    runtimes: Vec<Arc<dyn Runtime>>,
+    runtimes: Vec<wire::Made>,
     mirrors: BTreeMap<RepoName, Arc<Mirror>>,
 }
 
@@ -107,8 +107,8 @@ pub async fn serve(config_path: &Path) -> anyhow::Result<()> {
         tracing::error!(%error, "a listener ended badly");
     }
     let parts = core.parts();
-    for runtime in &parts.runtimes {
-        runtime.drain_pool().await;
+    for made in &parts.runtimes {
+        made.runtime.drain_pool().await;
     }
     tracing::info!("stopped");
     Ok(())
@@ -117,7 +117,7 @@ pub async fn serve(config_path: &Path) -> anyhow::Result<()> {
 impl Core {
     fn start(config_path: &Path, config: &Arc<Daemon>) -> anyhow::Result<Arc<Core>> {
         let store = Store::open(&config.state)?;
-        let wired = wire::wire(config, store.instance())?;
+        let wired = wire::wire(config, store.instance(), &[])?;
         let wake = Arc::new(Notify::new());
         let logs = LogStore::new(&config.state);
         let engine = Engine::new(store.clone(), logs, wired.settings.clone(), Arc::clone(&wake));
@@ -132,7 +132,7 @@ impl Core {
             intake,
             started_at: Timestamp::now(),
             stopping: watch::Sender::new(false),
-            health: RwLock::default(),
+            health: RwLock::new(Health { not_ready: vec!["the daemon is starting".into()], ..Health::default() }),
         };
         Ok(Arc::new(core))
     }
@@ -140,8 +140,8 @@ impl Core {
     fn app(self: &Arc<Self>, config: &Daemon, address: std::net::SocketAddr) -> anyhow::Result<Arc<App>> {
         let public = Some(config.server.public_url.as_str()).filter(|url| !url.is_empty());
         Ok(Arc::new(App {
-            runs: Arc::clone(self) as Arc<dyn web::Runs>,
-            logs: Arc::clone(self) as Arc<dyn web::logs::LogSource>,
+            runs: Arc::new(self.engine.clone()),
+            logs: self.engine.logs().clone(),
             control: Arc::clone(self) as Arc<dyn web::Control>,
             intake: Arc::clone(self) as Arc<dyn web::Intake>,
             token: auth::Token::load_or_create(&config.state.join(TOKEN))?,
@@ -159,7 +159,7 @@ impl Core {
         let mut keep: Vec<_> =
             self.engine.store().kept_spaces().await?.into_iter().map(|(_, _, space, _)| SpaceName(space)).collect();
         keep.extend(self.engine.spaces_of(&open).await?);
-        for runtime in &self.parts().runtimes {
+        for wire::Made { runtime, .. } in &self.parts().runtimes {
             // An engine that is away is swept when the next daemon starts; meanwhile its leftovers hurt nobody.
             if let Err(error) = runtime.sweep(&open, &keep).await {
                 tracing::warn!(runtime = runtime.name(), %error, "failed to sweep leftovers of an earlier daemon");
@@ -183,7 +183,8 @@ impl Core {
         if *old == *new {
             return Ok(changes);
         }
-        let wired = wire::wire(&new, self.engine.store().instance())?;
+        let before = self.parts();
+        let wired = wire::wire(&new, self.engine.store().instance(), &before.runtimes)?;
         for name in new.repos.keys().filter(|name| !old.repos.contains_key(*name)) {
             changes.push(format!("{name} is watched now"));
         }
@@ -198,8 +199,16 @@ impl Core {
         if old.limits != new.limits {
             changes.push("other limits".into());
         }
+        if old.keep != new.keep {
+            changes.push("old runs are kept for another time".into());
+        }
         self.engine.configure(wired.repos, wired.settings);
         self.intake.replace(watched(&new, &wired.mirrors));
+        for gone in before.runtimes.iter().filter(|old| !wired.runtimes.iter().any(|new| new.is(old))) {
+            // Runs under way keep it; only what it holds ready for the next ones goes.
+            let runtime = Arc::clone(&gone.runtime);
+            tokio::spawn(async move { runtime.drain_pool().await });
+        }
         let parts = Parts { runtimes: wired.runtimes, mirrors: wired.mirrors };
         *self.wired.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(parts);
         *self.config.write().unwrap_or_else(PoisonError::into_inner) = new;
@@ -224,6 +233,8 @@ fn watched(config: &Daemon, mirrors: &BTreeMap<RepoName, Arc<Mirror>>) -> Vec<Wa
             name: name.clone(),
             mirror: Mirror::clone(mirror),
             poll: Some(repo.poll.0),
+            branch: repo.branch.clone(),
+            runs_per_push: config.limits.runs_per_push as usize,
             webhook: repo.webhook.as_ref().map(|hook| WebhookConfig {
                 kind: match hook.kind {
                     WebhookKind::Github => webhook::Kind::Github,

@@ -1,10 +1,11 @@
 //! From a checked configuration to the things that carry it out: runtimes, mirrors, the engine's settings.
 
-use crate::config::daemon::{Daemon, DockerSettings, Repo, RuntimeChoice};
+use crate::config::daemon::{Credentials, Daemon, DockerSettings, Repo, RuntimeChoice};
 use crate::config::secret::Secret;
 use crate::engine::{GRACE, KEEP_FAILED, Origin, RepoSetup, Settings};
 use crate::git::{Auth, Mirror, without_credentials};
 use crate::logs::file::LogLimit;
+use crate::model::plan::Resources;
 use crate::model::{InstanceId, RepoName};
 use crate::plan::Defaults;
 use crate::runtime::Runtime;
@@ -22,17 +23,34 @@ pub struct Wired {
     /// The mirrors, for the triggers.
     pub mirrors: BTreeMap<RepoName, Arc<Mirror>>,
     /// Each runtime once, for health and clean-up.
-    pub runtimes: Vec<Arc<dyn Runtime>>,
+    pub runtimes: Vec<Made>,
     /// The engine's settings.
     pub settings: Settings,
 }
 
-/// Makes runtimes and mirrors; reaches out to nobody.
+/// A runtime and what it was made from: made again only when that changes, since it holds spaces ready.
+#[derive(Clone)]
+pub struct Made {
+    choice: RuntimeChoice,
+    registries: BTreeMap<String, Credentials>,
+    resources: Resources,
+    /// The runtime.
+    pub runtime: Arc<dyn Runtime>,
+}
+
+impl Made {
+    /// The very same runtime.
+    pub fn is(&self, other: &Made) -> bool {
+        Arc::ptr_eq(&self.runtime, &other.runtime)
+    }
+}
+
+/// Makes runtimes and mirrors, taking over those of `before` whose settings are the same; reaches out to nobody.
 ///
 /// # Errors
 /// When a mirror's folder cannot be made, or a secret that a repository is given is not stored.
-pub fn wire(config: &Daemon, instance: &InstanceId) -> anyhow::Result<Wired> {
-    let mut runtimes = Runtimes { config, instance, made: Vec::new() };
+pub fn wire(config: &Daemon, instance: &InstanceId, before: &[Made]) -> anyhow::Result<Wired> {
+    let mut runtimes = Runtimes { config, instance, before, made: Vec::new() };
     let mut repos = BTreeMap::new();
     let mut mirrors = BTreeMap::new();
     for (name, repo) in &config.repos {
@@ -45,8 +63,7 @@ pub fn wire(config: &Daemon, instance: &InstanceId) -> anyhow::Result<Wired> {
         mirrors.insert(name.clone(), mirror);
         repos.insert(name.clone(), setup);
     }
-    let runtimes = runtimes.made.into_iter().map(|(_, runtime)| runtime).collect();
-    Ok(Wired { repos, mirrors, runtimes, settings: settings(config) })
+    Ok(Wired { repos, mirrors, runtimes: runtimes.made, settings: settings(config) })
 }
 
 /// The configuration's own runtime, for a run without a daemon.
@@ -54,7 +71,7 @@ pub fn wire(config: &Daemon, instance: &InstanceId) -> anyhow::Result<Wired> {
 /// # Errors
 /// When its settings cannot be used.
 pub fn runtime(config: &Daemon, instance: &InstanceId) -> anyhow::Result<Arc<dyn Runtime>> {
-    Runtimes { config, instance, made: Vec::new() }.get(&config.runtime)
+    Runtimes { config, instance, before: &[], made: Vec::new() }.get(&config.runtime)
 }
 
 /// The engine's settings as the configuration has them.
@@ -76,13 +93,21 @@ pub fn settings(config: &Daemon) -> Settings {
 struct Runtimes<'a> {
     config: &'a Daemon,
     instance: &'a InstanceId,
-    made: Vec<(RuntimeChoice, Arc<dyn Runtime>)>,
+    before: &'a [Made],
+    made: Vec<Made>,
 }
 
 impl Runtimes<'_> {
     fn get(&mut self, choice: &RuntimeChoice) -> anyhow::Result<Arc<dyn Runtime>> {
-        if let Some((_, made)) = self.made.iter().find(|(known, _)| known == choice) {
-            return Ok(Arc::clone(made));
+        let (registries, resources) = (&self.config.registries, self.config.limits.resources);
+        let same =
+            |made: &&Made| made.choice == *choice && made.registries == *registries && made.resources == resources;
+        if let Some(made) = self.made.iter().find(same) {
+            return Ok(Arc::clone(&made.runtime));
+        }
+        if let Some(made) = self.before.iter().find(same) {
+            self.made.push(made.clone());
+            return Ok(Arc::clone(&made.runtime));
         }
         let runtime: Arc<dyn Runtime> = match choice {
             RuntimeChoice::Docker(settings) => Arc::new(docker(self.config, settings, self.instance)?),
@@ -91,7 +116,12 @@ impl Runtimes<'_> {
                 Arc::new(Process::new(self.config.state.join("process"), self.instance.clone(), shim)?)
             }
         };
-        self.made.push((choice.clone(), Arc::clone(&runtime)));
+        self.made.push(Made {
+            choice: choice.clone(),
+            registries: registries.clone(),
+            resources,
+            runtime: Arc::clone(&runtime),
+        });
         Ok(runtime)
     }
 }

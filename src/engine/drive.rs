@@ -175,7 +175,7 @@ impl Driver<'_> {
         }
         match kept {
             Some(kept) if !self.state.filled => self.reopen_kept(&kept).await?,
-            None if self.state.space.is_none() => self.take_space().await?,
+            None if self.state.space.is_none() => self.take_space(commands).await?,
             _ => {}
         }
         if self.state.status.is_final() || self.state.filled {
@@ -207,19 +207,27 @@ impl Driver<'_> {
         }
     }
 
-    async fn take_space(&mut self) -> Result<(), EngineError> {
-        loop {
+    /// Waits for a space as long as it takes, or until the run is cancelled.
+    async fn take_space(&mut self, commands: &mut mpsc::UnboundedReceiver<Command>) -> Result<(), EngineError> {
+        let mut told = false;
+        while self.state.cancelled_by.is_none() {
             let runtime = Arc::clone(&self.repo.runtime);
             let taken = patiently(|| runtime.take_space(self.run, &self.row.trigger.repo)).await;
             match taken {
                 Ok(space) => return self.record(RunEvent::SpaceTaken { space }).await,
                 Err(error @ RuntimeError::NoNetworkLeft { .. }) => {
-                    tracing::warn!(run = %self.run, %error, "the run waits for a network");
-                    tokio::time::sleep(NETWORK_RETRY_PAUSE).await;
+                    if !std::mem::replace(&mut told, true) {
+                        tracing::warn!(run = %self.run, %error, "the run waits for a network");
+                    }
                 }
                 Err(error) => return self.end_in_error(format!("failed to {error}")).await,
             }
+            tokio::select! {
+                () = tokio::time::sleep(NETWORK_RETRY_PAUSE) => {}
+                Some(command) = commands.recv() => self.obey(command).await?,
+            }
         }
+        Ok(())
     }
 
     /// Goes on in the workspace that the repeated run left behind.

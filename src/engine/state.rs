@@ -176,7 +176,7 @@ impl RunState {
                 }
                 let under_way = progress.attempts.last().is_some_and(|a| a.result.is_none());
                 if under_way || *attempt as usize != progress.attempts.len() + 1 {
-                    return refuse(format!("attempt {} is not the next one", attempt));
+                    return refuse(format!("attempt {attempt} is not the next one"));
                 }
                 progress.attempts.push(Attempt { started_at: at, result: None });
             }

@@ -321,6 +321,16 @@ impl Mirror {
         tree::list_dir(&repo, root, path)
     }
 
+    /// Puts loose objects and little packs together when there are many. Safe beside readers and fetches, of this
+    /// process or another, and when it is killed.
+    ///
+    /// # Errors
+    /// When the mirror cannot be read or written; nothing is lost then.
+    pub fn tidy(&self) -> Result<super::Tidied, GitError> {
+        let _lock = self.lock()?;
+        super::tidy::tidy(&self.repo()?, &self.dir)
+    }
+
     fn repo(&self) -> Result<Repository, GitError> {
         Repository::open_bare(&self.dir).map_err(GitError::git(format!("open the mirror {}", self.dir.display())))
     }

@@ -16,6 +16,7 @@ mod location;
 mod mirror;
 mod pack;
 mod ssh;
+mod tidy;
 mod transport;
 mod tree;
 mod working_tree;
@@ -25,6 +26,7 @@ pub use fingerprint::{RefsFingerprint, fingerprint};
 pub use folder::folder;
 pub use location::{Auth, Location, without_credentials};
 pub use mirror::{Mirror, RemoteRefs, Resolved};
+pub use tidy::Tidied;
 pub use tree::{DirEntry, EntryKind};
 pub use working_tree::{WorkingTree, working_tree};
 

@@ -106,9 +106,7 @@ impl Session {
                 let group = group.first_chunk::<4>().ok_or_else(short)?;
                 self.tree.chown(u32::from_le_bytes(*user), u32::from_le_bytes(*group))
             }
-            Kind::Open | Kind::Data | Kind::Commit | Kind::Done | Kind::Failed => {
-                Err(io::Error::other("not an order"))
-            }
+            Kind::Open | Kind::Data | Kind::Commit | Kind::Done | Kind::Failed => Err(io::Error::other("not an order")),
         }
     }
 }

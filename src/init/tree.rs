@@ -135,6 +135,7 @@ impl Tree {
 
     /// Makes a folder. One that is there already stays with what it holds.
     pub(crate) fn dir(&mut self, path: &[u8]) -> io::Result<()> {
+        check(path)?;
         self.folder(path).map(|_| ())
     }
 
@@ -146,7 +147,8 @@ impl Tree {
             Err(e) if is(&e, &[sys::EEXIST]) => {}
             other => return other,
         }
-        remove_all(dir, name)?;
+        self.remove(path)?;
+        let (dir, name) = self.place(path)?;
         sys::create_file(dir, name, mode)
     }
 
@@ -157,7 +159,8 @@ impl Tree {
             Err(e) if is(&e, &[sys::EEXIST]) => {}
             other => return other,
         }
-        remove_all(dir, name)?;
+        self.remove(path)?;
+        let (dir, name) = self.place(path)?;
         sys::symlink(target, dir, name)
     }
 

@@ -160,6 +160,25 @@ pub struct LogLineView {
     pub stream: Stream,
     /// The text, where the bytes are UTF-8; else with U+FFFD in place of what is not.
     pub text: String,
+    /// It goes on with the line before it in its stream: a line too long to be kept in one piece.
+    #[serde(skip_serializing_if = "std::ops::Not::not", default)]
+    pub continues: bool,
+}
+
+impl LogLineView {
+    /// A stored line of that attempt, as it is shown.
+    pub fn new(id: &super::AttemptId, line: super::log::LogLine) -> Self {
+        LogLineView {
+            step: id.step.clone(),
+            attempt: id.attempt,
+            n: line.number,
+            at: Timestamp::from_nanosecond(i128::from(line.at_nanos)).unwrap_or(Timestamp::UNIX_EPOCH),
+            stream: line.stream,
+            text: String::from_utf8(line.bytes)
+                .unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned()),
+            continues: line.continues,
+        }
+    }
 }
 
 /// What `POST /api/v1/trigger` takes.

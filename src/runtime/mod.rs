@@ -255,8 +255,7 @@ pub fn nonce(instance: &InstanceId, id: &AttemptId) -> String {
     hex::encode(&Sha256::digest(name.as_bytes())[..8])
 }
 
-/// Moves a cursor past a chunk that was taken over. Both halves of the cursor's meaning are kept in this one place:
-/// who stores logs calls it, and so does the engine that reads on from it.
+/// Moves a cursor past a chunk that was taken over; with it an engine that opens its log again keeps its own place.
 ///
 /// A clock that was set back makes the time of a stream useless for finding a place in it. The cursor then holds the
 /// latest second seen as a negative number, which reads as "from the start", until the clock is past it again.

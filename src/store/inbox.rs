@@ -43,6 +43,8 @@ pub struct Report {
     pub actor: Option<String>,
     /// The refs that changed, in order.
     pub changes: Vec<RefReport>,
+    /// How many of them may start runs; deletions do not count. The first ones do.
+    pub starts: usize,
 }
 
 /// One ref that changed. All zeros stand for "does not exist".
@@ -74,6 +76,8 @@ pub enum Verdict {
     Accepted(InboxId),
     /// Another feeder told us already.
     Joined(InboxId),
+    /// A new change that starts nothing: the push held more refs than may start runs.
+    OverLimit(InboxId),
     /// This message was taken before.
     Replayed,
     /// Too late to mean anything; the words say why.
@@ -175,13 +179,21 @@ impl Store {
             let mut verdicts = Vec::with_capacity(report.changes.len());
             let mut look = Vec::new();
             let mut n = 0;
+            let mut starts = report.starts;
             for change in &report.changes {
                 let judged = decide(tx, &report, change)?;
-                let stored = matches!(judged, Judged::Accept(_) | Judged::Join(_) | Judged::Drop(_));
+                let stored = !matches!(judged, Judged::Look(_) | Judged::Refuse(_));
                 match judged {
                     Judged::Look(generation) => look.push((change.git_ref.clone(), generation)),
                     Judged::Refuse(why) => verdicts.push(Verdict::Refused(why.to_owned())),
-                    Judged::Accept(generation) => verdicts.push(accept(tx, &report, n, change, generation, now)?),
+                    Judged::Accept(generation) => {
+                        let id = accept(tx, &report, n, change, &change.old, generation, now)?;
+                        verdicts.push(within_limit(tx, &report, id, change, &mut starts)?);
+                    }
+                    Judged::AcceptLook(generation, old) => {
+                        let id = accept(tx, &report, n, change, &old, generation, now)?;
+                        verdicts.push(within_limit(tx, &report, id, change, &mut starts)?);
+                    }
                     Judged::Join(id) => {
                         record(tx, &report, n, change, Some(id), "joined", None, now)?;
                         add_actor(tx, id, report.actor.as_deref())?;
@@ -255,6 +267,19 @@ impl Store {
                 }
             }
             Ok(first)
+        })
+        .await
+    }
+
+    /// The default branch's full ref name, as far as it is known.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn head(&self, repo: &RepoName) -> Result<Option<String>, StoreError> {
+        let repo = repo.clone();
+        self.read(move |db| {
+            let mut query = db.prepare_cached("SELECT head FROM repos WHERE repo = ?1")?;
+            Ok(query.query_row([repo.as_str()], |row| row.get(0)).optional()?.flatten())
         })
         .await
     }
@@ -476,6 +501,9 @@ pub(super) fn insert(
 /// What is to be done with one change.
 enum Judged {
     Accept(u64),
+    /// The report does not go on from what was accepted last, but where it ends is where the ref is now: what runs is
+    /// the change from the last accepted to there. The report of that very change may still come, and joins.
+    AcceptLook(u64, Oid),
     Join(InboxId),
     Drop(String),
     Refuse(&'static str),
@@ -485,8 +513,9 @@ enum Judged {
 /// The rule of the inbox.
 ///
 /// 1. Only branches and tags count.
-/// 2. A report joins the newest generation with the same old -> new that its feeder has not reported yet.
-/// 3. A hook's report that goes on from where the ref was left is accepted: hooks see every push, in order.
+/// 2. A report joins the newest generation with the same old -> new that its feeder has not reported yet; unless it is a
+///    poll's that looked after the newest generation.
+/// 3. A hook's report that goes on from where a hook left the ref is accepted: hooks see every push, in order.
 /// 4. Any other is accepted when it is what the ref holds now, and that is not what was accepted last.
 /// 5. The rest came too late.
 fn decide(tx: &Transaction<'_>, report: &Report, change: &RefReport) -> Result<Judged, StoreError> {
@@ -501,29 +530,25 @@ fn decide(tx: &Transaction<'_>, report: &Report, change: &RefReport) -> Result<J
         return Ok(Judged::Refuse("nothing changed"));
     }
     let repo = report.repo.as_str();
-    let joined: Option<i64> = tx
-        .prepare_cached(
-            "SELECT id FROM inbox WHERE repo = ?1 AND git_ref = ?2 AND generation > 0 AND old = ?3 AND new = ?4
-             AND NOT EXISTS (SELECT 1 FROM reports WHERE inbox_id = inbox.id AND feeder = ?5)
-             ORDER BY generation DESC LIMIT 1",
-        )?
-        .query_row(
-            params![repo, change.git_ref, change.old.as_str(), change.new.as_str(), report.feeder.as_str()],
-            |row| row.get(0),
-        )
-        .optional()?;
-    if let Some(id) = joined {
-        return Ok(Judged::Join(InboxId(id as u64)));
-    }
     let last: Option<(String, i64)> = tx
         .prepare_cached("SELECT oid, generation FROM refs WHERE repo = ?1 AND git_ref = ?2")?
         .query_row(params![repo, change.git_ref], |row| Ok((row.get(0)?, row.get(1)?)))
         .optional()?;
     let generation = last.as_ref().map_or(0, |(_, generation)| *generation as u64);
+    let looked = change.seen.as_ref().is_some_and(|seen| seen.generation == generation);
+    // A poll that looked since the last change was accepted saw a later one: an older generation with the same ends,
+    // as after A -> B -> A -> B, must not swallow it.
+    if !(report.feeder == Feeder::Poll && looked)
+        && let Some(id) = to_join(tx, report, change)?
+    {
+        return Ok(Judged::Join(id));
+    }
     let next = Judged::Accept(generation + 1);
     if report.feeder == Feeder::Hook {
         let goes_on = match &last {
-            Some((oid, _)) => oid == change.old.as_str(),
+            // What a look found may be ahead of the hooks' messages under way: then one that seems to go on from there
+            // may be an old one, as after A -> B -> A.
+            Some((oid, _)) => oid == change.old.as_str() && told(tx, report, change, generation)?,
             // Unknown ref: it was created, or nobody looked at this repository before.
             None => change.old.is_zero() || !has_base_line(tx, &report.repo)?,
         };
@@ -540,11 +565,49 @@ fn decide(tx: &Transaction<'_>, report: &Report, change: &RefReport) -> Result<J
         let now = if seen.oid.is_zero() { "is gone".to_owned() } else { format!("is at {}", seen.oid.short()) };
         return Ok(Judged::Drop(format!("came late: {} {now} now", change.git_ref)));
     }
-    let last = last.map_or_else(|| Oid::zero().as_str().to_owned(), |(oid, _)| oid);
-    if last == change.new.as_str() {
+    let last = last.map_or_else(Oid::zero, |(oid, _)| oid.parse().unwrap_or_else(|_| Oid::zero()));
+    if last == change.new {
         return Ok(Judged::Drop(format!("{} at {} was accepted before", change.git_ref, change.new.short())));
     }
-    Ok(next)
+    if last == change.old { Ok(next) } else { Ok(Judged::AcceptLook(generation + 1, last)) }
+}
+
+/// Whether this feeder has reported that generation.
+fn told(tx: &Transaction<'_>, report: &Report, change: &RefReport, generation: u64) -> Result<bool, StoreError> {
+    if generation == 0 {
+        return Ok(true);
+    }
+    let untold = tx
+        .prepare_cached(&format!(
+            "SELECT 1 FROM inbox WHERE repo = ?1 AND git_ref = ?2 AND generation = ?3 AND {NOT_TOLD_BY} ?4)"
+        ))?
+        .exists(params![report.repo.as_str(), change.git_ref, generation as i64, report.feeder.as_str()])?;
+    Ok(!untold)
+}
+
+/// A report that was only the reason to look is not yet the report of what was found; see [`Judged::AcceptLook`].
+const NOT_TOLD_BY: &str =
+    "NOT EXISTS (SELECT 1 FROM reports WHERE inbox_id = inbox.id AND verdict <> 'looked' AND feeder =";
+
+/// The newest generation with the same ends that this feeder has not reported.
+fn to_join(tx: &Transaction<'_>, report: &Report, change: &RefReport) -> Result<Option<InboxId>, StoreError> {
+    let found: Option<i64> = tx
+        .prepare_cached(&format!(
+            "SELECT id FROM inbox WHERE repo = ?1 AND git_ref = ?2 AND generation > 0 AND old = ?3 AND new = ?4
+             AND {NOT_TOLD_BY} ?5) ORDER BY generation DESC LIMIT 1"
+        ))?
+        .query_row(
+            params![
+                report.repo.as_str(),
+                change.git_ref,
+                change.old.as_str(),
+                change.new.as_str(),
+                report.feeder.as_str()
+            ],
+            |row| row.get(0),
+        )
+        .optional()?;
+    Ok(found.map(|id| InboxId(id as u64)))
 }
 
 fn has_base_line(tx: &Transaction<'_>, repo: &RepoName) -> Result<bool, StoreError> {
@@ -563,14 +626,15 @@ fn accept(
     report: &Report,
     n: usize,
     change: &RefReport,
+    old: &Oid,
     generation: u64,
     now: Timestamp,
-) -> Result<Verdict, StoreError> {
+) -> Result<InboxId, StoreError> {
     let row = NewRow {
         repo: &report.repo,
         git_ref: &change.git_ref,
         kind: kind_of(&change.git_ref),
-        old: &change.old,
+        old,
         new: &change.new,
         actor: report.actor.clone(),
         pipeline: None,
@@ -579,12 +643,49 @@ fn accept(
     };
     let delivery = delivery_of(report, n);
     let id = insert(tx, row, generation, report.feeder, delivery.as_deref(), now)?;
+    if *old != change.old {
+        tx.prepare_cached("UPDATE reports SET verdict = 'looked', old = ?2 WHERE inbox_id = ?1")?
+            .execute(params![id.0 as i64, change.old.as_str()])?;
+    }
     tx.prepare_cached(
         "INSERT INTO refs (repo, git_ref, oid, generation) VALUES (?1, ?2, ?3, ?4)
          ON CONFLICT (repo, git_ref) DO UPDATE SET oid = excluded.oid, generation = excluded.generation",
     )?
     .execute(params![report.repo.as_str(), change.git_ref, change.new.as_str(), generation as i64])?;
-    Ok(Verdict::Accepted(id))
+    Ok(id)
+}
+
+/// What is over the limit is known as accepted, so that nobody reports it again, but its row starts nothing and tells
+/// how to.
+fn within_limit(
+    tx: &Transaction<'_>,
+    report: &Report,
+    id: InboxId,
+    change: &RefReport,
+    starts: &mut usize,
+) -> Result<Verdict, StoreError> {
+    if change.new.is_zero() {
+        return Ok(Verdict::Accepted(id));
+    }
+    if *starts > 0 {
+        *starts -= 1;
+        return Ok(Verdict::Accepted(id));
+    }
+    let short = change.git_ref.strip_prefix("refs/heads/").unwrap_or(&change.git_ref);
+    let reason = format!(
+        "one push moved more refs than limits.runs-per-push lets start runs; `mainstay inbox replay {id}` runs this one \
+         as pushed, `mainstay trigger {} --ref {}` by hand",
+        report.repo,
+        quoted(short)
+    );
+    set_inbox_state(tx, id, "dropped", Some(&reason))?;
+    Ok(Verdict::OverLimit(id))
+}
+
+/// As a shell takes it for one word.
+fn quoted(word: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-_./+@".contains(c);
+    if word.chars().all(plain) { word.to_owned() } else { format!("'{}'", word.replace('\'', "'\\''")) }
 }
 
 /// A row that only tells people why their push did not run.

@@ -4,7 +4,8 @@ use super::StoreError;
 use rusqlite::{Connection, TransactionBehavior};
 
 /// Step n brings a database from `user_version` n to n + 1. Never edit one that was released.
-const STEPS: &[&str] = &[r"
+const STEPS: &[&str] = &[
+    r"
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
 
 -- One row per accepted change of a ref, schedule tick or manual trigger: what may start runs. Written before anybody is answered.
@@ -84,6 +85,7 @@ CREATE TABLE runs (
     kept_until  INTEGER
 ) STRICT;
 CREATE INDEX runs_open ON runs (closed) WHERE closed = 0;
+CREATE INDEX runs_by_status ON runs (status);
 CREATE INDEX runs_by_repo ON runs (repo, id);
 CREATE INDEX runs_by_inbox ON runs (inbox_id);
 CREATE INDEX runs_kept ON runs (kept_until) WHERE kept_space IS NOT NULL;
@@ -96,7 +98,14 @@ CREATE TABLE run_events (
     event       TEXT NOT NULL,                     -- JSON RunEvent
     PRIMARY KEY (run_id, seq)
 ) STRICT, WITHOUT ROWID;
-"];
+",
+    r"
+-- What retention and foreign keys look for.
+CREATE INDEX runs_by_retried ON runs (retry_of) WHERE retry_of IS NOT NULL;
+CREATE INDEX runs_finished ON runs (finished_at) WHERE closed = 1;
+CREATE INDEX inbox_by_time ON inbox (at) WHERE state <> 'pending';
+",
+];
 
 /// Brings the schema up to date, each step in a transaction of its own.
 pub(super) fn migrate(connection: &mut Connection) -> Result<(), StoreError> {

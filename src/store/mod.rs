@@ -7,6 +7,7 @@
 mod inbox;
 mod migrations;
 mod open;
+mod retention;
 mod runs;
 mod schedules;
 

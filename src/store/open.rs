@@ -168,3 +168,65 @@ fn instance_id(connection: &Connection) -> Result<InstanceId, StoreError> {
     let id = connection.query_row("SELECT value FROM meta WHERE key = 'instance'", [], |row| row.get(0))?;
     Ok(InstanceId(id))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_database_of_a_newer_mainstay_is_left_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        drop(Store::open(folder.path()).unwrap());
+        let path = folder.path().join("mainstay.db");
+        Connection::open(&path).unwrap().pragma_update(None, "user_version", 1_000).unwrap();
+        let before = std::fs::read(&path).unwrap();
+        let error = Store::open(folder.path()).err().unwrap().to_string();
+        assert!(error.contains("schema 1000") && error.contains("hint:"), "{error}");
+        assert_eq!(std::fs::read(&path).unwrap(), before, "a newer database was written to");
+    }
+
+    #[tokio::test]
+    async fn opening_again_keeps_what_is_stored_and_who_we_are() {
+        let folder = tempfile::tempdir().unwrap();
+        let first = Store::open(folder.path()).unwrap();
+        let instance = first.instance().clone();
+        first.write(|tx| Ok(tx.execute("INSERT INTO meta VALUES ('sample', 'kept')", [])?)).await.unwrap();
+        drop(first);
+        let second = Store::open(folder.path()).unwrap();
+        assert_eq!(*second.instance(), instance);
+        let sql = "SELECT value FROM meta WHERE key = 'sample'";
+        let kept: String = second.read(|db| Ok(db.query_row(sql, [], |row| row.get(0))?)).await.unwrap();
+        assert_eq!(kept, "kept");
+    }
+
+    #[tokio::test]
+    async fn a_change_that_fails_leaves_nothing_behind() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(folder.path()).unwrap();
+        let failed: Result<(), _> = store
+            .write(|tx| {
+                tx.execute("INSERT INTO meta VALUES ('half', 'done')", [])?;
+                Err(StoreError::Conflict("changed our mind".into()))
+            })
+            .await;
+        assert!(failed.is_err());
+        let count =
+            |db: &Connection| Ok(db.query_row("SELECT count(*) FROM meta WHERE key = 'half'", [], |r| r.get(0))?);
+        let left: i64 = store.read(count).await.unwrap();
+        assert_eq!(left, 0);
+    }
+
+    #[test]
+    fn a_file_that_is_no_database_is_an_error_and_stays_as_it_is() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("mainstay.db");
+        std::fs::write(
+            &path,
+            "not a database, and longer than a header of one hundred bytes would have to be".repeat(4),
+        )
+        .unwrap();
+        let before = std::fs::read(&path).unwrap();
+        assert!(Store::open(folder.path()).is_err());
+        assert_eq!(std::fs::read(&path).unwrap(), before);
+    }
+}

@@ -31,8 +31,20 @@ pub struct WatchedRepo {
     pub mirror: Mirror,
     /// How often to look at its refs; `None` looks once at start and when something asks for it.
     pub poll: Option<Duration>,
+    /// The only branch that is watched; all when `None`. Tags are watched in any case.
+    pub branch: Option<String>,
+    /// Refs of one push that may start runs.
+    pub runs_per_push: usize,
     /// How its forge's webhooks are to be believed; `None` refuses them.
     pub webhook: Option<WebhookConfig>,
+}
+
+impl WatchedRepo {
+    /// Whether changes of that ref count.
+    pub fn watches(&self, git_ref: &str) -> bool {
+        let branch = git_ref.strip_prefix("refs/heads/");
+        self.branch.as_deref().is_none_or(|only| branch.is_none_or(|name| name == only))
+    }
 }
 
 /// How webhooks of one repository are checked.
@@ -168,9 +180,14 @@ impl Intake {
         actor: Option<String>,
         changes: Vec<RefChange>,
     ) -> Result<Vec<Verdict>, IntakeError> {
+        let repo = &self.entry(name)?.repo;
+        let watched: Vec<bool> = changes.iter().map(|change| repo.watches(&change.git_ref)).collect();
+        let changes = changes.into_iter().zip(&watched).filter(|(_, watched)| **watched);
         let changes =
-            changes.into_iter().map(|c| RefReport { git_ref: c.git_ref, old: c.old, new: c.new, seen: None }).collect();
-        self.report(feeder, name, delivery, actor, changes).await
+            changes.map(|(c, _)| RefReport { git_ref: c.git_ref, old: c.old, new: c.new, seen: None }).collect();
+        let mut verdicts = self.report(feeder, name, delivery, actor, changes).await?.into_iter();
+        let refused = || Verdict::Refused("mainstay.yml watches another branch of this repository".into());
+        Ok(watched.into_iter().map(|w| if w { verdicts.next() } else { None }.unwrap_or_else(refused)).collect())
     }
 
     pub(super) async fn report(
@@ -182,13 +199,20 @@ impl Intake {
         mut changes: Vec<RefReport>,
     ) -> Result<Vec<Verdict>, IntakeError> {
         let entry = self.entry(name)?;
+        let mut starts = entry.repo.runs_per_push;
+        // Where the limit bites, the default branch comes first, then the order of the report.
+        let moved = if changes.len() > starts { self.default_first(name, &mut changes).await? } else { 0 };
         let mut verdicts = Vec::with_capacity(changes.len());
         let mut piece = 0;
         while !changes.is_empty() {
             let rest = changes.split_off(changes.len().min(CHUNK));
             let delivery = delivery.as_ref().map(|id| if piece == 0 { id.clone() } else { format!("{id}+{piece}") });
-            let report = Report { feeder, repo: name.clone(), delivery, actor: actor.clone(), changes };
-            verdicts.extend(self.decided(&entry, report).await?);
+            let report = Report { feeder, repo: name.clone(), delivery, actor: actor.clone(), changes, starts };
+            let changes_of = report.changes.iter().map(|change| !change.new.is_zero()).collect::<Vec<_>>();
+            let decided = self.decided(&entry, report).await?;
+            let started = |(v, runs): (&Verdict, &bool)| *runs && matches!(v, Verdict::Accepted(_));
+            starts -= decided.iter().zip(&changes_of).filter(|pair| started(*pair)).count().min(starts);
+            verdicts.extend(decided);
             changes = rest;
             piece += 1;
         }
@@ -196,7 +220,23 @@ impl Intake {
             self.wake.notify_one();
             self.note_schedules(name);
         }
+        let over = verdicts.iter().filter(|v| matches!(v, Verdict::OverLimit(_))).count();
+        if over > 0 {
+            let limit = entry.repo.runs_per_push;
+            tracing::warn!(repo = %name, over, limit, "a push moved more refs than may start runs; see `mainstay inbox`");
+        }
+        if let Some(front) = verdicts.get_mut(..=moved) {
+            front.rotate_left(1);
+        }
         Ok(verdicts)
+    }
+
+    /// Brings the default branch's change to the front; returns where it was.
+    async fn default_first(&self, name: &RepoName, changes: &mut [RefReport]) -> Result<usize, IntakeError> {
+        let Some(head) = self.store.head(name).await? else { return Ok(0) };
+        let at = changes.iter().position(|change| change.git_ref == head).unwrap_or(0);
+        changes[..=at].rotate_right(1);
+        Ok(at)
     }
 
     async fn decided(&self, entry: &Entry, mut report: Report) -> Result<Vec<Verdict>, IntakeError> {

@@ -9,7 +9,7 @@ use super::{Intake, IntakeError, hook, spool};
 use crate::git::{self, GitError, RefsFingerprint, RemoteRefs};
 use crate::model::trigger::Feeder;
 use crate::model::{Oid, RepoName};
-use crate::store::{KnownRefs, RefReport, Seen};
+use crate::store::{KnownRefs, RefReport, Seen, Verdict};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -158,11 +158,12 @@ async fn look(intake: &Intake, entry: &Entry, state: &mut State) -> Result<Looke
     let store = intake.store();
     // What is known is read before the look, so that whatever is accepted in between is noticed by its generation.
     let known = store.known_refs(name).await?;
-    let listed = {
+    let mut listed = {
         let mirror = mirror.clone();
         blocking(move || mirror.list_remote()).await??
     };
-    let known = match known {
+    listed.refs.retain(|git_ref, _| entry.repo.watches(git_ref));
+    let mut known = match known {
         Some(known) => known,
         None => {
             store.base_line(name, listed.refs.clone(), listed.head.clone()).await?;
@@ -175,6 +176,7 @@ async fn look(intake: &Intake, entry: &Entry, state: &mut State) -> Result<Looke
         store.set_head(name, listed.head.clone()).await?;
         intake.note_schedules(name);
     }
+    known.refs.retain(|git_ref, _| entry.repo.watches(git_ref));
     let changes = differences(&known, &listed);
     let mut moved = 0;
     if !changes.is_empty() {
@@ -183,7 +185,7 @@ async fn look(intake: &Intake, entry: &Entry, state: &mut State) -> Result<Looke
             Err(IntakeError::Restless) => return Ok(Looked::Later),
             other => other?,
         };
-        moved = verdicts.iter().filter(|v| matches!(v, crate::store::Verdict::Accepted(_))).count();
+        moved = verdicts.iter().filter(|v| matches!(v, Verdict::Accepted(_) | Verdict::OverLimit(_))).count();
     }
     state.fingerprint = fingerprint;
     Ok(Looked::Done { moved })

@@ -1,6 +1,6 @@
 //! The log stream of a run: stored lines first, attempt after attempt, then live lines of whatever runs.
 //!
-//! Enters through `GET /api/v1/runs/{id}/logs`; lines come from [`LogSource`], which attempts exist from the store.
+//! Enters through `GET /api/v1/runs/{id}/logs`; lines come from `logs`, which attempts exist from the store.
 
 use super::api::{Named, Parameters};
 use super::{App, Problem, stopped};
@@ -9,7 +9,6 @@ use crate::logs::read::LogReader;
 use crate::model::api::{LogLineView, RunDetail};
 use crate::model::log::LogLine;
 use crate::model::{AttemptId, RunId, StepName};
-use async_trait::async_trait;
 use axum::body::{Body, Bytes};
 use axum::extract::State;
 use axum::http::{StatusCode, header};
@@ -24,18 +23,7 @@ use std::time::Duration;
 use tokio::sync::{mpsc, watch};
 
 /// Lines of one attempt.
-pub type Lines = BoxStream<'static, Result<LogLine, Problem>>;
-
-/// Where stored and live lines come from. `logs` has it.
-#[async_trait]
-pub trait LogSource: Send + Sync {
-    /// The lines with numbers above `after`, in order. With `follow` the stream waits for lines not yet written and
-    /// ends when the attempt's log is finished; otherwise it ends with the last stored line. No log is an empty one.
-    /// A stream that is dropped leaves nothing behind.
-    async fn lines(&self, id: &AttemptId, after: u64, follow: bool) -> Result<Lines, Problem>;
-    /// The last `count` stored lines.
-    async fn tail(&self, id: &AttemptId, count: u32) -> Result<Vec<LogLine>, Problem>;
-}
+type Lines = BoxStream<'static, Result<LogLine, Problem>>;
 
 /// Pieces between the reader and the client's connection: with [`BATCH`] lines each, at most some MiB for one client.
 const PIECES: usize = 8;
@@ -184,9 +172,9 @@ fn attempts(detail: &RunDetail, wish: &Wish) -> Vec<(AttemptId, bool)> {
 async fn open(app: &App, id: &AttemptId, wish: &Wish, ended: bool) -> Result<Tagged, Problem> {
     let lines: Lines = match wish.tail {
         Some(count) => {
-            futures_util::stream::iter(app.logs.tail(id, count.min(TAIL_MAX)).await?.into_iter().map(Ok)).boxed()
+            futures_util::stream::iter(tail_of(&app.logs, id, count.min(TAIL_MAX)).await?.into_iter().map(Ok)).boxed()
         }
-        None => app.logs.lines(id, wish.after, wish.follow && !ended).await?,
+        None => lines_of(&app.logs, id, wish.after, wish.follow && !ended).await?,
     };
     let id = id.clone();
     Ok(lines.ready_chunks(BATCH).map(move |batch| (id.clone(), batch)).boxed())
@@ -214,7 +202,7 @@ async fn send(
 ) -> Result<bool, Problem> {
     let mut piece = Vec::new();
     for line in batch {
-        let view = view(id, line?);
+        let view = LogLineView::new(id, line?);
         serde_json::to_writer(&mut piece, &view)
             .map_err(|error| Problem::unavailable(format!("write a log line: {error}")))?;
         piece.push(b'\n');
@@ -226,62 +214,49 @@ async fn send(
     }
 }
 
-fn view(id: &AttemptId, line: LogLine) -> LogLineView {
-    LogLineView {
-        step: id.step.clone(),
-        attempt: id.attempt,
-        n: line.number,
-        at: Timestamp::from_nanosecond(i128::from(line.at_nanos)).unwrap_or(Timestamp::UNIX_EPOCH),
-        stream: line.stream,
-        text: String::from_utf8(line.bytes)
-            .unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned()),
+/// The lines with numbers above `after`, in order. With `follow` the stream waits for lines not yet written and ends
+/// when the attempt's log is finished; otherwise it ends with the last stored line. No log is an empty one. A stream
+/// that is dropped leaves nothing behind.
+async fn lines_of(store: &LogStore, id: &AttemptId, after: u64, follow: bool) -> Result<Lines, Problem> {
+    if follow {
+        let id = id.clone();
+        return Ok(store.follow(&id, after + 1).map(move |line| line.map_err(|e| unreadable(&id, &e))).boxed());
     }
+    let Some(mut reader) = reader(store, id).await? else { return Ok(futures_util::stream::empty().boxed()) };
+    reader.seek_line(after + 1);
+    let id = id.clone();
+    let frames = futures_util::stream::try_unfold(reader, move |reader| {
+        let id = id.clone();
+        async move {
+            let (lines, reader) = off_thread(&id, reader, |reader| reader.next_lines()).await?;
+            Ok((!lines.is_empty()).then_some((lines, reader)))
+        }
+    });
+    let lines = frames.map(|frame| match frame {
+        Ok(lines) => lines.into_iter().map(Ok).collect(),
+        Err(problem) => vec![Err(problem)],
+    });
+    Ok(lines.flat_map(futures_util::stream::iter).boxed())
 }
 
-#[async_trait]
-impl LogSource for LogStore {
-    async fn lines(&self, id: &AttemptId, after: u64, follow: bool) -> Result<Lines, Problem> {
-        if follow {
-            let id = id.clone();
-            return Ok(LogStore::follow(self, &id, after + 1)
-                .map(move |line| line.map_err(|e| unreadable(&id, &e)))
-                .boxed());
+/// The last `count` stored lines.
+async fn tail_of(store: &LogStore, id: &AttemptId, count: u32) -> Result<Vec<LogLine>, Problem> {
+    let Some(reader) = reader(store, id).await? else { return Ok(Vec::new()) };
+    let read = move |reader: &mut LogReader| {
+        reader.seek_tail(u64::from(count))?;
+        let mut all = Vec::new();
+        // Lines written meanwhile come too; they make the tail no longer than was asked for.
+        while all.len() < count as usize {
+            let more = reader.next_lines()?;
+            if more.is_empty() {
+                break;
+            }
+            all.extend(more);
         }
-        let Some(mut reader) = reader(self, id).await? else { return Ok(futures_util::stream::empty().boxed()) };
-        reader.seek_line(after + 1);
-        let id = id.clone();
-        let frames = futures_util::stream::try_unfold(reader, move |reader| {
-            let id = id.clone();
-            async move {
-                let (lines, reader) = off_thread(&id, reader, |reader| reader.next_lines()).await?;
-                Ok((!lines.is_empty()).then_some((lines, reader)))
-            }
-        });
-        let lines = frames.map(|frame| match frame {
-            Ok(lines) => lines.into_iter().map(Ok).collect(),
-            Err(problem) => vec![Err(problem)],
-        });
-        Ok(lines.flat_map(futures_util::stream::iter).boxed())
-    }
-
-    async fn tail(&self, id: &AttemptId, count: u32) -> Result<Vec<LogLine>, Problem> {
-        let Some(reader) = reader(self, id).await? else { return Ok(Vec::new()) };
-        let read = move |reader: &mut LogReader| {
-            reader.seek_tail(u64::from(count))?;
-            let mut all = Vec::new();
-            // Lines written meanwhile come too; they make the tail no longer than was asked for.
-            while all.len() < count as usize {
-                let more = reader.next_lines()?;
-                if more.is_empty() {
-                    break;
-                }
-                all.extend(more);
-            }
-            all.truncate(count as usize);
-            Ok(all)
-        };
-        off_thread(id, reader, read).await.map(|(lines, _)| lines)
-    }
+        all.truncate(count as usize);
+        Ok(all)
+    };
+    off_thread(id, reader, read).await.map(|(lines, _)| lines)
 }
 
 /// The stored log; `None` when nothing was written yet.

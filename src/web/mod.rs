@@ -2,14 +2,14 @@
 //!
 //! In come connections on the Unix socket and the TCP listener ([`listen`]); every request passes one guard ([`auth`]);
 //! answers are made from the store, and wishes are handed to the daemon through [`Control`] and [`Intake`], which
-//! `daemon` implements. The routes are one table ([`routes`]), from which router and OpenAPI document are both made.
+//! `daemon` implements. The routes are one table ([`ROUTES`]), from which router and OpenAPI document are both made.
 
 mod api;
 pub mod auth;
 mod health;
 mod hooks;
 pub mod listen;
-pub mod logs;
+mod logs;
 mod openapi;
 mod problem;
 mod routes;
@@ -18,6 +18,7 @@ pub use problem::Problem;
 pub use routes::{ROUTES, Route, router};
 
 use crate::engine::Engine;
+use crate::logs::hub::LogStore;
 use crate::model::api::{
     DaemonStatus, HookAccepted, InboxView, Reloaded, RetryRequest, RunDetail, RunFilter, RunSummary, Started,
     TriggerRequest,
@@ -37,7 +38,7 @@ pub struct App {
     /// Reads runs.
     pub runs: Arc<dyn Runs>,
     /// Reads log lines.
-    pub logs: Arc<dyn logs::LogSource>,
+    pub logs: LogStore,
     /// Takes wishes.
     pub control: Arc<dyn Control>,
     /// Takes reports.

@@ -216,7 +216,7 @@ impl Daemon {
         let token = Token::load_or_create(&folder.path().join("token")).unwrap();
         let app = Arc::new(App {
             runs: Arc::new(memory.clone()),
-            logs: Arc::new(memory.logs.clone()),
+            logs: memory.logs.clone(),
             control: Arc::new(memory.clone()),
             intake: Arc::new(memory.clone()),
             token,

@@ -46,6 +46,22 @@ macro_rules! every_case {
 
 mod docker {
     every_case! { Docker }
+    on! { Docker, docker_cases:
+        the_engine_is_not_told_what_the_word_says,
+        a_word_cut_in_half_and_given_again_arrives_whole,
+        steps_side_by_side_may_open_the_same_port_and_reach_each_other_by_name,
+        what_is_not_ours_is_not_touched,
+        a_missing_image_is_named_with_the_reason,
+        an_image_without_a_shell_fails_with_a_clear_word,
+        a_step_without_commands_runs_the_images_entrypoint,
+        limits_hold,
+        root_in_a_step_has_few_rights,
+        the_workspace_belongs_to_the_images_user,
+        a_full_range_of_networks_is_said_and_other_networks_are_respected,
+        a_holder_that_was_lost_comes_back,
+        an_engine_that_is_not_there_is_named,
+        many_lines_are_read_whole,
+    }
 }
 
 mod process {

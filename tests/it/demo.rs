@@ -12,12 +12,15 @@ fn demo(dir: &Path) -> Command {
     command
 }
 
-/// What the engine holds for a repository named `demo`: only demos watch one.
-fn left() -> String {
+/// What the engine holds of the demo's daemon, by the name that its state folder gives it.
+fn left(dir: &Path) -> String {
+    let database = rusqlite::Connection::open(dir.join("state/mainstay.db")).unwrap();
+    let instance: String =
+        database.query_row("SELECT value FROM meta WHERE key = 'instance'", [], |row| row.get(0)).unwrap();
+    let label = format!("label=mainstay.instance={instance}");
     let mut found = String::new();
     for kind in [&["container", "ls", "--all"][..], &["network", "ls"], &["volume", "ls"]] {
-        let output =
-            Command::new("docker").args(kind).args(["--quiet", "--filter", "label=mainstay.repo=demo"]).output();
+        let output = Command::new("docker").args(kind).args(["--quiet", "--filter", &label]).output();
         let output = output.expect("docker is not installed: tests/setup/prepare.sh test");
         assert!(output.status.success(), "the Docker engine does not answer: tests/setup/prepare.sh test");
         found.push_str(&String::from_utf8_lossy(&output.stdout));
@@ -58,7 +61,7 @@ fn a_push_passes_and_the_next_one_fails() {
         assert!(said.contains(wanted), "`{wanted}` is missing in:\n{said}");
     }
     assert!(!dir.join("daemon.pid").exists());
-    assert_eq!(left(), "");
+    assert_eq!(left(&dir), "");
 }
 
 fn interrupted_it_stops_its_daemon_and_says_130() {
@@ -75,5 +78,5 @@ fn interrupted_it_stops_its_daemon_and_says_130() {
     kill(Pid::from_raw(i32::try_from(child.id()).unwrap()), Signal::SIGINT).unwrap();
     assert_eq!(wait_for(&mut child, Duration::from_secs(60)), 130);
     assert!(kill(Pid::from_raw(daemon), None).is_err(), "the daemon still runs");
-    assert_eq!(left(), "");
+    assert_eq!(left(&dir), "");
 }

@@ -44,7 +44,14 @@ impl World {
         let store = Store::open(&dir.join("state")).unwrap();
         let mirror = Mirror::open(&dir.join("state/mirrors/shop.git"), bare.to_str().unwrap(), None).unwrap();
         let webhook = Some(WebhookConfig { kind: webhook::Kind::Github, secret: SECRET.into() });
-        let repo = WatchedRepo { name: shop(), mirror, poll: Some(Duration::from_millis(100)), webhook };
+        let repo = WatchedRepo {
+            name: shop(),
+            mirror,
+            poll: Some(Duration::from_millis(100)),
+            branch: None,
+            runs_per_push: 10_000,
+            webhook,
+        };
         let wake = Arc::new(Notify::new());
         (Intake::new(store, vec![repo], Arc::clone(&wake)), wake)
     }
@@ -571,8 +578,14 @@ impl History {
     async fn tell(&mut self, feeder: Feeder, delivery: Option<String>, old: Oid, new: Oid, mut seen: Option<Seen>) {
         for _ in 0..3 {
             let change = RefReport { git_ref: BRANCH.into(), old: old.clone(), new: new.clone(), seen: seen.clone() };
-            let report =
-                Report { feeder, repo: shop(), delivery: delivery.clone(), actor: None, changes: vec![change] };
+            let report = Report {
+                feeder,
+                repo: shop(),
+                delivery: delivery.clone(),
+                actor: None,
+                changes: vec![change],
+                starts: 20,
+            };
             match self.store.report(report).await.unwrap() {
                 Answer::Decided(verdicts) => {
                     self.accepted += usize::from(matches!(verdicts[0], Verdict::Accepted(_)));

@@ -80,4 +80,8 @@ install_packages() {
     if [ $ssh_was_there = no ] && command -v sshd >/dev/null && [ -d /run/systemd/system ]; then
         as_root systemctl disable --now ssh.service >/dev/null 2>&1 || true
     fi
+    # The registry was not here before: its service is not wanted, only its program.
+    if [[ " ${missing[*]} " == *" docker-registry "* ]] && [ -d /run/systemd/system ]; then
+        as_root systemctl disable --now docker-registry.service >/dev/null 2>&1 || true
+    fi
 }

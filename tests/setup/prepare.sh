@@ -32,6 +32,8 @@ debootstrap debootstrap
 TEST_PACKAGES="
 sshd        openssh-server
 ssh         openssh-client
+docker-registry docker-registry
+htpasswd    apache2-utils
 git         git
 ldd         libc-bin
 "

@@ -283,3 +283,74 @@ fn a_working_tree_is_sent_without_what_git_ignores() {
     std::fs::create_dir_all(plain.join("target")).unwrap();
     assert_eq!(listed(&plain), ["target/"], "no repository, no rules");
 }
+
+#[test]
+fn many_loose_objects_and_little_packs_become_one_pack_and_all_is_still_there() {
+    let f = Fixture::new();
+    let mut all = Vec::new();
+    let first = f.commit("a", "1");
+    f.push("HEAD:refs/heads/main");
+    let mirror = f.mirror();
+    mirror.fetch().unwrap();
+    assert_eq!(mirror.tidy().unwrap(), super::super::Tidied::default(), "a few are left alone");
+    // 42 pushes of 50 files each: loose objects. A push of 500 files is a pack.
+    for round in 0..42 {
+        for file in 0..50 {
+            std::fs::write(f.work.join(format!("f{file}")), format!("{round} {file}")).unwrap();
+        }
+        all.push(f.commit("a", &format!("round {round}")));
+        f.push("HEAD:refs/heads/main");
+        mirror.fetch().unwrap();
+    }
+    let objects = mirror.dir().join("objects");
+    let loose = || {
+        let folders = std::fs::read_dir(&objects).unwrap().map(|e| e.unwrap().path());
+        folders
+            .filter(|p| p.file_name().unwrap().len() == 2)
+            .map(|p| std::fs::read_dir(p).unwrap().count())
+            .sum::<usize>()
+    };
+    let packs = || std::fs::read_dir(objects.join("pack")).map_or(0, |d| d.count());
+    assert!(loose() > 2_000, "{}", loose());
+    // What a kill in the middle leaves.
+    std::fs::create_dir_all(objects.join("pack")).unwrap();
+    std::fs::write(objects.join("pack/pack_git2_half"), "x").unwrap();
+    // Readers at work see everything all the time.
+    let stop = std::sync::atomic::AtomicBool::new(false);
+    let tidied = std::thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| {
+                while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+                    for commit in &all {
+                        mirror.read_file(commit, "f7", 1_000).unwrap().unwrap();
+                    }
+                }
+            });
+        }
+        let tidied = mirror.tidy().unwrap();
+        stop.store(true, std::sync::atomic::Ordering::Relaxed);
+        tidied
+    });
+    assert!(tidied.loose > 2_000 && tidied.packs == 0, "{tidied:?}");
+    assert_eq!((loose(), packs()), (0, 2));
+    for commit in all.iter().chain([&first]) {
+        mirror.commit_info(commit).unwrap();
+    }
+    git(mirror.dir(), &["fsck", "--full", "--strict"]);
+
+    for round in 0..42 {
+        let source = git2::Repository::open(&f.bare).unwrap();
+        let mut pack = source.packbuilder().unwrap();
+        let blob = source.blob(format!("blob {round}").as_bytes()).unwrap();
+        pack.insert_object(blob, None).unwrap();
+        pack.write(&objects.join("pack"), 0o444).unwrap();
+        all.push(super::super::from_git(blob));
+    }
+    let tidied = mirror.tidy().unwrap();
+    assert_eq!((tidied.loose, tidied.packs), (0, 43));
+    assert_eq!(packs(), 88, "the old ones stay until nobody can be reading them");
+    assert_eq!(mirror.tidy().unwrap(), super::super::Tidied::default());
+    assert_eq!(packs(), 2);
+    assert!(all.iter().all(|id| mirror.contains(id).unwrap()));
+    git(mirror.dir(), &["fsck", "--full", "--strict"]);
+}

@@ -4,7 +4,7 @@
 //! targets share one vertical line (a bus); a line that only crosses another is drawn over it as `│` or under it, never
 //! with a joint. Where rows would have to be shared by lines that do not belong together, there is no drawing.
 
-use super::{COLUMNS, State, Tone, label};
+use super::{State, Tone, label};
 use crate::config::needs::Needs;
 use crate::model::Plan;
 use std::collections::BTreeMap;
@@ -48,7 +48,12 @@ const EAST: u8 = 2;
 const SOUTH: u8 = 4;
 const WEST: u8 = 8;
 
-pub(super) fn draw(plan: &Plan, state: State<'_>, paint: &dyn Fn(Tone, &str) -> String) -> Option<String> {
+pub(super) fn draw(
+    plan: &Plan,
+    state: State<'_>,
+    columns: usize,
+    paint: &dyn Fn(Tone, &str) -> String,
+) -> Option<String> {
     if plan.steps.len() > STEPS_MAX {
         return None;
     }
@@ -95,7 +100,8 @@ pub(super) fn draw(plan: &Plan, state: State<'_>, paint: &dyn Fn(Tone, &str) -> 
                 line.push_str(&part);
             }
         }
-        if width > COLUMNS + 2 {
+        // The last label has a space behind it.
+        if width > columns + 1 {
             return None;
         }
     }

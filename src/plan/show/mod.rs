@@ -42,17 +42,22 @@ pub struct Cell {
 /// The state of a step, when there is one.
 pub type State<'a> = &'a dyn Fn(&StepName) -> Option<Cell>;
 
-/// A terminal of this width is assumed; a drawing that does not fit becomes a list.
+/// Where nobody knows the terminal's width, this one is assumed; a drawing that does not fit becomes a list.
 pub const COLUMNS: usize = 100;
 
 /// For a terminal of 100 columns: a drawing where it fits, else a list by layers.
 pub fn text(plan: &Plan, state: State<'_>) -> String {
-    text_painted(plan, state, &|_, label| label.to_owned())
+    text_painted(plan, state, None, &|_, label| label.to_owned())
 }
 
-/// Like [`text`], with each step's label passed through `paint`, which may only add what has no width.
-pub fn text_painted(plan: &Plan, state: State<'_>, paint: &dyn Fn(Tone, &str) -> String) -> String {
-    drawing::draw(plan, state, paint).unwrap_or_else(|| list(plan, state, paint))
+/// Like [`text`], for a terminal of that many columns, with each step's label passed through `paint`, which may only add what has no width.
+pub fn text_painted(
+    plan: &Plan,
+    state: State<'_>,
+    columns: Option<usize>,
+    paint: &dyn Fn(Tone, &str) -> String,
+) -> String {
+    drawing::draw(plan, state, columns.unwrap_or(COLUMNS), paint).unwrap_or_else(|| list(plan, state, paint))
 }
 
 /// One line a step: its layer, its label, what it needs.

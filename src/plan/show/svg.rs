@@ -1,7 +1,7 @@
 //! The graph as a picture: no script, no font of its own, readable on any background.
 
 use super::{State, Tone};
-use crate::model::Plan;
+use crate::model::{Plan, StepName};
 use crate::plan::layers;
 use std::collections::HashMap;
 use std::fmt::Write as _;
@@ -27,24 +27,61 @@ const BOX_HEIGHT: usize = 44;
 const GAP_X: usize = 56;
 const GAP_Y: usize = 18;
 const MARGIN: usize = 16;
+/// Room for a line that passes below the boxes of a layer on its way to a later one.
+const LANE_HEIGHT: usize = 14;
 /// A character of the 14 px font is never much wider; boxes are made as wide as the longest text of their layer.
 const CHAR_WIDTH: usize = 9;
+
+/// Where a line passes a layer.
+struct Lane {
+    from: usize,
+    to: usize,
+    y: usize,
+}
+
+/// For each layer the steps whose lines to later layers pass it: they would run behind its boxes otherwise.
+fn lanes<'p>(plan: &'p Plan, layers: &[Vec<&StepName>]) -> Vec<Vec<&'p StepName>> {
+    let layer_of: HashMap<&str, usize> =
+        layers.iter().enumerate().flat_map(|(at, layer)| layer.iter().map(move |name| (name.as_str(), at))).collect();
+    let mut lanes: Vec<Vec<&StepName>> = vec![Vec::new(); layers.len()];
+    for step in &plan.steps {
+        for need in &step.needs {
+            let (Some(&from), Some(&to)) = (layer_of.get(need.as_str()), layer_of.get(step.name.as_str())) else {
+                continue;
+            };
+            for lane in lanes.iter_mut().take(to).skip(from + 1) {
+                if !lane.contains(&need) {
+                    lane.push(need);
+                }
+            }
+        }
+    }
+    lanes
+}
 
 /// The picture as an SVG document.
 pub fn svg(plan: &Plan, state: State<'_>) -> String {
     let layers = layers(plan);
+    let lanes = lanes(plan, &layers);
     let mut at: HashMap<&str, (usize, usize, usize)> = HashMap::new();
-    let tallest = layers.iter().map(Vec::len).max().unwrap_or(0);
-    let column_height = |count: usize| count * BOX_HEIGHT + count.saturating_sub(1) * GAP_Y;
-    let height = column_height(tallest) + 2 * MARGIN;
+    let mut lane_at: HashMap<(&str, usize), Lane> = HashMap::new();
+    let column_height =
+        |boxes: usize, lanes: usize| boxes * BOX_HEIGHT + boxes.saturating_sub(1) * GAP_Y + lanes * LANE_HEIGHT;
+    let tallest = layers.iter().zip(&lanes).map(|(boxes, lanes)| column_height(boxes.len(), lanes.len())).max();
+    let height = tallest.unwrap_or(0) + 2 * MARGIN;
     let mut x = MARGIN;
-    for layer in &layers {
+    for (column, (layer, lanes)) in layers.iter().zip(&lanes).enumerate() {
         let chars = layer.iter().map(|name| second_line(state, name).chars().count().max(name.as_str().len() + 2));
         let width = chars.max().unwrap_or(0) * CHAR_WIDTH + 24;
-        let mut y = MARGIN + (height - 2 * MARGIN - column_height(layer.len())) / 2;
+        let mut y = MARGIN + (height - 2 * MARGIN - column_height(layer.len(), lanes.len())) / 2;
         for name in layer {
             at.insert(name.as_str(), (x, y, width));
             y += BOX_HEIGHT + GAP_Y;
+        }
+        for name in lanes {
+            // The gap below the last box is the lane's as well.
+            y += LANE_HEIGHT;
+            lane_at.insert((name.as_str(), column), Lane { from: x, to: x + width, y: y - GAP_Y });
         }
         x += width + GAP_X;
     }
@@ -59,11 +96,26 @@ pub fn svg(plan: &Plan, state: State<'_>) -> String {
     for step in &plan.steps {
         for need in &step.needs {
             if let (Some(&(fx, fy, fw)), Some(&(tx, ty, _))) = (at.get(need.as_str()), at.get(step.name.as_str())) {
-                let (x1, y1, y2) = (fx + fw, fy + BOX_HEIGHT / 2, ty + BOX_HEIGHT / 2);
+                let (mut x1, mut y1, y2) = (fx + fw, fy + BOX_HEIGHT / 2, ty + BOX_HEIGHT / 2);
                 let bend = GAP_X / 2;
+                let mut path = format!("M{x1} {y1}");
+                for lane in (0..layers.len()).filter_map(|column| lane_at.get(&(need.as_str(), column))) {
+                    if lane.from > x1 && lane.to < tx {
+                        let _ = write!(
+                            path,
+                            " C{} {y1} {} {y} {} {y} H{}",
+                            x1 + bend,
+                            lane.from.saturating_sub(bend),
+                            lane.from,
+                            lane.to,
+                            y = lane.y
+                        );
+                        (x1, y1) = (lane.to, lane.y);
+                    }
+                }
                 let _ = writeln!(
                     out,
-                    "<path d=\"M{x1} {y1} C{} {y1} {} {y2} {} {y2}\"/><path fill=\"#57606a\" stroke=\"none\" d=\"M{} {} l7 4 l-7 4 z\"/>",
+                    "<path d=\"{path} C{} {y1} {} {y2} {} {y2}\"/><path fill=\"#57606a\" stroke=\"none\" d=\"M{} {} l7 4 l-7 4 z\"/>",
                     x1 + bend,
                     tx.saturating_sub(bend),
                     tx.saturating_sub(7),
@@ -107,7 +159,7 @@ pub fn svg(plan: &Plan, state: State<'_>) -> String {
     out
 }
 
-fn second_line(state: State<'_>, name: &crate::model::StepName) -> String {
+fn second_line(state: State<'_>, name: &StepName) -> String {
     state(name).map(|cell| format!("{} {}", cell.word, cell.time).trim().to_owned()).unwrap_or_default()
 }
 

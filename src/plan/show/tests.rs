@@ -36,7 +36,7 @@ fn fan_out_and_in_is_drawn_from_left_to_right() {
          ╰─ ○ docs ─╯
 "
     );
-    let running = format!("\n{}", text_painted(&fan(), &states, &|_, label| label.to_owned()));
+    let running = format!("\n{}", text_painted(&fan(), &states, None, &|_, label| label.to_owned()));
     assert_eq!(
         running,
         "

@@ -353,3 +353,57 @@ impl Runtime for Process {
 
     async fn drain_pool(&self) {}
 }
+
+#[cfg(test)]
+mod tests {
+    use super::shim::tree::Tree;
+    use std::io::Write;
+    use std::os::unix::fs::symlink;
+
+    #[test]
+    fn a_workspace_is_never_written_through_a_link() {
+        let folder = tempfile::tempdir().unwrap();
+        let (root, outside) = (folder.path().join("root"), folder.path().join("outside"));
+        for dir in [&root, &outside] {
+            std::fs::create_dir(dir).unwrap();
+        }
+        std::fs::write(outside.join("kept"), "kept").unwrap();
+        symlink(&outside, root.join("out")).unwrap();
+        symlink(outside.join("kept"), root.join("file")).unwrap();
+        let mut tree = Tree::open(&root).unwrap();
+        assert!(tree.file(b"out/kept", false).is_err());
+        assert!(tree.file(b"out/new", false).is_err());
+        assert!(tree.dir(b"out/sub").is_err());
+        assert!(tree.link(b"out/link", b"x").is_err());
+        // Below a link there is nothing of the tree to remove; the link itself is.
+        tree.remove(b"out/kept").unwrap();
+        // A file takes the place of a link, not of what it points to.
+        tree.file(b"file", false).unwrap().write_all(b"new").unwrap();
+        tree.remove(b"out").unwrap();
+        assert!(!root.join("out").exists());
+        assert_eq!(std::fs::read_to_string(outside.join("kept")).unwrap(), "kept");
+        assert_eq!(std::fs::read_dir(&outside).unwrap().count(), 1);
+        assert_eq!(std::fs::read_to_string(root.join("file")).unwrap(), "new");
+    }
+
+    #[test]
+    fn paths_that_lead_out_are_refused_and_folders_give_way_to_files() {
+        let root = tempfile::tempdir().unwrap();
+        let mut tree = Tree::open(root.path()).unwrap();
+        for bad in [&b""[..], b"/etc/passwd", b"../x", b"a/../../x", b"a//b", b"./a", b"a/", b"a\0b"] {
+            assert!(tree.file(bad, false).is_err(), "{:?}", String::from_utf8_lossy(bad));
+            assert!(tree.dir(bad).is_err(), "{:?}", String::from_utf8_lossy(bad));
+        }
+        tree.file(b"a/b/c", true).unwrap();
+        tree.file(b"a/b/d", false).unwrap();
+        tree.remove(b"a/b").unwrap();
+        tree.remove(b"a/b").unwrap();
+        tree.remove(b"a/b/c/d").unwrap();
+        tree.file(b"a/b", false).unwrap();
+        tree.dir(b"x/y").unwrap();
+        tree.link(b"x", b"a").unwrap();
+        // The folder that was open a moment ago is gone, and a link stands there.
+        assert!(tree.file(b"x/y/z", false).is_err());
+        assert!(root.path().join("a/b").is_file() && root.path().join("x").is_symlink());
+    }
+}
