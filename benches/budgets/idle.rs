@@ -19,8 +19,7 @@ pub(crate) fn measure(effort: Effort, report: &mut Report) {
     let folder = tempfile::Builder::new().prefix("mainstay-bench-").tempdir().expect("there is room");
     let at = folder.path();
     make_template(&at.join("template.git"));
-    let mut config =
-        format!("server: {{ listen: \"127.0.0.1:0\" }}\nstate: {}\nrepos:\n", at.join("state").display());
+    let mut config = format!("server: {{ listen: \"127.0.0.1:0\" }}\nstate: {}\nrepos:\n", at.join("state").display());
     for n in 0..REPOS {
         let repo = at.join(format!("repo{n:03}.git"));
         let copied = Command::new("cp").arg("-a").arg(at.join("template.git")).arg(&repo).status();

@@ -3,6 +3,7 @@
 use crate::{Effort, tree};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use rusqlite::{Connection, OpenFlags};
 use serde_json::Value;
 use std::fs::{self, File};
 use std::io::{Read, Write};
@@ -52,6 +53,13 @@ pub(crate) fn git(folder: &Path, arguments: &[&str]) -> String {
         command.env(format!("GIT_AUTHOR_{name}"), value).env(format!("GIT_COMMITTER_{name}"), value);
     }
     run(&mut command)
+}
+
+/// What the peer's `docker run` is given besides: nothing, unless `MAINSTAY_BENCH_DOCKER_RUN` says otherwise, for an
+/// engine whose default bridge does not work (`--network NAME`). Printed with the machine, since it changes the peer.
+pub(crate) fn docker_run_options() -> Vec<String> {
+    let options = std::env::var("MAINSTAY_BENCH_DOCKER_RUN").unwrap_or_default();
+    options.split_whitespace().map(str::to_owned).collect()
 }
 
 /// The docker client.
@@ -138,42 +146,45 @@ impl Daemon {
         }
     }
 
-    /// Waits until nothing of any run is left in the engine and the daemon rests, its next space ready.
+    /// Waits until nothing of any run is left in the engine, the next space is ready, and the daemon is quiet.
     pub(crate) fn rest(&self) {
         let end = Instant::now() + PATIENCE;
         let mut quiet = 0;
         let mut before = self.cpu_ticks();
-        while quiet < 3 {
+        while quiet < 2 {
             assert!(Instant::now() < end, "the daemon does not come to rest");
-            std::thread::sleep(Duration::from_millis(150));
+            std::thread::sleep(Duration::from_millis(200));
             let ticks = self.cpu_ticks();
-            quiet = if ticks <= before + 1 && self.engine_rests() { quiet + 1 } else { 0 };
+            quiet = if ticks <= before + 1 && self.has_spares() { quiet + 1 } else { 0 };
             before = ticks;
         }
     }
 
-    /// True when only spares are in the engine.
-    fn engine_rests(&self) -> bool {
+    /// True when every run is closed and two spaces are ready: a filled one, and after it is ready a blank one.
+    fn has_spares(&self) -> bool {
+        let open: i64 = self
+            .database()
+            .query_row("SELECT count(*) FROM runs WHERE closed = 0", [], |row| row.get(0))
+            .expect("the runs are counted");
         let filter = format!("label=mainstay.instance={}", self.instance());
-        !docker(&["ps", "-a", "--filter", &filter, "--format", "{{.Label \"mainstay.run\"}}"])
-            .lines()
-            .any(|run| !run.is_empty())
+        open == 0 && docker(&["ps", "-q", "--filter", &filter]).lines().count() >= 2
+    }
+
+    fn database(&self) -> Connection {
+        let opened = Connection::open_with_flags(self.state.join("mainstay.db"), OpenFlags::SQLITE_OPEN_READ_ONLY);
+        opened.expect("the state database opens")
     }
 
     /// By what its things in the engine are known.
     pub(crate) fn instance(&self) -> String {
-        let flags = rusqlite::OpenFlags::SQLITE_OPEN_READ_ONLY;
-        let database = rusqlite::Connection::open_with_flags(self.state.join("mainstay.db"), flags);
-        let database = database.expect("the state database opens");
+        let database = self.database();
         let query = "SELECT value FROM meta WHERE key = 'instance'";
         database.query_row(query, [], |row| row.get(0)).expect("the database knows its instance")
     }
 
     /// Its events of a run: milliseconds since 1970 and the JSON document.
     pub(crate) fn events(&self, run: u64) -> Vec<(i64, String)> {
-        let flags = rusqlite::OpenFlags::SQLITE_OPEN_READ_ONLY;
-        let database = rusqlite::Connection::open_with_flags(self.state.join("mainstay.db"), flags);
-        let database = database.expect("the state database opens");
+        let database = self.database();
         let mut query = database
             .prepare("SELECT at, event FROM run_events WHERE run_id = ?1 ORDER BY seq")
             .expect("the events are there");

@@ -1,6 +1,6 @@
 //! A million lines through the daemon to disk, twenty secrets masked, against `docker logs -f` into a file.
 
-use crate::lab::{Lab, TICKS_PER_SECOND, docker, now, seconds};
+use crate::lab::{Lab, TICKS_PER_SECOND, docker, docker_run_options, now, seconds};
 use crate::numbers::{Budget, Report, Samples, print};
 use crate::{Effort, tree};
 use serde_json::Value;
@@ -27,7 +27,11 @@ pub(crate) fn measure(lab: &Lab, effort: Effort, report: &mut Report) {
     let per_second = |s: f64| tree::LINES as f64 / s / 1e3;
     print(format_args!("  ours: process began -> log durable     {}", mine.shown("s")));
     print(format_args!("  peer: started -> `docker logs -f` ends {}", theirs.shown("s")));
-    print(format_args!("  thousand lines a second: {:.0} and {:.0}", per_second(mine.median()), per_second(theirs.median())));
+    print(format_args!(
+        "  thousand lines a second: {:.0} and {:.0}",
+        per_second(mine.median()),
+        per_second(theirs.median())
+    ));
     print(format_args!("  daemon: CPU seconds per million lines  {}", cpu.shown("s")));
     print(format_args!("  daemon: highest resident memory        {}", memory.shown("MiB")));
     report.figure("logs: lines a second / docker logs -f", theirs.median() / mine.median(), "x", Budget::AtLeast(0.9));
@@ -37,7 +41,11 @@ pub(crate) fn measure(lab: &Lab, effort: Effort, report: &mut Report) {
 
 /// The same words in a container of its own, its log followed into a file.
 fn docker_logs(lab: &Lab) -> f64 {
-    let id = docker(&["create", "--log-driver", "json-file", tree::IMAGE, "sh", "-ec", &tree::talk()]);
+    let (talk, options) = (tree::talk(), docker_run_options());
+    let mut create = vec!["create", "--log-driver", "json-file"];
+    create.extend(options.iter().map(String::as_str));
+    create.extend([tree::IMAGE, "sh", "-ec", &talk]);
+    let id = docker(&create);
     let id = id.trim();
     docker(&["start", id]);
     let file = File::create(lab.folder().join("docker-logs")).expect("a file is made");

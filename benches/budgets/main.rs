@@ -60,6 +60,9 @@ fn main() {
 
     let mut report = Report::default();
     print(format_args!("{}", machine()));
+    if !lab::docker_run_options().is_empty() {
+        print(format_args!("the peer's docker run has {}", lab::docker_run_options().join(" ")));
+    }
     let shared: Vec<_> = SHARED.iter().filter(|(name, _)| wanted(name)).collect();
     if !shared.is_empty() {
         let lab = Lab::start(&tree::pipelines(), effort);

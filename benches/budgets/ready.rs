@@ -12,8 +12,9 @@ pub(crate) fn measure(lab: &Lab, effort: Effort, report: &mut Report) {
             let run = daemon.trigger("chain");
             let detail = daemon.ended(run);
             let attempt = |n: usize| &detail["steps"][n]["attempts"][0];
-            let said: Vec<Vec<f64>> =
-                (0..tree::CHAIN).map(|n| clocks(&daemon.command(&["logs", &run.to_string(), &format!("s{n}")]))).collect();
+            let said: Vec<Vec<f64>> = (0..tree::CHAIN)
+                .map(|n| clocks(&daemon.command(&["logs", &run.to_string(), &format!("s{n}")])))
+                .collect();
             for n in 1..tree::CHAIN {
                 to_mark.push((seconds(&attempt(n)["began_at"]) - seconds(&attempt(n - 1)["ended_at"])) * 1e3);
                 between.push((said[n][0] - said[n - 1][1]) * 1e3);

@@ -32,8 +32,8 @@ pub(crate) fn talk() -> String {
 /// The text of a file: words like those of a source file, so that it compresses like one.
 fn text(file: usize, version: usize) -> String {
     const WORDS: [&str; 16] = [
-        "fn ", "let mut ", "self.", "return ", "match ", "if ", "value", "index", "count", " = ", "();\n", " {\n", "}\n",
-        ".await?", "Result<", ">\n",
+        "fn ", "let mut ", "self.", "return ", "match ", "if ", "value", "index", "count", " = ", "();\n", " {\n",
+        "}\n", ".await?", "Result<", ">\n",
     ];
     let mut state = (file as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ version as u64;
     let mut text = String::with_capacity(FILE_BYTES + 16);
@@ -76,9 +76,8 @@ pub(crate) fn pipelines() -> Vec<(&'static str, String)> {
 
     let row = (0..ROW).fold(manual.to_owned(), |text, n| text + &step(&format!("s{n}"), "", "true"));
 
-    let chain = (0..CHAIN).fold(manual.to_owned(), |text, n| {
-        text + &step(&format!("s{n}"), "", "date +%s%N; sleep 1; date +%s%N")
-    });
+    let chain = (0..CHAIN)
+        .fold(manual.to_owned(), |text, n| text + &step(&format!("s{n}"), "", "date +%s%N; sleep 1; date +%s%N"));
 
     let mut wide = manual.to_owned();
     for n in 0..WIDE * LAYERS {
@@ -86,9 +85,8 @@ pub(crate) fn pipelines() -> Vec<(&'static str, String)> {
         let _ = write!(wide, "{}", step(&format!("s{n}"), &needs, "true"));
     }
 
-    let beside = (0..2).fold(manual.to_owned(), |text, n| {
-        text + &step(&format!("s{n}"), "    needs: []\n", "sleep 600")
-    });
+    let beside =
+        (0..2).fold(manual.to_owned(), |text, n| text + &step(&format!("s{n}"), "    needs: []\n", "sleep 600"));
 
     let talk = format!("{manual}{}", step("talk", "", &talk()));
 

@@ -29,7 +29,12 @@ pub(crate) fn measure(lab: &Lab, effort: Effort, report: &mut Report) {
     }
     print(format_args!("  ours: `mainstay trigger` typed -> run ended  {}", mine.shown("ms")));
     print(format_args!("  floor: create, start, wait, {} at once       {}", tree::WIDE, floor.shown("ms")));
-    report.figure("wide: 200 steps, 50 wide / the engine's floor", mine.median() / floor.median(), "x", Budget::AtMost(1.1));
+    report.figure(
+        "wide: 200 steps, 50 wide / the engine's floor",
+        mine.median() / floor.median(),
+        "x",
+        Budget::AtMost(1.1),
+    );
 }
 
 /// How a step of ours is set up in the engine: copied from one that runs, so that the floor has the same work to do.

@@ -20,7 +20,8 @@ fn six_steps() -> String {
     let mut text = String::from("steps:\n");
     let shape = [("a", ""), ("b", "a"), ("c", "a"), ("d", "b, c"), ("e", "d"), ("f", "d")];
     for (name, needs) in shape {
-        let show = if name == "f" { "while ! grep -q 'e ended' journal; do sleep 0.05; done; cat journal" } else { "true" };
+        let show =
+            if name == "f" { "while ! grep -q 'e ended' journal; do sleep 0.05; done; cat journal" } else { "true" };
         text.push_str(&format!(
             "  {name}:\n    image: busybox:latest\n    needs: [{needs}]\n    commands:\n      - echo \"$CI_STEP_NAME began\" >> journal\n      \
              - |\n        {}\n      - echo \"$CI_STEP_NAME ended\" >> journal\n      - {show}\n",
@@ -100,7 +101,9 @@ fn at_any_moment() {
         check_six(&daemon, run, &format!("round {round}, killed after {moment:?}"));
         assert_eq!(daemon.runs_of(&commit), [run], "one push, one run");
     }
-    println!("at_any_moment: {count} runs of 6 steps, {kills} kills, 0 stuck, 0 lines lost or doubled, 0 steps run twice");
+    println!(
+        "at_any_moment: {count} runs of 6 steps, {kills} kills, 0 stuck, 0 lines lost or doubled, 0 steps run twice"
+    );
     daemon.end(0);
 }
 

@@ -64,7 +64,11 @@ impl Dockerd {
         let until = Instant::now() + STARTS_WITHIN;
         while !self.engine.answers() {
             let ended = child.try_wait().unwrap();
-            assert!(ended.is_none() && Instant::now() < until, "dockerd does not start ({ended:?})\n{}", self.log_end());
+            assert!(
+                ended.is_none() && Instant::now() < until,
+                "dockerd does not start ({ended:?})\n{}",
+                self.log_end()
+            );
             std::thread::sleep(Duration::from_millis(50));
         }
         // Its end is seen by the pid file; somebody has to take its exit code.
@@ -99,7 +103,8 @@ impl Drop for Dockerd {
         }
         self.down("-TERM");
         // Its folders belong to root, and what it mounted may outlive it for a moment.
-        let script = "grep -o \" $0/[^ ]*\" /proc/mounts | sort -r | xargs -r umount -l; rm -rf \"$0/data\" \"$0/exec\"";
+        let script =
+            "grep -o \" $0/[^ ]*\" /proc/mounts | sort -r | xargs -r umount -l; rm -rf \"$0/data\" \"$0/exec\"";
         let _ = as_root("sh").arg("-c").arg(script).arg(&self.dir).output();
     }
 }
