@@ -91,9 +91,11 @@ release-binary: build
 
 # ---- measuring ------------------------------------------------------------------------------------------------------
 
+# The budgets of docs/benchmarks.md on the optimised binary, each against its peer in the same minutes: half an hour.
+# make bench FIGURES="push ready" measures those alone, FIGURES=--quick all with few repetitions.
 bench:
 	$(PREPARE) test "$(CARGO_TARGET_DIR)/demo-project"
-	$(PREPARE) run -- cargo bench --locked
+	$(PREPARE) run -- cargo bench --locked --bench budgets -- $(FIGURES)
 
 soak:
 	@[ -x tests/soak/run.sh ] || { echo 'make soak: this release has no soak test yet (tests/soak/run.sh)' >&2; exit 2; }

@@ -172,6 +172,7 @@ impl Driver<'_> {
         // An earlier daemon was killed while it filled this one: what is in it cannot be known.
         self.give_up_space().await?;
         loop {
+            self.resolve_ahead();
             self.take_space(commands).await?;
             if self.state.status.is_final() || self.state.space.is_none() {
                 return Ok(());
@@ -361,6 +362,17 @@ impl Driver<'_> {
             let result = patiently(|| runtime.resolve_image(&reference, &progress)).await;
             let _ = sender.send(Message::Image { reference, result });
         });
+    }
+
+    /// Has the images of the first steps looked for, which takes as long as getting a space and needs none.
+    fn resolve_ahead(&mut self) {
+        let references: BTreeSet<String> =
+            likely_next(&self.state).into_iter().filter_map(|step| self.image_of(step).ok()).collect();
+        for reference in references {
+            if !self.state.images.contains_key(&reference) {
+                self.resolve(reference, Duration::ZERO);
+            }
+        }
     }
 
     /// Makes and starts containers for the steps that come next, as far as the bound on waiting ones allows.

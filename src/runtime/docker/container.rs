@@ -3,8 +3,8 @@
 use super::engine::{Engine, alias, connect, is_gone, status};
 use super::image::{self, Facts, HELPER_PATH};
 use super::space::Spaces;
-use crate::model::AttemptId;
 use crate::model::plan::Resources;
+use crate::model::{AttemptId, RunId};
 use crate::runtime::helper::{self, WORKSPACE, wire};
 use crate::runtime::{Found, RuntimeError, SpaceName, StepSpec, Word, nonce};
 use bollard::container::AttachContainerResults;
@@ -19,7 +19,8 @@ use bollard::query_parameters::{
 };
 use futures_util::StreamExt;
 use jiff::Timestamp;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::io::AsyncWriteExt;
 
@@ -151,15 +152,16 @@ pub(super) fn workspace_mount(volume: &str) -> Mount {
     }
 }
 
-/// Makes the container and starts it up to where it waits. One that waits, runs or has ended stays as it is.
-pub(super) async fn prepare(engine: &Engine, spec: &StepSpec, defaults: Resources) -> Result<(), RuntimeError> {
+/// Makes the container and starts it up to where it waits. One that waits, runs or has ended stays as it is. True when
+/// it was started now, so that it waits for certain.
+pub(super) async fn prepare(engine: &Engine, spec: &StepSpec, defaults: Resources) -> Result<bool, RuntimeError> {
     let name = engine.container(&spec.id);
     let options = CreateContainerOptions { name: Some(name.clone()), ..Default::default() };
     match engine.api.create_container(Some(options), body(engine, spec, defaults)).await {
-        Ok(_) => start(engine, spec, &name).await,
+        Ok(_) => start(engine, spec, &name).await.map(|()| true),
         Err(e) if status(&e) == Some(409) => match look(engine, &name).await? {
-            State::Created => start(engine, spec, &name).await,
-            State::Running | State::Exited { .. } => Ok(()),
+            State::Created => start(engine, spec, &name).await.map(|()| true),
+            State::Running | State::Exited { .. } => Ok(false),
             State::Absent => Err(engine.error(format!("make the container {name}"), &e)),
         },
         Err(e) if is_gone(&e) && e.to_string().contains("image") => Err(RuntimeError::Image {
@@ -184,21 +186,54 @@ async fn start(engine: &Engine, spec: &StepSpec, name: &str) -> Result<(), Runti
     second.map_err(|e| engine.error(doing(), &e))
 }
 
+/// Attempts whose container this process saw started and has not given the word: nobody needs to ask the engine about
+/// them before the word, which is the one moment at which milliseconds count. A container that died since takes no
+/// word; the next try asks.
+#[derive(Default)]
+pub(super) struct Waiting(Mutex<HashSet<AttemptId>>);
+
+impl Waiting {
+    pub(super) fn add(&self, id: &AttemptId) {
+        self.lock().insert(id.clone());
+    }
+
+    pub(super) fn take(&self, id: &AttemptId) -> bool {
+        self.lock().remove(id)
+    }
+
+    /// Forgets the attempts of a run that is over.
+    pub(super) fn forget(&self, run: RunId) {
+        self.lock().retain(|id| id.run != run);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashSet<AttemptId>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Makes and starts what is not there, after a restart of ours or for a step that was not started ahead. False when it
+/// has ended already: there is nobody to say the word to.
+pub(super) async fn ensure_waiting(
+    engine: &Engine,
+    spec: &StepSpec,
+    defaults: Resources,
+) -> Result<bool, RuntimeError> {
+    match look(engine, &engine.container(&spec.id)).await? {
+        State::Running => Ok(true),
+        State::Exited { .. } => Ok(false),
+        State::Absent | State::Created => prepare(engine, spec, defaults).await.map(|_| true),
+    }
+}
+
 /// Says the word to a container that waits, after its user was given the workspace.
 pub(super) async fn release(
     engine: &Engine,
     spec: &StepSpec,
     word: &Word,
     facts: &Facts,
-    defaults: Resources,
     spaces: &Spaces,
 ) -> Result<bool, RuntimeError> {
     let name = engine.container(&spec.id);
-    match look(engine, &name).await? {
-        State::Running => {}
-        State::Exited { .. } => return Ok(false),
-        State::Absent | State::Created => prepare(engine, spec, defaults).await?,
-    }
     let user = user_of(engine, &spec.id, &facts.user).await?;
     spaces.own(engine, &spec.space, user).await?;
     let order = helper::order(word, &facts.command(&word.args), WORKSPACE, OUTPUT_PATH);
@@ -224,7 +259,10 @@ pub(super) async fn release(
     };
     match tokio::time::timeout(WORD_WITHIN, say).await {
         Ok(said) => said.map(|()| true).map_err(|e| engine.error(doing(), &e)),
-        Err(_) => Err(engine.unreachable("it does not take the word")),
+        Err(_) => match look(engine, &name).await? {
+            State::Exited { .. } => Ok(false),
+            _ => Err(engine.unreachable("it does not take the word")),
+        },
     }
 }
 

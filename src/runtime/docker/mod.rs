@@ -77,6 +77,7 @@ struct Inner {
     images: image::Images,
     spaces: space::Spaces,
     defaults: Resources,
+    waiting: container::Waiting,
 }
 
 impl Docker {
@@ -97,6 +98,7 @@ impl Docker {
                 images: image::Images::new(config.registries),
                 spaces: space::Spaces::new(subnets, config.pool),
                 defaults: config.defaults,
+                waiting: container::Waiting::default(),
             }),
         })
     }
@@ -189,13 +191,26 @@ impl Runtime for Docker {
     }
 
     async fn prepare(&self, spec: &StepSpec) -> Result<(), RuntimeError> {
-        container::prepare(&self.inner.engine, spec, self.inner.defaults).await
+        if container::prepare(&self.inner.engine, spec, self.inner.defaults).await? {
+            self.inner.waiting.add(&spec.id);
+        }
+        Ok(())
     }
 
     async fn release(&self, spec: &StepSpec, word: &Word) -> Result<bool, RuntimeError> {
-        let Inner { engine, images, spaces, defaults } = &*self.inner;
+        let Inner { engine, images, spaces, defaults, waiting } = &*self.inner;
         let facts = images.facts(engine, &spec.image).await?;
-        container::release(engine, spec, word, &facts, *defaults, spaces).await
+        if waiting.take(&spec.id) {
+            match container::release(engine, spec, word, &facts, spaces).await {
+                // Gone since it was made, by a restart of the engine for instance: what is there now is looked at.
+                Ok(false) | Err(RuntimeError::Gone { .. } | RuntimeError::Refused { .. }) => {}
+                said => return said,
+            }
+        }
+        if !container::ensure_waiting(engine, spec, *defaults).await? {
+            return Ok(false);
+        }
+        container::release(engine, spec, word, &facts, spaces).await
     }
 
     async fn logs(
@@ -223,14 +238,17 @@ impl Runtime for Docker {
     }
 
     async fn stop(&self, id: &AttemptId, grace: Duration) -> Result<(), RuntimeError> {
+        self.inner.waiting.take(id);
         container::stop(&self.inner.engine, id, grace).await
     }
 
     async fn remove(&self, id: &AttemptId) -> Result<(), RuntimeError> {
+        self.inner.waiting.take(id);
         container::remove(&self.inner.engine, &self.inner.engine.container(id)).await
     }
 
     async fn close(&self, run: RunId, space: Option<&SpaceName>, keep_workspace: bool) -> Result<(), RuntimeError> {
+        self.inner.waiting.forget(run);
         let containers = self.containers(Some(run)).await?;
         self.remove_containers(containers.into_iter().map(|(name, _)| name).collect()).await?;
         if let Some(space) = space {
