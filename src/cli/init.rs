@@ -33,6 +33,7 @@ repos:
 # server: { listen: "127.0.0.1:8420" }
 # state: ./mainstay-data                          # database, mirrors, logs, secrets
 # limits: { steps: 8, timeout: 1h }
+# keep: { for: 90d, runs: 50 }                    # runs that are over, with their logs; of each repository at least so many
 "#;
 
 /// The pipeline that `init` writes.

@@ -74,9 +74,15 @@ pub fn run_list(runs: &[RunId]) -> String {
     runs.iter().map(|run| format!("#{run}")).collect::<Vec<_>>().join(" and ")
 }
 
-/// Text from outside on one line without control characters: a commit title must not move the cursor or set a title.
+/// Text from outside on one line without control characters: a commit title must not move the cursor or set a title, nor
+/// a branch read as another one.
 pub fn clean(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
+    text.chars().map(|c| if c.is_control() || turns_text(c) { ' ' } else { c }).collect()
+}
+
+/// Marks that change the direction of the text around them, so that a name reads as another one.
+fn turns_text(c: char) -> bool {
+    matches!(c, '\u{200e}' | '\u{200f}' | '\u{061c}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
 /// A log line made safe for a terminal: colours (`ESC [ … m`) stay when colour is wanted, tabs stay, every other
@@ -119,7 +125,7 @@ pub fn safe_log(text: &str, color: bool) -> String {
                 }
                 _ => {}
             },
-            c if c.is_control() => {}
+            c if c.is_control() || turns_text(c) => {}
             c => out.push(c),
         }
     }

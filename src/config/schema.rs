@@ -230,7 +230,7 @@ pub(super) struct DaemonFile {
     registries: Option<BTreeMap<String, Credentials>>,
     /// How much the daemon may use.
     limits: Option<Limits>,
-    /// How long old runs are kept.
+    /// How long what is over is kept.
     keep: Option<Keep>,
     /// The watched repositories, by name.
     repos: BTreeMap<RepoName, RepoEntry>,

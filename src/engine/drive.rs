@@ -24,7 +24,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{OwnedSemaphorePermit, mpsc, watch};
-use tokio::task::JoinHandle;
+use tokio::task::{JoinHandle, JoinSet};
 
 /// Pause before an image that could not be had is asked for again; doubles with each attempt.
 const IMAGE_RETRY_PAUSE: Duration = Duration::from_secs(1);
@@ -56,6 +56,8 @@ struct Driver<'a> {
     granted: BTreeMap<StepName, Turn>,
     /// Attempts under way, each with the flag that stops it.
     attempts: BTreeMap<StepName, watch::Sender<bool>>,
+    /// Their tasks.
+    running: JoinSet<()>,
     /// Containers made and started ahead.
     ahead: BTreeMap<StepName, JoinHandle<Option<OwnedSemaphorePermit>>>,
 }
@@ -91,16 +93,21 @@ pub(super) async fn drive(
         queued: BTreeMap::new(),
         granted: BTreeMap::new(),
         attempts: BTreeMap::new(),
+        running: JoinSet::new(),
         ahead: BTreeMap::new(),
     };
     let mut stop = shared.stop.subscribe();
     let ended = tokio::select! {
         biased;
-        () = turned(&mut stop) => false,
-        result = driver.run_to_end(&mut commands) => { result?; true }
+        () = turned(&mut stop) => Ok(false),
+        result = driver.run_to_end(&mut commands) => result.map(|()| true),
     };
     driver.abandon_tasks();
-    if ended { close::close(shared, run).await } else { Ok(()) }
+    if ended.is_err() {
+        // Nothing could be recorded (a full disk). The next driver takes the attempts up: two must not write one log.
+        driver.running.shutdown().await;
+    }
+    if ended? { close::close(shared, run).await } else { Ok(()) }
 }
 
 /// Ends a run that cannot be driven.
@@ -426,7 +433,7 @@ impl Driver<'_> {
         let ahead = self.ahead.remove(name);
         let (sender, step) = (self.sender.clone(), name.clone());
         let job = self.job(name, attempt, started_at, cancelled, recovered);
-        tokio::spawn(async move {
+        self.running.spawn(async move {
             // Still being made: waiting for it is quicker than making it twice.
             let _permit = match ahead {
                 Some(task) if attempt == 1 => task.await.ok().flatten(),
@@ -545,6 +552,7 @@ impl Driver<'_> {
             }
             Message::Ended { step, attempt, result } => {
                 self.attempts.remove(&step);
+                while self.running.try_join_next().is_some() {}
                 crate::failpoint!("engine.ended");
                 self.record(RunEvent::StepEnded { step, attempt, result }).await
             }

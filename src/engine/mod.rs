@@ -29,13 +29,18 @@ use crate::logs::mask::Masker;
 use crate::model::{RepoName, RunId, RunStatus, StepName, StepOutcome};
 use crate::runtime::{Runtime, SpaceName, WorkspaceSource};
 use crate::store::{NewRun, RunRow, Store, StoreError};
+use futures_util::FutureExt as _;
 use state::{Carried, CarriedStep, RunState};
 use std::collections::{BTreeMap, BTreeSet};
+use std::panic::AssertUnwindSafe;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 use tokio::sync::{Notify, Semaphore, mpsc, oneshot, watch};
 use turns::Turns;
+
+/// Pause before a run that could not be driven is taken up again: a full disk must not fill the daemon's log too.
+const TAKEN_UP_AFTER: Duration = Duration::from_secs(5);
 
 /// Where a repository's workspaces come from.
 #[derive(Clone)]
@@ -250,6 +255,10 @@ impl Engine {
             self.shared.ensure_driver(run.id, None);
         }
         for run in &open {
+            // Its driver broke off, as when nothing could be recorded on a full disk.
+            if run.status == RunStatus::Running && !driven.contains(&run.id) {
+                self.shared.ensure_driver(run.id, None);
+            }
             if run.status.is_final() && !driven.contains(&run.id) {
                 close::close_later(&self.shared, run.id);
             }
@@ -415,10 +424,17 @@ impl Shared {
         drivers.insert(run, sender.clone());
         let shared = Arc::clone(self);
         tokio::spawn(async move {
-            if let Err(error) = drive::drive(&shared, run, commands).await {
-                tracing::error!(%run, %error, "failed to drive a run; it will be taken up again");
-                // Not a busy loop when the store is full or broken.
-                tokio::time::sleep(Duration::from_secs(1)).await;
+            // A panic must not leave a run that looks driven and is not.
+            match AssertUnwindSafe(drive::drive(&shared, run, commands)).catch_unwind().await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => {
+                    tracing::error!(%run, %error, "failed to drive a run; it will be taken up again");
+                    tokio::time::sleep(TAKEN_UP_AFTER).await;
+                }
+                Err(_) => {
+                    tracing::error!(%run, "driving a run broke off with a defect of Mainstay; it will be taken up again");
+                    tokio::time::sleep(6 * TAKEN_UP_AFTER).await;
+                }
             }
             let mut drivers = shared.drivers();
             if drivers.get(&run).is_some_and(|current| current.same_channel(&sender)) {

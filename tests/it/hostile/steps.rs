@@ -5,7 +5,7 @@ use super::lab::Lab;
 /// What each prints; the heavier sizes are in the soak test.
 const FLOODS: &str = r#"
 steps:
-  flood: { image: busybox, needs: [], commands: ["yes 0123456789abcdef | head -c 134217728; echo the end"] }
+  flood: { image: busybox, needs: [], commands: ["yes $(seq 1 60 | tr '\\n' -) | head -c 67108864; echo the end"] }
   line: { image: busybox, needs: [], commands: ["head -c 10485760 /dev/zero | tr '\\0' x; echo; echo after the line"] }
   bytes: { image: busybox, needs: [], commands: ["printf 'a\\377\\376b\\n'; head -c 65536 /dev/urandom; echo; echo after the bytes"] }
   bars: { image: busybox, needs: [], commands: ["for i in $(seq 1 2000); do printf 'progress %s\\r' $i; done; echo; echo after the bars"] }
