@@ -542,7 +542,7 @@ impl Folder {
         let clearing = async {
             let store = Store::open(&state).map_err(anyhow::Error::from)?;
             let runtime = wire::runtime(&config, store.instance())?;
-            runtime.sweep(&[], &[]).await.map_err(|error| Failure::unreachable(error.to_string()))?;
+            runtime.sweep(None).await.map_err(|error| Failure::unreachable(error.to_string()))?;
             for (run, ..) in store.kept_spaces().await.map_err(anyhow::Error::from)? {
                 store.forget_kept_space(run).await.map_err(anyhow::Error::from)?;
             }

@@ -69,7 +69,7 @@ pub async fn run(args: &Args, context: &Context) -> Result<Exit, Failure> {
     let status = drive(&engine, id, &wake, context).await;
     engine.stop().await;
     // Whatever is left after a failure above; a run that ended has closed itself.
-    if let Err(error) = runtime.sweep(&[], &[]).await {
+    if let Err(error) = runtime.sweep(None).await {
         context.ui.say(format!("mainstay: failed to clean up: {error}"));
     }
     runtime.drain_pool().await;

@@ -86,7 +86,7 @@ impl Intake for Core {
                 for verdict in verdicts {
                     match verdict {
                         Verdict::Accepted(id) | Verdict::Joined(id) | Verdict::OverLimit(id) => {
-                            accepted.inbox.push(id.0)
+                            accepted.inbox.push(id.0);
                         }
                         Verdict::Replayed => accepted.notes.push("this delivery was taken before".into()),
                         Verdict::Stale(why) | Verdict::Refused(why) => accepted.notes.push(why),

@@ -1,7 +1,7 @@
 //! The daemon's loops. Each looks at stored state and does what is due; being woken only makes it look sooner.
 
 use super::wire::Made;
-use super::{Core, Health};
+use super::{Core, Health, Sweeping};
 use crate::engine::begin::pipelines_at;
 use crate::git::Tidied;
 use crate::model::api::RunFilter;
@@ -25,6 +25,8 @@ const EXPIRE_EVERY: Duration = Duration::from_secs(300);
 const HOUSEKEEPING_EVERY: Duration = Duration::from_secs(600);
 /// Old runs forgotten before the housekeeping looks up again.
 const OLD_RUNS_AT_ONCE: u32 = 100;
+/// With less than this the database cannot write its journal for long.
+const DISK_LOW_BYTES: u64 = 8 << 20;
 /// Spaces made ready at start, for the repositories that ran last.
 const WARM_AT_START: usize = 2;
 
@@ -41,7 +43,7 @@ impl Loops {
 }
 
 /// Starts every loop; each ends when the daemon stops.
-pub(super) fn start(core: &Arc<Core>, hook: crate::trigger::socket::Listener) -> Loops {
+pub(super) fn start(core: &Arc<Core>, hook: crate::trigger::socket::Listener, left: Sweeping) -> Loops {
     let mut loops = Loops { tasks: JoinSet::new() };
     let intake = &core.intake;
     loops.until_stop(core, hook.run(Arc::clone(intake)));
@@ -53,6 +55,7 @@ pub(super) fn start(core: &Arc<Core>, hook: crate::trigger::socket::Listener) ->
     loops.until_stop(core, expire(Arc::clone(core)));
     loops.until_stop(core, housekeeping(Arc::clone(core)));
     loops.until_stop(core, warm(Arc::clone(core)));
+    loops.until_stop(core, sweep(left));
     loops
 }
 
@@ -120,6 +123,14 @@ async fn look(core: &Core) -> Health {
         }
         Err(error) => health.not_ready.push(format!("failed to {error}")),
     }
+    let state = core.config().state.clone();
+    match tokio::task::spawn_blocking(move || nix::sys::statvfs::statvfs(&state).map(|fs| (state, fs))).await {
+        Ok(Ok((state, fs))) if fs.blocks_available().saturating_mul(fs.fragment_size()) < DISK_LOW_BYTES => {
+            health.not_ready.push(format!("the disk of the state folder {} is full", state.display()));
+        }
+        // A file system that does not say how much is left will say it when something is written.
+        _ => {}
+    }
     match core.engine.store().count_pending_inbox().await {
         Ok(count) => health.inbox_pending = count as usize,
         Err(error) => health.not_ready.push(format!("failed to {error}")),
@@ -182,6 +193,17 @@ async fn forget_old(core: &Core) -> anyhow::Result<(usize, usize)> {
             0 => return Ok((runs, reports)),
             some => reports += some,
         }
+    }
+}
+
+/// Removes what earlier daemons left, as soon as their engines answer.
+async fn sweep(mut left: Sweeping) {
+    loop {
+        left.sweep().await;
+        if left.runtimes.is_empty() {
+            return;
+        }
+        tokio::time::sleep(HEALTH_EVERY).await;
     }
 }
 

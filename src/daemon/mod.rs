@@ -13,8 +13,9 @@ use crate::config::daemon::{Daemon, WebhookKind};
 use crate::engine::Engine;
 use crate::git::Mirror;
 use crate::logs::hub::LogStore;
-use crate::model::RepoName;
-use crate::runtime::SpaceName;
+use crate::model::api::RunFilter;
+use crate::model::{RepoName, RunId};
+use crate::runtime::{Living, Runtime, SpaceName};
 use crate::store::Store;
 use crate::trigger::{Intake, WatchedRepo, WebhookConfig, socket, webhook};
 use crate::web::{self, App, auth, listen};
@@ -23,6 +24,7 @@ use jiff::Timestamp;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{Notify, watch};
 
@@ -32,6 +34,9 @@ pub const SOCKET: &str = "mainstay.sock";
 pub const HOOK_SOCKET: &str = "hook.sock";
 /// The token for TCP clients, in the state folder.
 pub const TOKEN: &str = "token";
+
+/// Giving up the pool takes a removal or two; an engine that hangs must not keep the daemon from stopping.
+const DRAIN_WITHIN: Duration = Duration::from_millis(2_500);
 
 /// The running daemon's parts, shared by its loops and the web room.
 pub struct Core {
@@ -84,8 +89,8 @@ pub async fn serve(config_path: &Path) -> anyhow::Result<()> {
     let hook = socket::Listener::bind(&config.state.join(HOOK_SOCKET))
         .with_context(|| format!("listen on {}", config.state.join(HOOK_SOCKET).display()))?;
 
-    core.recover().await?;
-    let loops = loops::start(&core, hook);
+    let left = core.recover().await?;
+    let loops = loops::start(&core, hook, left);
     tracing::info!(%address, state = %config.state.display(), repos = config.repos.len(), version = env!("CARGO_PKG_VERSION"), "ready");
     notify(&[sd_notify::NotifyState::Ready]);
 
@@ -108,7 +113,9 @@ pub async fn serve(config_path: &Path) -> anyhow::Result<()> {
     }
     let parts = core.parts();
     for made in &parts.runtimes {
-        made.runtime.drain_pool().await;
+        if tokio::time::timeout(DRAIN_WITHIN, made.runtime.drain_pool()).await.is_err() {
+            tracing::warn!(runtime = made.runtime.name(), "spaces made in advance stay until the next start");
+        }
     }
     tracing::info!("stopped");
     Ok(())
@@ -152,20 +159,18 @@ impl Core {
         }))
     }
 
-    /// Goes on with what an earlier daemon had begun, and sweeps what nobody owns.
-    async fn recover(&self) -> anyhow::Result<()> {
+    /// Goes on with what an earlier daemon had begun; returns what is to be swept because nobody owns it.
+    async fn recover(&self) -> anyhow::Result<Sweeping> {
+        let store = self.engine.store();
+        let runs: Vec<_> = store.open_runs().await?.into_iter().map(|run| run.id).collect();
+        let last = store.list_runs(&RunFilter { limit: 1, ..RunFilter::default() }).await?;
+        let newest = last.first().map_or(RunId(0), |run| run.id);
+        let mut spaces: Vec<_> =
+            store.kept_spaces().await?.into_iter().map(|(_, _, space, _)| SpaceName(space)).collect();
+        spaces.extend(self.engine.spaces_of(&runs).await?);
         self.engine.recover().await?;
-        let open: Vec<_> = self.engine.store().open_runs().await?.into_iter().map(|run| run.id).collect();
-        let mut keep: Vec<_> =
-            self.engine.store().kept_spaces().await?.into_iter().map(|(_, _, space, _)| SpaceName(space)).collect();
-        keep.extend(self.engine.spaces_of(&open).await?);
-        for wire::Made { runtime, .. } in &self.parts().runtimes {
-            // An engine that is away is swept when the next daemon starts; meanwhile its leftovers hurt nobody.
-            if let Err(error) = runtime.sweep(&open, &keep).await {
-                tracing::warn!(runtime = runtime.name(), %error, "failed to sweep leftovers of an earlier daemon");
-            }
-        }
-        Ok(())
+        let runtimes = self.parts().runtimes.iter().map(|made| Arc::clone(&made.runtime)).collect();
+        Ok(Sweeping { runtimes, living: Living { runs, newest, spaces } })
     }
 
     /// Reads the whole configuration again; on any error nothing changes.
@@ -222,6 +227,25 @@ impl Core {
 
     fn parts(&self) -> Arc<Parts> {
         Arc::clone(&self.wired.read().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+/// What is to be removed of earlier daemons, by what was true when this one started.
+struct Sweeping {
+    /// Where it has not been done yet.
+    runtimes: Vec<Arc<dyn Runtime>>,
+    living: Living,
+}
+
+impl Sweeping {
+    /// Tries once. An engine that is away keeps its leftovers until the next try.
+    async fn sweep(&mut self) {
+        for runtime in std::mem::take(&mut self.runtimes) {
+            if let Err(error) = runtime.sweep(Some(&self.living)).await {
+                tracing::warn!(runtime = runtime.name(), %error, "failed to sweep leftovers of an earlier daemon");
+                self.runtimes.push(runtime);
+            }
+        }
     }
 }
 

@@ -161,32 +161,49 @@ impl Driver<'_> {
 
     /// Takes a space and fills its workspace; the first containers are made meanwhile.
     async fn open_space(&mut self, commands: &mut mpsc::UnboundedReceiver<Command>) -> Result<(), EngineError> {
-        let runtime = Arc::clone(&self.repo.runtime);
         let carried: Option<Carried> = self.row.carried.as_deref().map(serde_json::from_str).transpose()?;
         let kept = carried.and_then(|carried| carried.space);
-        if let (Some(space), false) = (self.state.space.clone(), self.state.filled)
-            && kept.as_ref() != Some(&space)
-        {
-            // An earlier daemon was killed while it filled this one: what is in it cannot be known.
-            if let Err(error) = patiently(|| runtime.close(self.run, Some(&space), false)).await {
-                tracing::warn!(run = %self.run, %error, "failed to give up a half-filled space; the sweep will");
-            }
-            self.record(RunEvent::SpaceLost { space }).await?;
-        }
-        match kept {
-            Some(kept) if !self.state.filled => self.reopen_kept(&kept).await?,
-            None if self.state.space.is_none() => self.take_space(commands).await?,
-            _ => {}
-        }
-        if self.state.status.is_final() || self.state.filled {
+        if self.state.filled {
             return Ok(());
         }
+        if let Some(kept) = kept {
+            return self.reopen_kept(&kept).await;
+        }
+        // An earlier daemon was killed while it filled this one: what is in it cannot be known.
+        self.give_up_space().await?;
+        loop {
+            self.take_space(commands).await?;
+            if self.state.status.is_final() || self.state.space.is_none() {
+                return Ok(());
+            }
+            self.fill_space(commands).await?;
+            if self.state.status.is_final() || self.state.filled {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Gives up a space that may be half filled, with the containers made ahead in it.
+    async fn give_up_space(&mut self) -> Result<(), EngineError> {
+        let Some(space) = self.state.space.clone() else { return Ok(()) };
+        for (_, task) in std::mem::take(&mut self.ahead) {
+            task.abort();
+        }
+        let runtime = Arc::clone(&self.repo.runtime);
+        if let Err(error) = patiently(|| runtime.close(self.run, Some(&space), false)).await {
+            tracing::warn!(run = %self.run, %error, "failed to give up a half-filled space; the sweep will");
+        }
+        self.record(RunEvent::SpaceLost { space }).await
+    }
+
+    async fn fill_space(&mut self, commands: &mut mpsc::UnboundedReceiver<Command>) -> Result<(), EngineError> {
+        let runtime = Arc::clone(&self.repo.runtime);
         self.look_ahead();
         let source = self.shared.workspace_source(&self.repo, &self.row.trigger);
         let Some(space) = self.state.space.clone() else { return Ok(()) };
         let filling = tokio::spawn({
             let runtime = Arc::clone(&runtime);
-            async move { patiently(|| runtime.fill(&space, &source)).await }
+            async move { runtime.fill(&space, &source).await }
         });
         // Reports are taken while the workspace fills: images get pinned and containers started in the same time.
         let mut filling = filling;
@@ -202,6 +219,11 @@ impl Driver<'_> {
         };
         match filled {
             Ok(Ok(())) => self.record(RunEvent::WorkspaceFilled).await,
+            // The engine went away in the middle: what is in the workspace cannot be known.
+            Ok(Err(error @ RuntimeError::Unreachable { .. })) => {
+                tracing::warn!(run = %self.run, %error, "lost the engine while the workspace was filled; another space is taken");
+                self.give_up_space().await
+            }
             Ok(Err(error)) => self.end_in_error(format!("failed to fill the workspace: failed to {error}")).await,
             Err(panic) => self.end_in_error(format!("failed to fill the workspace: {panic}")).await,
         }

@@ -188,7 +188,8 @@ impl Mirror {
         match self.contains(commit)? {
             true => Ok(()),
             false => match by_id {
-                Err(error) if error.is_passing() => Err(error),
+                // Over ssh the server's refusal to hand out an unknown commit looks like a broken connection.
+                Err(error) if error.is_passing() && !error.to_string().contains("not our ref") => Err(error),
                 _ => Err(gone()),
             },
         }

@@ -154,6 +154,24 @@ pub enum Found {
     },
 }
 
+/// Whose things a sweep leaves alone: those named here, runs newer than `newest`, and spaces made by this process. So
+/// what was true when a daemon started may be used later too.
+#[derive(Debug, Clone)]
+pub struct Living {
+    /// Runs that are not closed.
+    pub runs: Vec<RunId>,
+    /// The newest run known.
+    pub newest: RunId,
+    /// Spaces of those runs, and kept workspaces.
+    pub spaces: Vec<SpaceName>,
+}
+
+impl Living {
+    fn has_run(&self, run: RunId) -> bool {
+        run > self.newest || self.runs.contains(&run)
+    }
+}
+
 /// One thing of ours that an engine holds, for `doctor`, tests and clean-up reports.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 pub struct Leftover {
@@ -205,8 +223,9 @@ pub trait Runtime: Send + Sync {
     /// Makes the attempt's process and starts it up to the point where it waits for its word.
     async fn prepare(&self, spec: &StepSpec) -> Result<(), RuntimeError>;
 
-    /// Gives the word: the user's command begins. Makes what `prepare` makes when that was not called.
-    async fn release(&self, spec: &StepSpec, word: &Word) -> Result<(), RuntimeError>;
+    /// Gives the word: the user's command begins. Makes what `prepare` makes when that was not called. False when the
+    /// process had ended before this call could tell it anything.
+    async fn release(&self, spec: &StepSpec, word: &Word) -> Result<bool, RuntimeError>;
 
     /// Follows the attempt's output from a cursor to its end; the stream ends when the process has ended and all its
     /// output was handed over. The helper's marks are part of the stream (`logs::mark` takes them out). A cursor
@@ -223,6 +242,10 @@ pub trait Runtime: Send + Sync {
     /// Looks without waiting.
     async fn find(&self, id: &AttemptId) -> Result<Found, RuntimeError>;
 
+    /// Whether the engine has kept everything running from before that attempt's start until now. One that stops or
+    /// dies takes all processes along, and their exit codes then say nothing about the steps.
+    async fn undisturbed(&self, space: &SpaceName, id: &AttemptId) -> Result<bool, RuntimeError>;
+
     /// SIGTERM to the process group, SIGKILL after `grace`; returns when it has ended. Nothing there is success.
     async fn stop(&self, id: &AttemptId, grace: Duration) -> Result<(), RuntimeError>;
 
@@ -236,9 +259,8 @@ pub trait Runtime: Send + Sync {
     /// Everything of this daemon instance that the engine holds.
     async fn leftovers(&self) -> Result<Vec<Leftover>, RuntimeError>;
 
-    /// Removes whatever of this instance belongs to none of the live runs, recorded spaces and kept workspaces.
-    /// Called at start, before anything new is made.
-    async fn sweep(&self, live: &[RunId], keep: &[SpaceName]) -> Result<(), RuntimeError>;
+    /// Removes whatever of this instance belongs to nobody who is alive; everything when nobody is.
+    async fn sweep(&self, living: Option<&Living>) -> Result<(), RuntimeError>;
 
     /// Makes a space ready for the next run of that repository, in the background, up to the pool's bound.
     /// Best effort: failing costs the next run some milliseconds, nothing else.

@@ -22,6 +22,8 @@ use tokio::sync::watch;
 const FLUSH_EVERY: Duration = Duration::from_millis(100);
 /// First and longest pause between tries to reach an engine that does not answer.
 const PATIENCE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
+/// How often an attempt's container is made: one restart of the engine takes one, more in a row is no accident.
+const MADE_MAX: u32 = 3;
 
 /// Everything one attempt needs.
 pub struct AttemptJob {
@@ -131,7 +133,12 @@ async fn follow_to_end(job: &mut AttemptJob, mut log: TakenOver) -> AttemptResul
             }
         }
     };
-    let end = conclude(job, &log, found, interruption, engine_was_away);
+    let disturbed = interruption.is_none() && (engine_was_away || was_disturbed(job, &log, &found).await);
+    let short_of_memory = matches!(&found, Ok(Found::Exited { out_of_memory: true, .. }));
+    let end = conclude(&log, found, interruption, disturbed);
+    if short_of_memory && !log.broken {
+        log.say(&out_of_memory(job));
+    }
     match &end {
         _ if log.broken => {}
         AttemptEnd::TimedOut => log.say(&format!("mainstay: stopped after its timeout of {}", job.timeout_text)),
@@ -143,34 +150,52 @@ async fn follow_to_end(job: &mut AttemptJob, mut log: TakenOver) -> AttemptResul
     log.result(end)
 }
 
+/// An exit code of 137 alone tells nobody why.
+fn out_of_memory(job: &AttemptJob) -> String {
+    let limit = job.spec.resources.memory.map_or_else(String::new, |memory| format!(" of {memory}"));
+    format!(
+        "mainstay: out of memory: the kernel killed a process of this step at its limit{limit}; \
+         `resources.memory` of the step or `limits.memory` in mainstay.yml raises it"
+    )
+}
+
 fn conclude(
-    job: &AttemptJob,
     log: &TakenOver,
     found: Result<Found, RuntimeError>,
     interruption: Option<Interruption>,
-    engine_was_away: bool,
+    disturbed: bool,
 ) -> AttemptEnd {
     let began = log.began_at().is_some();
     match (found, interruption) {
         (_, Some(Interruption::Deadline)) => AttemptEnd::TimedOut,
         (_, Some(Interruption::Cancel)) => AttemptEnd::Cancelled,
         // A restarted engine has killed what ran: the exit code is its doing, not the step's.
-        (Ok(Found::Exited { code, .. }), None) if engine_was_away && code >= 128 => AttemptEnd::LostContainer {
+        (Ok(Found::Exited { code, .. }), None) if disturbed && code >= 128 => AttemptEnd::LostContainer {
             detail: format!("the engine went away while the step ran, and its process ended with {code}"),
+        },
+        (Ok(Found::Exited { code, .. }), None) if disturbed && !began => AttemptEnd::LostContainer {
+            detail: format!(
+                "the engine went away, and the container ended with {code}; whether the step began is not known"
+            ),
         },
         (Ok(Found::Exited { code, .. }), None) if !began => AttemptEnd::EngineError {
             detail: format!("the container ended with {code} before the step's process began"),
         },
-        (Ok(Found::Exited { code, out_of_memory }), None) => {
-            if out_of_memory {
-                tracing::info!(attempt = %job.spec.id, "killed for want of memory");
-            }
-            AttemptEnd::Exited { code }
-        }
+        (Ok(Found::Exited { code, .. }), None) => AttemptEnd::Exited { code },
         (Ok(Found::Absent | Found::Alive), None) | (Err(RuntimeError::Gone { .. }), None) => {
             AttemptEnd::LostContainer { detail: "the container was removed by somebody else while the step ran".into() }
         }
         (Err(error), None) => AttemptEnd::EngineError { detail: format!("failed to {error}") },
+    }
+}
+
+/// Whether an end that looks like the engine's doing may be that. One that cannot be asked is going away.
+async fn was_disturbed(job: &AttemptJob, log: &TakenOver, found: &Result<Found, RuntimeError>) -> bool {
+    match found {
+        Ok(Found::Exited { out_of_memory: false, code }) if *code >= 128 || log.began_at().is_none() => {
+            !job.runtime.undisturbed(&job.spec.space, &job.spec.id).await.unwrap_or(false)
+        }
+        _ => false,
     }
 }
 
@@ -201,9 +226,31 @@ async fn lost_while_away(job: &AttemptJob, log: &TakenOver) -> Option<String> {
     }
 }
 
-async fn give_word(job: &mut AttemptJob) -> Result<(), RuntimeError> {
+/// Gives the word. A container that was started ahead and ended while it waited (its engine was restarted) is made anew,
+/// as long as nobody can have told it anything before: then its step has not begun.
+async fn give_word(job: &AttemptJob) -> Result<(), RuntimeError> {
     crate::failpoint!("step.release.before");
-    let released = patiently(|| job.runtime.release(&job.spec, &job.word)).await;
+    let mut may_have_begun = job.recovered;
+    let mut made = 1;
+    let mut pause = PATIENCE.0;
+    let released = loop {
+        match job.runtime.release(&job.spec, &job.word).await {
+            Ok(false) if !may_have_begun && made < MADE_MAX => {
+                tracing::info!(attempt = %job.spec.id, "its container ended while it waited for its turn; another one is made");
+                made += 1;
+                if let Err(error) = patiently(|| job.runtime.remove(&job.spec.id)).await {
+                    break Err(error);
+                }
+            }
+            Err(RuntimeError::Unreachable { endpoint, detail }) => {
+                tracing::debug!(attempt = %job.spec.id, endpoint, detail, "engine does not answer");
+                may_have_begun = true;
+                tokio::time::sleep(pause).await;
+                pause = (pause * 2).min(PATIENCE.1);
+            }
+            answer => break answer.map(|_| ()),
+        }
+    };
     crate::failpoint!("step.release.after");
     released
 }
@@ -347,8 +394,9 @@ impl TakenOver {
     /// Looks for the marks in the whole output again: an earlier daemon may have stored a cursor past them and died
     /// before it recorded what they say.
     async fn find_marks(&mut self, runtime: &dyn Runtime, id: &AttemptId) {
-        let found = async { mark::find(&self.nonce, runtime.logs(id, LogCursor::default()).await?).await };
-        match found.await {
+        let nonce = &self.nonce;
+        let find = || async { mark::find(nonce, runtime.logs(id, LogCursor::default()).await?).await };
+        match patiently(find).await {
             Ok(marks) => self.marks = marks,
             Err(error) => tracing::warn!(attempt = %id, %error, "failed to read the marks of a step again"),
         }

@@ -66,7 +66,7 @@ fn in_mid_run_the_attempt_is_lost_and_later_steps_run() {
                 let what = format!("engine {signal}, daemon killed: {daemon_too}: {detail:#}");
                 let attempts = detail["steps"][0]["attempts"].as_array().unwrap();
                 assert_eq!(attempts[0]["end"]["how"], "lost-container", "{what}");
-                assert_eq!(detail["status"], if succeeds { "succeeded" } else { "failed" }, "{what}");
+                assert_eq!(detail["status"], if succeeds { "success" } else { "failure" }, "{what}");
                 assert_eq!(attempts.len(), if succeeds { 2 } else { 1 }, "{what}");
                 for later in [1, 2] {
                     assert_eq!(detail["steps"][later]["outcome"], "succeeded", "{what}");
@@ -91,7 +91,7 @@ fn an_engine_that_is_away_costs_time_and_no_run() {
     let text = pipeline("1");
     let mut daemon = Daemon::started(&Setup { engine: dockerd.engine.clone(), ..Setup::new(&text) });
     let run = daemon.wait_begun(&daemon.push("calm"));
-    assert_eq!(daemon.wait_run(run)["status"], "succeeded");
+    assert_eq!(daemon.wait_run(run)["status"], "success");
     // A push while the engine is down waits for it; so does a daemon that is started meanwhile.
     for kill in [false, true] {
         dockerd.down("-KILL");
@@ -103,7 +103,7 @@ fn an_engine_that_is_away_costs_time_and_no_run() {
         }
         dockerd.up();
         let detail = daemon.wait_run(run);
-        assert_eq!(detail["status"], "succeeded", "{detail:#}");
+        assert_eq!(detail["status"], "success", "{detail:#}");
         check_chatter(&daemon.logs(run, "first").unwrap(), 1, LINES, "a run that waited for the engine");
     }
     // What a killed daemon had left there is gone as well, although its successor came before the engine did.

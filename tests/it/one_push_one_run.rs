@@ -86,7 +86,7 @@ fn a_push_made_while_the_daemon_is_down_runs_when_it_starts() {
             let commit = daemon.push(&format!("hook {hook}, killed {kill}"));
             daemon.start();
             let run = daemon.wait_begun(&commit);
-            assert_eq!(daemon.wait_run(run)["status"], "succeeded");
+            assert_eq!(daemon.wait_run(run)["status"], "success");
             assert_eq!(daemon.runs_of(&commit), [run]);
         }
         daemon.end(0);

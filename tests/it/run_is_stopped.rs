@@ -81,7 +81,7 @@ fn a_timeout_stops_the_step_and_fails_the_run() {
     std::thread::sleep(Duration::from_secs(2));
     daemon.start();
     let detail = daemon.wait_run(run);
-    assert_eq!(detail["status"], "failed", "{detail:#}");
+    assert_eq!(detail["status"], "failure", "{detail:#}");
     for name in ["polite", "deaf"] {
         assert_eq!(step(&detail, name)["attempts"][0]["end"]["how"], "timed-out", "{name}: {detail:#}");
     }

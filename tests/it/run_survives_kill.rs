@@ -34,7 +34,7 @@ fn six_steps() -> String {
 /// Everything a run of [`six_steps`] must have come to when only its daemon was ever killed.
 fn check_six(daemon: &Daemon, run: u64, what: &str) {
     let detail = daemon.wait_run(run);
-    assert_eq!(detail["status"], "succeeded", "{what}: {detail:#}\n{}", daemon.log_end());
+    assert_eq!(detail["status"], "success", "{what}: {detail:#}\n{}", daemon.log_end());
     for step in detail["steps"].as_array().unwrap() {
         let name = step["name"].as_str().unwrap();
         let attempts = step["attempts"].as_array().unwrap();
@@ -231,7 +231,7 @@ fn a_step_marked_once_never_begins_twice() {
             let deploy = &detail["steps"][0];
             assert_eq!(deploy["attempts"].as_array().unwrap().len(), 1, "{what}");
             match detail["status"].as_str() {
-                Some("succeeded") => assert_eq!(begun, 1, "{what}"),
+                Some("success") => assert_eq!(begun, 1, "{what}"),
                 _ => {
                     assert_eq!(deploy["attempts"][0]["end"]["how"], "lost-container", "{what}");
                     assert!(begun <= 1, "it began {begun} times: {what}");
@@ -267,7 +267,7 @@ fn a_stopped_daemon_leaves_steps_running_and_the_next_one_finishes_them() {
     assert_eq!(steps.len(), 1, "the step does not go on without the daemon: {:?}", daemon.engine.held(&instance));
     daemon.start();
     let detail = daemon.wait_run(run);
-    assert_eq!(detail["status"], "succeeded", "{detail:#}");
+    assert_eq!(detail["status"], "success", "{detail:#}");
     assert_eq!(detail["steps"][0]["attempts"].as_array().unwrap().len(), 1);
     check_chatter(&daemon.logs(run, "long").unwrap(), 1, LINES, "long");
     println!("a_stopped_daemon: stopped in {took:?}");
@@ -295,10 +295,10 @@ fn what_was_lost_while_nobody_looked_is_said_and_nothing_is_stuck() {
     daemon.engine.forget(&instance);
     daemon.start();
     let detail = daemon.wait_run(run);
-    assert_eq!(detail["status"], "failed", "{detail:#}");
+    assert_eq!(detail["status"], "failure", "{detail:#}");
     assert_eq!(detail["steps"][0]["attempts"][0]["end"]["how"], "lost-container", "{detail:#}");
     // The next push is none the worse for it.
     let next = daemon.wait_begun(&daemon.push("next"));
-    assert_eq!(daemon.wait_run(next)["status"], "succeeded");
+    assert_eq!(daemon.wait_run(next)["status"], "success");
     daemon.end(0);
 }

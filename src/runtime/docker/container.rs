@@ -1,12 +1,12 @@
 //! An attempt's container: made, started, given its word, waited for, stopped, removed.
 
-use super::engine::{Engine, alias, is_gone, status};
+use super::engine::{Engine, alias, connect, is_gone, status};
 use super::image::{self, Facts, HELPER_PATH};
 use super::space::Spaces;
 use crate::model::AttemptId;
 use crate::model::plan::Resources;
 use crate::runtime::helper::{self, WORKSPACE, wire};
-use crate::runtime::{Found, RuntimeError, StepSpec, Word, nonce};
+use crate::runtime::{Found, RuntimeError, SpaceName, StepSpec, Word, nonce};
 use bollard::container::AttachContainerResults;
 use bollard::errors::Error;
 use bollard::models::{
@@ -18,6 +18,7 @@ use bollard::query_parameters::{
     RemoveContainerOptions, StartContainerOptions, WaitContainerOptions,
 };
 use futures_util::StreamExt;
+use jiff::Timestamp;
 use std::collections::HashMap;
 use std::time::Duration;
 use tokio::io::AsyncWriteExt;
@@ -191,11 +192,11 @@ pub(super) async fn release(
     facts: &Facts,
     defaults: Resources,
     spaces: &Spaces,
-) -> Result<(), RuntimeError> {
+) -> Result<bool, RuntimeError> {
     let name = engine.container(&spec.id);
     match look(engine, &name).await? {
         State::Running => {}
-        State::Exited { .. } => return Ok(()),
+        State::Exited { .. } => return Ok(false),
         State::Absent | State::Created => prepare(engine, spec, defaults).await?,
     }
     let user = user_of(engine, &spec.id, &facts.user).await?;
@@ -207,7 +208,7 @@ pub(super) async fn release(
     {
         Ok(attached) => attached,
         // It has ended since: nothing to say any more, and `wait` tells how.
-        Err(e) if status(&e) == Some(409) => return Ok(()),
+        Err(e) if status(&e) == Some(409) => return Ok(false),
         Err(e) => return Err(engine.error(doing(), &e)),
     };
     let line = wire::word_line(&order);
@@ -222,7 +223,7 @@ pub(super) async fn release(
         Ok::<_, Error>(())
     };
     match tokio::time::timeout(WORD_WITHIN, say).await {
-        Ok(said) => said.map_err(|e| engine.error(doing(), &e)),
+        Ok(said) => said.map(|()| true).map_err(|e| engine.error(doing(), &e)),
         Err(_) => Err(engine.unreachable("it does not take the word")),
     }
 }
@@ -264,6 +265,22 @@ async fn user_of(engine: &Engine, id: &AttemptId, user: &str) -> Result<(u32, u3
         }
     };
     Ok((user_number, group_number))
+}
+
+/// Whether the run's holder, which never ends by itself, runs since before the attempt did. It is asked for over a new
+/// connection: an engine that is about to stop answers on the old ones while it ends its containers.
+pub(super) async fn undisturbed(engine: &Engine, space: &SpaceName, id: &AttemptId) -> Result<bool, RuntimeError> {
+    let api = connect(&engine.endpoint)?;
+    let started = async |name: &str| match api.inspect_container(name, None::<InspectContainerOptions>).await {
+        Err(e) if is_gone(&e) => Ok((false, None)),
+        Err(e) => Err(engine.error(format!("look at the container {name}"), &e)),
+        Ok(found) => {
+            let state = found.state.unwrap_or_default();
+            Ok((state.running.unwrap_or_default(), state.started_at.and_then(|at| at.parse::<Timestamp>().ok())))
+        }
+    };
+    let ((runs, holder), (_, attempt)) = (started(&space.0).await?, started(&engine.container(id)).await?);
+    Ok(runs && holder.zip(attempt).is_none_or(|(holder, attempt)| holder <= attempt))
 }
 
 /// Waits until the process has ended.

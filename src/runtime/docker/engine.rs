@@ -22,6 +22,20 @@ pub(super) struct Engine {
     pub(super) instance: InstanceId,
 }
 
+/// Seconds for one call of the engine to answer. A start on a busy machine takes seconds; this is for an engine that hangs.
+const CALL_TIMEOUT_SECS: u64 = 120;
+
+/// A client with connections of its own. Only a missing socket is noticed here.
+pub(super) fn connect(endpoint: &str) -> Result<bollard::Docker, RuntimeError> {
+    let version = bollard::API_DEFAULT_VERSION;
+    let api = if endpoint.starts_with("unix://") {
+        bollard::Docker::connect_with_unix(endpoint, CALL_TIMEOUT_SECS, version)
+    } else {
+        bollard::Docker::connect_with_http(endpoint, CALL_TIMEOUT_SECS, version)
+    };
+    api.map_err(|e| RuntimeError::Unreachable { endpoint: endpoint.to_owned(), detail: e.to_string() })
+}
+
 /// The status the engine answered with, when it answered.
 pub(super) fn status(error: &Error) -> Option<u16> {
     match error {

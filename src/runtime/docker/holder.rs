@@ -1,11 +1,12 @@
 //! Talking to a run's holder: the helper that keeps the run's network and writes its workspace.
 
+use super::container::state_of;
 use super::engine::Engine;
 use crate::git::{Base, Change, checkout, folder};
 use crate::runtime::helper::wire::{self, BODY_MAX_BYTES, Frames, Kind};
-use crate::runtime::{RuntimeError, SpaceName, WorkspaceSource};
+use crate::runtime::{Found, RuntimeError, SpaceName, WorkspaceSource};
 use bollard::container::{AttachContainerResults, LogOutput};
-use bollard::query_parameters::AttachContainerOptions;
+use bollard::query_parameters::{AttachContainerOptions, StartContainerOptions};
 use futures_util::StreamExt;
 use std::io;
 use std::time::Duration;
@@ -138,6 +139,11 @@ async fn converse(
     mut pieces: mpsc::Receiver<Vec<u8>>,
 ) -> Result<(), RuntimeError> {
     let doing = "write the workspace";
+    // A holder does not survive a restart of the engine, and an attach to one that has ended would wait for ever.
+    if !matches!(state_of(engine, &space.0).await?, Found::Alive) {
+        let started = engine.api.start_container(&space.0, None::<StartContainerOptions>).await;
+        started.map_err(|e| engine.error("start the run's holder again", &e))?;
+    }
     let options = AttachContainerOptions { stream: true, stdin: true, stdout: true, ..Default::default() };
     let attached = engine.api.attach_container(&space.0, Some(options)).await;
     let AttachContainerResults { mut output, mut input } = attached.map_err(|e| engine.error(doing, &e))?;

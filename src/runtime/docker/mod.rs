@@ -15,7 +15,9 @@ mod space;
 pub use image::Registries;
 pub use network::Cidr;
 
-use super::{Found, Leftover, ResolvedImage, Runtime, RuntimeError, SpaceName, StepSpec, Word, WorkspaceSource};
+use super::{
+    Found, Leftover, Living, ResolvedImage, Runtime, RuntimeError, SpaceName, StepSpec, Word, WorkspaceSource,
+};
 use crate::model::log::{LogChunk, LogCursor};
 use crate::model::plan::Resources;
 use crate::model::{AttemptId, InstanceId, RepoName, RunId};
@@ -29,8 +31,6 @@ use std::time::Duration;
 
 /// Calls of clean-up under way at once: an engine removes one thing after the other anyway.
 const SHORT_WIDTH: usize = 8;
-/// Seconds for one call of the engine to answer. A start on a busy machine takes seconds; this is for an engine that hangs.
-const CALL_TIMEOUT_SECS: u64 = 120;
 
 /// How to reach an engine, and what to make in it.
 #[derive(Clone)]
@@ -85,16 +85,11 @@ impl Docker {
         let from_environment = || std::env::var("DOCKER_HOST").ok().filter(|host| !host.is_empty());
         let host = config.host.or_else(from_environment);
         let endpoint = host.unwrap_or_else(|| "unix:///var/run/docker.sock".to_owned());
-        let version = bollard::API_DEFAULT_VERSION;
         let refused = |detail: String| RuntimeError::Refused { doing: "use the container engine".to_owned(), detail };
-        let api = if endpoint.starts_with("unix://") {
-            bollard::Docker::connect_with_unix(&endpoint, CALL_TIMEOUT_SECS, version)
-        } else if endpoint.starts_with("tcp://") || endpoint.starts_with("http://") {
-            bollard::Docker::connect_with_http(&endpoint, CALL_TIMEOUT_SECS, version)
-        } else {
+        if !["unix://", "tcp://", "http://"].iter().any(|scheme| endpoint.starts_with(scheme)) {
             return Err(refused(format!("`{endpoint}` is not understood; write unix:///path or tcp://host:port")));
-        };
-        let api = api.map_err(|e| RuntimeError::Unreachable { endpoint: endpoint.clone(), detail: e.to_string() })?;
+        }
+        let api = engine::connect(&endpoint)?;
         let subnets = network::Subnets::new(config.networks, config.subnet).map_err(refused)?;
         Ok(Docker {
             inner: Arc::new(Inner {
@@ -197,7 +192,7 @@ impl Runtime for Docker {
         container::prepare(&self.inner.engine, spec, self.inner.defaults).await
     }
 
-    async fn release(&self, spec: &StepSpec, word: &Word) -> Result<(), RuntimeError> {
+    async fn release(&self, spec: &StepSpec, word: &Word) -> Result<bool, RuntimeError> {
         let Inner { engine, images, spaces, defaults } = &*self.inner;
         let facts = images.facts(engine, &spec.image).await?;
         container::release(engine, spec, word, &facts, *defaults, spaces).await
@@ -221,6 +216,10 @@ impl Runtime for Docker {
 
     async fn find(&self, id: &AttemptId) -> Result<Found, RuntimeError> {
         container::state_of(&self.inner.engine, &self.inner.engine.container(id)).await
+    }
+
+    async fn undisturbed(&self, space: &SpaceName, id: &AttemptId) -> Result<bool, RuntimeError> {
+        container::undisturbed(&self.inner.engine, space, id).await
     }
 
     async fn stop(&self, id: &AttemptId, grace: Duration) -> Result<(), RuntimeError> {
@@ -268,15 +267,15 @@ impl Runtime for Docker {
         Ok(all)
     }
 
-    async fn sweep(&self, live: &[RunId], keep: &[SpaceName]) -> Result<(), RuntimeError> {
+    async fn sweep(&self, living: Option<&Living>) -> Result<(), RuntimeError> {
         let spaces = &self.inner.spaces;
         let kept = |labels: &HashMap<String, String>| {
             let space = labels.get(SPACE).map(String::as_str).unwrap_or_default();
             let run = labels.get(RUN).and_then(|run| run.parse::<RunId>().ok());
-            match run {
-                Some(run) => live.contains(&run),
-                None => keep.iter().any(|k| k.0 == space) || spaces.is_spare(space),
-            }
+            living.is_some_and(|living| match run {
+                Some(run) => living.has_run(run),
+                None => living.spaces.iter().any(|known| known.0 == space) || spaces.is_made_here(space),
+            })
         };
         let stale = |list: Vec<(String, HashMap<String, String>)>| -> Vec<String> {
             list.into_iter().filter(|(_, labels)| !kept(labels)).map(|(name, _)| name).collect()

@@ -65,9 +65,9 @@ impl Spaces {
         self.known.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
-    /// True for a space that waits in this process's pool.
-    pub(super) fn is_spare(&self, space: &str) -> bool {
-        self.known().get(&SpaceName(space.to_owned())).is_some_and(|known| known.spare.is_some())
+    /// True for a space that this process made and has not removed.
+    pub(super) fn is_made_here(&self, space: &str) -> bool {
+        self.known().contains_key(&SpaceName(space.to_owned()))
     }
 
     pub(super) fn spares(&self) -> Vec<SpaceName> {
@@ -113,15 +113,15 @@ impl Spaces {
             source: std::io::Error::other(error.to_string()),
         })?;
         let space = SpaceName(format!("mainstay-{}-p{random:016x}", engine.instance));
+        // Known before it exists: a sweep at this moment must not take its parts for an earlier daemon's.
+        let known = Known { base: None, owner: Some((0, 0)), spare: None };
+        self.known().insert(space.clone(), known);
         let made = self.make_parts(engine, &space).await;
         if made.is_err() {
             // What cannot be removed now is swept at the next start.
             let _ = self.remove(engine, &space, false).await;
         }
-        made?;
-        let known = Known { base: None, owner: Some((0, 0)), spare: None };
-        self.known().insert(space.clone(), known);
-        Ok(space)
+        made.map(|()| space)
     }
 
     /// A network and a holder for a workspace that was kept.

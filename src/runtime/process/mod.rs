@@ -17,7 +17,8 @@ pub use shim::shim_main;
 
 use super::helper::wire;
 use super::{
-    Found, Leftover, ResolvedImage, Runtime, RuntimeError, SpaceName, StepSpec, Word, WorkspaceSource, helper, nonce,
+    Found, Leftover, Living, ResolvedImage, Runtime, RuntimeError, SpaceName, StepSpec, Word, WorkspaceSource, helper,
+    nonce,
 };
 use crate::git::{Change, checkout, folder};
 use crate::model::log::{LogChunk, LogCursor};
@@ -27,10 +28,12 @@ use files::{Attempt, Shim};
 use futures_util::stream::BoxStream;
 use nix::sys::signal::Signal;
 use shim::tree::Tree;
+use std::collections::BTreeSet;
 use std::io;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
@@ -47,6 +50,7 @@ pub struct Process {
     dir: PathBuf,
     instance: InstanceId,
     shim: PathBuf,
+    made: Arc<Mutex<BTreeSet<SpaceName>>>,
 }
 
 fn io_error(doing: impl Into<String>) -> impl FnOnce(io::Error) -> RuntimeError {
@@ -69,7 +73,12 @@ impl Process {
             std::fs::create_dir_all(dir.join(part)).map_err(io_error("make the folder for processes"))?;
         }
         let dir = dir.canonicalize().map_err(io_error("find the folder for processes"))?;
-        Ok(Process { dir, instance, shim })
+        Ok(Process { dir, instance, shim, made: Arc::default() })
+    }
+
+    /// Spaces made by this process and not closed.
+    fn made(&self) -> MutexGuard<'_, BTreeSet<SpaceName>> {
+        self.made.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn attempt(&self, id: &AttemptId) -> Attempt {
@@ -227,6 +236,8 @@ impl Runtime for Process {
         let random = getrandom::u64().map_err(|e| io_error("get random bytes")(io::Error::other(e.to_string())))?;
         let space = SpaceName(format!("mainstay-{}-p{random:016x}", self.instance));
         let workspace = self.workspace(&space)?;
+        // Known before it exists: a sweep at this moment must not take it for an earlier daemon's.
+        self.made().insert(space.clone());
         blocking("make the workspace", move || std::fs::create_dir_all(workspace)).await?;
         Ok(space)
     }
@@ -248,11 +259,11 @@ impl Runtime for Process {
         blocking("make the attempt's folder", move || attempt.make()).await
     }
 
-    async fn release(&self, spec: &StepSpec, word: &Word) -> Result<(), RuntimeError> {
+    async fn release(&self, spec: &StepSpec, word: &Word) -> Result<bool, RuntimeError> {
         self.prepare(spec).await?;
         let attempt = self.attempt(&spec.id);
         if attempt.find().map_err(io_error("look at the attempt"))?.begun {
-            return Ok(());
+            return Ok(true);
         }
         if word.commands.is_empty() && word.args.is_empty() {
             return Err(RuntimeError::Refused {
@@ -268,7 +279,7 @@ impl Runtime for Process {
         let mut order = helper::order(word, &word.args, &cwd, &output);
         // The marks' nonce goes to the shim in front of the word, like everything by pipe.
         order.env.insert(0, (b"MAINSTAY_NONCE".to_vec(), nonce(&self.instance, &spec.id).into_bytes()));
-        self.start_shim(&attempt, &wire::word_line(&order)).await
+        self.start_shim(&attempt, &wire::word_line(&order)).await.map(|()| true)
     }
 
     async fn logs(
@@ -297,6 +308,11 @@ impl Runtime for Process {
         Ok(self.attempt(id).find().map_err(io_error("look at the attempt"))?.found)
     }
 
+    async fn undisturbed(&self, _space: &SpaceName, _id: &AttemptId) -> Result<bool, RuntimeError> {
+        // Nobody stands between us and the process; what a reboot ends has no exit code here.
+        Ok(true)
+    }
+
     async fn stop(&self, id: &AttemptId, grace: Duration) -> Result<(), RuntimeError> {
         Self::end(&self.attempt(id), grace).await
     }
@@ -312,6 +328,7 @@ impl Runtime for Process {
             }
         }
         let Some(space) = space.filter(|_| !keep_workspace) else { return Ok(()) };
+        self.made().remove(space);
         let workspace = self.workspace(space)?;
         blocking("remove the workspace", move || {
             workspace.parent().map_or(Ok(()), |dir| gone_is_fine(std::fs::remove_dir_all(dir)))
@@ -332,14 +349,14 @@ impl Runtime for Process {
         Ok(all)
     }
 
-    async fn sweep(&self, live: &[RunId], keep: &[SpaceName]) -> Result<(), RuntimeError> {
+    async fn sweep(&self, living: Option<&Living>) -> Result<(), RuntimeError> {
         for (run, attempt) in self.attempts().map_err(io_error("list the attempts"))? {
-            if !live.contains(&run) {
+            if !living.is_some_and(|living| living.has_run(run)) {
                 Self::remove_attempt(attempt).await?;
             }
         }
         for space in self.spaces().map_err(io_error("list the workspaces"))? {
-            if !keep.contains(&space) {
+            if !living.is_some_and(|living| living.spaces.contains(&space) || self.made().contains(&space)) {
                 let dir = self.dir.join("spaces").join(&space.0);
                 blocking("remove the workspace", move || gone_is_fine(std::fs::remove_dir_all(dir))).await?;
             }

@@ -4,7 +4,7 @@ use super::lab::{Kind, Lab, bytes, read, within, word};
 use futures_util::StreamExt;
 use mainstay::model::log::{LogCursor, Stream};
 use mainstay::model::{AttemptId, RunId};
-use mainstay::runtime::{Found, RuntimeError, Word, WorkspaceSource, advance};
+use mainstay::runtime::{Found, Living, RuntimeError, Word, WorkspaceSource, advance};
 use std::time::{Duration, Instant};
 
 pub(super) async fn a_step_runs_and_its_output_and_exit_code_come_back(lab: &Lab) {
@@ -295,7 +295,7 @@ pub(super) async fn a_kept_workspace_can_be_opened_again(lab: &Lab) {
     let left = lab.runtime.leftovers().await.unwrap();
     assert_eq!(left.iter().map(|l| l.kind).collect::<Vec<_>>(), ["volume"]);
     let client = lab.again();
-    client.sweep(&[], std::slice::from_ref(&space)).await.unwrap();
+    client.sweep(Some(&Living { runs: vec![], newest: lab.run, spaces: vec![space.clone()] })).await.unwrap();
     let next = RunId(lab.run.0 + 1);
     let space = client.reopen_space(next, &lab.repo(), &space).await.unwrap();
     let mut spec = lab.spec(&space, "again").await;
@@ -319,7 +319,8 @@ pub(super) async fn a_sweep_keeps_live_runs_and_removes_the_rest(lab: &Lab) {
     dead.id.run = dead_run;
     lab.runtime.release(&dead, &word(&["sleep 1000"])).await.unwrap();
     let successor = lab.again();
-    within(30, successor.sweep(&[lab.run], std::slice::from_ref(&space))).await.unwrap();
+    let living = Living { runs: vec![lab.run], newest: dead_run, spaces: vec![space.clone()] };
+    within(30, successor.sweep(Some(&living))).await.unwrap();
     assert_eq!(successor.find(&live.id).await.unwrap(), Found::Alive);
     assert_eq!(successor.find(&dead.id).await.unwrap(), Found::Absent);
     let left = successor.leftovers().await.unwrap();

@@ -80,7 +80,7 @@ pub(super) async fn what_is_not_ours_is_not_touched(lab: &Lab) {
     lab.step(&space, "test", &["true"]).await;
     lab.runtime.close(lab.run, Some(&space), false).await.unwrap();
     lab.runtime.close(RunId(1), None, false).await.unwrap();
-    lab.runtime.sweep(&[], &[]).await.unwrap();
+    lab.runtime.sweep(None).await.unwrap();
     lab.runtime.drain_pool().await;
     let running = docker(&["inspect", "-f", "{{.State.Running}}", &name], b"");
     docker(&["rm", "-f", &name], b"");

@@ -76,7 +76,7 @@ pub(super) fn run(kind: Kind, name: &str, case: impl FnOnce(&Lab) -> BoxFuture<'
         let lab = Lab { kind, instance, runtime, folder, run: RunId(u64::from(random % 1000) + 1) };
         let ended = AssertUnwindSafe(case(&lab)).catch_unwind().await;
         let fresh = lab.again();
-        fresh.sweep(&[], &[]).await.unwrap_or_else(|e| panic!("{name}: failed to {e}"));
+        fresh.sweep(None).await.unwrap_or_else(|e| panic!("{name}: failed to {e}"));
         let left = fresh.leftovers().await.unwrap();
         if let Err(panic) = ended {
             std::panic::resume_unwind(panic);
