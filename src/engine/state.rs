@@ -61,6 +61,9 @@ pub struct CarriedStep {
 pub struct Carried {
     /// The kept workspace.
     pub space: Option<SpaceName>,
+    /// Spaces it gave up. An engine may still finish what a killed daemon had asked for there, so they are removed once
+    /// more when the run is closed.
+    pub lost: Vec<SpaceName>,
     /// Steps that are not run again.
     pub steps: BTreeMap<StepName, CarriedStep>,
 }
@@ -106,6 +109,7 @@ impl RunState {
             error: None,
             runtime: None,
             space: None,
+            lost: Vec::new(),
             filled: false,
             images: BTreeMap::new(),
             cancelled_by: None,
@@ -156,6 +160,7 @@ impl RunState {
                     return refuse("only the run's own space, before it is filled, can be given up".into());
                 }
                 self.space = None;
+                self.lost.push(space.clone());
             }
             RunEvent::WorkspaceFilled => {
                 if self.space.is_none() {

@@ -1,6 +1,6 @@
 //! An attempt's container: made, started, given its word, waited for, stopped, removed.
 
-use super::engine::{Engine, alias, connect, is_gone, status};
+use super::engine::{Engine, SPACE, alias, connect, is_gone, status};
 use super::image::{self, Facts, HELPER_PATH};
 use super::space::Spaces;
 use crate::model::AttemptId;
@@ -154,8 +154,17 @@ pub(super) fn workspace_mount(volume: &str) -> Mount {
 /// Makes the container and starts it up to where it waits. One that waits, runs or has ended stays as it is.
 pub(super) async fn prepare(engine: &Engine, spec: &StepSpec, defaults: Resources) -> Result<(), RuntimeError> {
     let name = engine.container(&spec.id);
-    let options = CreateContainerOptions { name: Some(name.clone()), ..Default::default() };
-    match engine.api.create_container(Some(options), body(engine, spec, defaults)).await {
+    let make = || {
+        let options = CreateContainerOptions { name: Some(name.clone()), ..Default::default() };
+        engine.api.create_container(Some(options), body(engine, spec, defaults))
+    };
+    let mut made = make().await;
+    if matches!(&made, Err(e) if status(e) == Some(409)) && is_of_another_space(engine, spec, &name).await? {
+        // Asked for by a daemon that was killed, and made after its space was given up: nobody told it anything.
+        remove(engine, &name).await?;
+        made = make().await;
+    }
+    match made {
         Ok(_) => start(engine, spec, &name).await,
         Err(e) if status(&e) == Some(409) => match look(engine, &name).await? {
             State::Created => start(engine, spec, &name).await,
@@ -167,6 +176,17 @@ pub(super) async fn prepare(engine: &Engine, spec: &StepSpec, defaults: Resource
             detail: "it was removed from the engine".to_owned(),
         }),
         Err(e) => Err(engine.error(format!("make the container {name}"), &e)),
+    }
+}
+
+async fn is_of_another_space(engine: &Engine, spec: &StepSpec, name: &str) -> Result<bool, RuntimeError> {
+    match engine.api.inspect_container(name, None::<InspectContainerOptions>).await {
+        Err(e) if is_gone(&e) => Ok(false),
+        Err(e) => Err(engine.error(format!("look at the container {name}"), &e)),
+        Ok(found) => {
+            let labels = found.config.and_then(|config| config.labels).unwrap_or_default();
+            Ok(labels.get(SPACE) != Some(&spec.space.0))
+        }
     }
 }
 
