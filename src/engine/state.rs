@@ -61,9 +61,6 @@ pub struct CarriedStep {
 pub struct Carried {
     /// The kept workspace.
     pub space: Option<SpaceName>,
-    /// Spaces it gave up. An engine may still finish what a killed daemon had asked for there, so they are removed once
-    /// more when the run is closed.
-    pub lost: Vec<SpaceName>,
     /// Steps that are not run again.
     pub steps: BTreeMap<StepName, CarriedStep>,
 }
@@ -82,6 +79,9 @@ pub struct RunState {
     pub runtime: Option<String>,
     /// Its space.
     pub space: Option<SpaceName>,
+    /// Spaces it gave up. An engine may still finish what a killed daemon had asked for there, so they are removed once
+    /// more when the run is closed.
+    pub lost: Vec<SpaceName>,
     /// The workspace holds the commit.
     pub filled: bool,
     /// Images pinned so far, by the name written in the pipeline.

@@ -73,12 +73,18 @@ enum State {
 }
 
 async fn look(engine: &Engine, name: &str) -> Result<State, RuntimeError> {
+    Ok(look_closer(engine, name).await?.0)
+}
+
+/// The state, and the space the container was made for.
+async fn look_closer(engine: &Engine, name: &str) -> Result<(State, Option<String>), RuntimeError> {
     let found = match engine.api.inspect_container(name, None::<InspectContainerOptions>).await {
-        Err(e) if is_gone(&e) => return Ok(State::Absent),
+        Err(e) if is_gone(&e) => return Ok((State::Absent, None)),
         other => other.map_err(|e| engine.error(format!("look at the container {name}"), &e))?,
     };
+    let space = found.config.and_then(|config| config.labels?.remove(SPACE));
     let state = found.state.unwrap_or_default();
-    Ok(match state.status {
+    let state = match state.status {
         Some(ContainerStateStatusEnum::CREATED) => State::Created,
         Some(ContainerStateStatusEnum::EXITED | ContainerStateStatusEnum::DEAD) => State::Exited {
             code: state.exit_code.and_then(|code| code.try_into().ok()).unwrap_or(-1),
@@ -86,7 +92,17 @@ async fn look(engine: &Engine, name: &str) -> Result<State, RuntimeError> {
         },
         Some(ContainerStateStatusEnum::REMOVING) => State::Absent,
         _ => State::Running,
-    })
+    };
+    Ok((state, space))
+}
+
+/// The state of an attempt's container. One that was made for a space the run has given up is removed: a daemon that was
+/// killed had asked for it, the engine made it late, and nobody told it anything.
+async fn look_for(engine: &Engine, spec: &StepSpec, name: &str) -> Result<State, RuntimeError> {
+    match look_closer(engine, name).await? {
+        (_, Some(space)) if space != spec.space.0 => remove(engine, name).await.map(|()| State::Absent),
+        (state, _) => Ok(state),
+    }
 }
 
 fn body(engine: &Engine, spec: &StepSpec, defaults: Resources) -> ContainerCreateBody {
@@ -158,35 +174,21 @@ pub(super) async fn prepare(engine: &Engine, spec: &StepSpec, defaults: Resource
         let options = CreateContainerOptions { name: Some(name.clone()), ..Default::default() };
         engine.api.create_container(Some(options), body(engine, spec, defaults))
     };
-    let mut made = make().await;
-    if matches!(&made, Err(e) if status(e) == Some(409)) && is_of_another_space(engine, spec, &name).await? {
-        // Asked for by a daemon that was killed, and made after its space was given up: nobody told it anything.
-        remove(engine, &name).await?;
-        made = make().await;
-    }
-    match made {
+    match make().await {
         Ok(_) => start(engine, spec, &name).await,
-        Err(e) if status(&e) == Some(409) => match look(engine, &name).await? {
+        Err(e) if status(&e) == Some(409) => match look_for(engine, spec, &name).await? {
             State::Created => start(engine, spec, &name).await,
             State::Running | State::Exited { .. } => Ok(()),
-            State::Absent => Err(engine.error(format!("make the container {name}"), &e)),
+            State::Absent => {
+                make().await.map_err(|e| engine.error(format!("make the container {name}"), &e))?;
+                start(engine, spec, &name).await
+            }
         },
         Err(e) if is_gone(&e) && e.to_string().contains("image") => Err(RuntimeError::Image {
             image: spec.image.reference.clone(),
             detail: "it was removed from the engine".to_owned(),
         }),
         Err(e) => Err(engine.error(format!("make the container {name}"), &e)),
-    }
-}
-
-async fn is_of_another_space(engine: &Engine, spec: &StepSpec, name: &str) -> Result<bool, RuntimeError> {
-    match engine.api.inspect_container(name, None::<InspectContainerOptions>).await {
-        Err(e) if is_gone(&e) => Ok(false),
-        Err(e) => Err(engine.error(format!("look at the container {name}"), &e)),
-        Ok(found) => {
-            let labels = found.config.and_then(|config| config.labels).unwrap_or_default();
-            Ok(labels.get(SPACE) != Some(&spec.space.0))
-        }
     }
 }
 
@@ -214,7 +216,7 @@ pub(super) async fn release(
     spaces: &Spaces,
 ) -> Result<bool, RuntimeError> {
     let name = engine.container(&spec.id);
-    match look(engine, &name).await? {
+    match look_for(engine, spec, &name).await? {
         State::Running => {}
         State::Exited { .. } => return Ok(false),
         State::Absent | State::Created => prepare(engine, spec, defaults).await?,
