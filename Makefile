@@ -79,6 +79,7 @@ advisories:
 # Examples in the documentation first, which nextest does not know.
 tests:
 	cargo test --locked --doc --quiet
+	cargo build --locked --quiet --features failpoints --example mainstay-failpoints
 	$(PREPARE) run -- cargo nextest run --locked --no-fail-fast
 
 binary:

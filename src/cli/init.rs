@@ -68,7 +68,7 @@ pub fn run(args: &Args, ui: &Ui) -> Result<Exit, Failure> {
     let mut kept = Vec::new();
     for (name, text) in [("mainstay.yml", MAINSTAY_YML), (".mainstay/build.yml", BUILD_YML)] {
         let path = if args.dir == Path::new(".") { PathBuf::from(name) } else { args.dir.join(name) };
-        if write_new(&path, text).with_context(|| format!("failed to write {}", path.display()))? {
+        if write_new(&path, text).with_context(|| format!("write {}", path.display()))? {
             written.push(path.display().to_string());
         } else {
             kept.push(path.display().to_string());

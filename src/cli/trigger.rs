@@ -54,8 +54,10 @@ pub async fn run(args: &Args, context: &Context) -> Result<Exit, Failure> {
     }
     let mut exit = Exit::Good;
     for run in &started.runs {
-        if logs::follow(&client, context, *run, &logs::Wish::default()).await? != Exit::Good {
-            exit = Exit::Bad;
+        match logs::follow(&client, context, *run, &logs::Wish::default()).await? {
+            Exit::Good => {}
+            Exit::Interrupted => return Ok(Exit::Interrupted),
+            _ => exit = Exit::Bad,
         }
     }
     Ok(exit)

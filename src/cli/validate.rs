@@ -118,7 +118,7 @@ fn named_files(paths: &[PathBuf]) -> Result<Vec<PathBuf>, Failure> {
 }
 
 fn files_in(folder: &Path) -> Result<Vec<PathBuf>, Failure> {
-    let failed = |e: std::io::Error| Failure::wrong(format!("failed to read the folder {}: {e}", folder.display()));
+    let failed = |e: std::io::Error| Failure::wrong(format!("read the folder {}: {e}", folder.display()));
     let mut files = Vec::new();
     for entry in std::fs::read_dir(folder).map_err(failed)? {
         let path = entry.map_err(failed)?.path();

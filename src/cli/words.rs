@@ -74,14 +74,14 @@ pub fn run_list(runs: &[RunId]) -> String {
     runs.iter().map(|run| format!("#{run}")).collect::<Vec<_>>().join(" and ")
 }
 
-/// Text from outside on one line without control characters: a commit title must not move the cursor or set a title, nor
-/// a branch read as another one.
+/// Text from outside on one line without control characters: a commit title must not move the cursor or set a title,
+/// nor turn around the order in which the rest of the line is read.
 pub fn clean(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() || turns_text(c) { ' ' } else { c }).collect()
+    text.chars().map(|c| if c.is_control() || turns_direction(c) { ' ' } else { c }).collect()
 }
 
-/// Marks that change the direction of the text around them, so that a name reads as another one.
-fn turns_text(c: char) -> bool {
+/// The marks by which a text changes its own reading direction. Letters of right-to-left scripts need none of them.
+fn turns_direction(c: char) -> bool {
     matches!(c, '\u{200e}' | '\u{200f}' | '\u{061c}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
@@ -125,7 +125,7 @@ pub fn safe_log(text: &str, color: bool) -> String {
                 }
                 _ => {}
             },
-            c if c.is_control() || turns_text(c) => {}
+            c if c.is_control() => {}
             c => out.push(c),
         }
     }
@@ -167,6 +167,11 @@ mod tests {
             (shown(12), shown(64), shown(7_500), shown(266_400)),
             ("12s".into(), "1m 04s".into(), "2h 05m".into(), "3d 02h".into())
         );
+    }
+
+    #[test]
+    fn a_title_cannot_turn_a_line_around() {
+        assert_eq!(clean("a\u{202e}b\nc שלום"), "a b c שלום");
     }
 
     #[test]

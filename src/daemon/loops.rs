@@ -1,7 +1,7 @@
 //! The daemon's loops. Each looks at stored state and does what is due; being woken only makes it look sooner.
 
 use super::wire::Made;
-use super::{Core, Health, Sweeping};
+use super::{Core, DRAIN_WITHIN, Health, Sweeping};
 use crate::engine::begin::pipelines_at;
 use crate::git::Tidied;
 use crate::model::api::RunFilter;
@@ -13,6 +13,7 @@ use jiff::Timestamp;
 use std::collections::BTreeSet;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
+use tokio::sync::watch as watching;
 use tokio::task::JoinSet;
 
 /// The engine's loop looks at least this often: bounds what a lost wake-up costs.
@@ -56,7 +57,7 @@ pub(super) fn start(core: &Arc<Core>, hook: crate::trigger::socket::Listener, le
     loops.until_stop(core, housekeeping(Arc::clone(core)));
     // Not cut off by the stop, which would leave half a space: giving up the pool waits for it.
     tokio::spawn(warm(Arc::clone(core)));
-    loops.until_stop(core, sweep(left));
+    loops.tasks.spawn(sweep(left, core.stopping.subscribe()));
     loops
 }
 
@@ -197,14 +198,21 @@ async fn forget_old(core: &Core) -> anyhow::Result<(usize, usize)> {
     }
 }
 
-/// Removes what earlier daemons left, as soon as their engines answer.
-async fn sweep(mut left: Sweeping) {
+/// Removes what earlier daemons left, as soon as their engines answer. A stop waits a while for what is under way, so
+/// that it leaves nothing behind either.
+async fn sweep(mut left: Sweeping, mut stopping: watching::Receiver<bool>) {
     loop {
-        left.sweep().await;
+        tokio::select! {
+            () = left.sweep() => {}
+            () = async { turned(&mut stopping).await; tokio::time::sleep(DRAIN_WITHIN).await; } => return,
+        }
         if left.runtimes.is_empty() {
             return;
         }
-        tokio::time::sleep(HEALTH_EVERY).await;
+        tokio::select! {
+            () = tokio::time::sleep(HEALTH_EVERY) => {}
+            () = turned(&mut stopping) => return,
+        }
     }
 }
 

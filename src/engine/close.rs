@@ -25,7 +25,13 @@ pub(super) async fn close(shared: &Shared, run: RunId) -> Result<(), EngineError
     let settings = shared.settings();
     let keep = settings.keep.filter(|_| row.status == RunStatus::Failed && state.filled && state.space.is_some());
     crate::failpoint!("engine.close.before");
-    match patiently(|| repo.runtime.close(run, state.space.as_ref(), keep.is_some())).await {
+    let removed = async {
+        for lost in &state.lost {
+            patiently(|| repo.runtime.close(run, Some(lost), false)).await?;
+        }
+        patiently(|| repo.runtime.close(run, state.space.as_ref(), keep.is_some())).await
+    };
+    match removed.await {
         Ok(()) => {}
         Err(error) => {
             // Tried again at the next tick: `closed` stays 0.

@@ -199,7 +199,7 @@ impl Driver<'_> {
         }
         let runtime = Arc::clone(&self.repo.runtime);
         if let Err(error) = patiently(|| runtime.close(self.run, Some(&space), false)).await {
-            tracing::warn!(run = %self.run, %error, "failed to give up a half-filled space; the sweep will");
+            tracing::warn!(run = %self.run, %error, "failed to remove a half-filled space; it goes when the run is closed");
         }
         self.record(RunEvent::SpaceLost { space }).await
     }

@@ -79,6 +79,9 @@ pub struct RunState {
     pub runtime: Option<String>,
     /// Its space.
     pub space: Option<SpaceName>,
+    /// Spaces it gave up. An engine may still finish what a killed daemon had asked for there, so they are removed once
+    /// more when the run is closed.
+    pub lost: Vec<SpaceName>,
     /// The workspace holds the commit.
     pub filled: bool,
     /// Images pinned so far, by the name written in the pipeline.
@@ -106,6 +109,7 @@ impl RunState {
             error: None,
             runtime: None,
             space: None,
+            lost: Vec::new(),
             filled: false,
             images: BTreeMap::new(),
             cancelled_by: None,
@@ -156,6 +160,7 @@ impl RunState {
                     return refuse("only the run's own space, before it is filled, can be given up".into());
                 }
                 self.space = None;
+                self.lost.push(space.clone());
             }
             RunEvent::WorkspaceFilled => {
                 if self.space.is_none() {

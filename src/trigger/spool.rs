@@ -64,7 +64,10 @@ pub async fn take(intake: &Intake, name: &RepoName) -> Result<usize, IntakeError
         };
         // The file lies in this repository: that counts, not the name it was installed with.
         intake.report_push(Feeder::Hook, name, Some(message.delivery), message.actor, message.changes).await?;
-        if let Err(error) = fs::remove_file(&file) {
+        // Two looks at once (at start, and before a poll) both find it; one of them removes it.
+        if let Err(error) = fs::remove_file(&file)
+            && error.kind() != io::ErrorKind::NotFound
+        {
             // It is taken once all the same: the delivery id is known now.
             tracing::warn!(file = %file.display(), %error, "failed to remove a spooled push that was taken");
         }

@@ -15,29 +15,7 @@ scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
 "$binary" man "$scratch/man"
 for shell in bash zsh fish; do "$binary" completions "$shell" >"$scratch/$shell"; done
-cat >"$scratch/mainstay.service" <<UNIT
-[Unit]
-Description=Mainstay, pipelines for the Git repositories of this machine
-Documentation=man:mainstay(1)
-After=network-online.target docker.service
-Wants=network-online.target
-
-[Service]
-Type=notify
-ExecStart=$prefix/bin/mainstay --config /etc/mainstay/mainstay.yml serve
-ExecReload=/bin/kill -HUP \$MAINPID
-Restart=on-failure
-RestartSec=1
-# Steps outlive the daemon: it finds them again at its next start.
-KillMode=process
-TimeoutStopSec=60
-StateDirectory=mainstay
-StateDirectoryMode=0700
-UMask=0077
-
-[Install]
-WantedBy=multi-user.target
-UNIT
+sed "s#/usr/local/bin/mainstay#$prefix/bin/mainstay#g" "$here/../../hooks/mainstay.service" >"$scratch/mainstay.service"
 
 place install -D -m 0755 "$binary" "$destdir$prefix/bin/mainstay"
 for page in "$scratch"/man/*.1; do place install -D -m 0644 "$page" "$destdir$prefix/share/man/man1/${page##*/}"; done
@@ -53,6 +31,7 @@ if [ -z "$destdir" ] && [ -d /run/systemd/system ]; then
         # The old binary runs until it is told; a restart takes running steps over.
         as_root systemctl restart mainstay && say "restarted the running daemon"
     else
-        say "next: write /etc/mainstay/mainstay.yml (mainstay init), then systemctl enable --now mainstay"
+        say "next: make the user mainstay (the unit's first lines say how), write /etc/mainstay/mainstay.yml" \
+            "(mainstay init), then: systemctl enable --now mainstay"
     fi
 fi

@@ -1,6 +1,6 @@
 //! An attempt's container: made, started, given its word, waited for, stopped, removed.
 
-use super::engine::{Engine, alias, connect, is_gone, status};
+use super::engine::{Engine, SPACE, alias, connect, is_gone, status};
 use super::image::{self, Facts, HELPER_PATH};
 use super::space::Spaces;
 use crate::model::plan::Resources;
@@ -74,12 +74,18 @@ enum State {
 }
 
 async fn look(engine: &Engine, name: &str) -> Result<State, RuntimeError> {
+    Ok(look_closer(engine, name).await?.0)
+}
+
+/// The state, and the space the container was made for.
+async fn look_closer(engine: &Engine, name: &str) -> Result<(State, Option<String>), RuntimeError> {
     let found = match engine.api.inspect_container(name, None::<InspectContainerOptions>).await {
-        Err(e) if is_gone(&e) => return Ok(State::Absent),
+        Err(e) if is_gone(&e) => return Ok((State::Absent, None)),
         other => other.map_err(|e| engine.error(format!("look at the container {name}"), &e))?,
     };
+    let space = found.config.and_then(|config| config.labels?.remove(SPACE));
     let state = found.state.unwrap_or_default();
-    Ok(match state.status {
+    let state = match state.status {
         Some(ContainerStateStatusEnum::CREATED) => State::Created,
         Some(ContainerStateStatusEnum::EXITED | ContainerStateStatusEnum::DEAD) => State::Exited {
             code: state.exit_code.and_then(|code| code.try_into().ok()).unwrap_or(-1),
@@ -87,7 +93,17 @@ async fn look(engine: &Engine, name: &str) -> Result<State, RuntimeError> {
         },
         Some(ContainerStateStatusEnum::REMOVING) => State::Absent,
         _ => State::Running,
-    })
+    };
+    Ok((state, space))
+}
+
+/// The state of an attempt's container. One that was made for a space the run has given up is removed: a daemon that was
+/// killed had asked for it, the engine made it late, and nobody told it anything.
+async fn look_for(engine: &Engine, spec: &StepSpec, name: &str) -> Result<State, RuntimeError> {
+    match look_closer(engine, name).await? {
+        (_, Some(space)) if space != spec.space.0 => remove(engine, name).await.map(|()| State::Absent),
+        (state, _) => Ok(state),
+    }
 }
 
 fn body(engine: &Engine, spec: &StepSpec, defaults: Resources) -> ContainerCreateBody {
@@ -156,13 +172,19 @@ pub(super) fn workspace_mount(volume: &str) -> Mount {
 /// it was started now, so that it waits for certain.
 pub(super) async fn prepare(engine: &Engine, spec: &StepSpec, defaults: Resources) -> Result<bool, RuntimeError> {
     let name = engine.container(&spec.id);
-    let options = CreateContainerOptions { name: Some(name.clone()), ..Default::default() };
-    match engine.api.create_container(Some(options), body(engine, spec, defaults)).await {
+    let make = || {
+        let options = CreateContainerOptions { name: Some(name.clone()), ..Default::default() };
+        engine.api.create_container(Some(options), body(engine, spec, defaults))
+    };
+    match make().await {
         Ok(_) => start(engine, spec, &name).await.map(|()| true),
-        Err(e) if status(&e) == Some(409) => match look(engine, &name).await? {
+        Err(e) if status(&e) == Some(409) => match look_for(engine, spec, &name).await? {
             State::Created => start(engine, spec, &name).await.map(|()| true),
             State::Running | State::Exited { .. } => Ok(false),
-            State::Absent => Err(engine.error(format!("make the container {name}"), &e)),
+            State::Absent => {
+                make().await.map_err(|e| engine.error(format!("make the container {name}"), &e))?;
+                start(engine, spec, &name).await.map(|()| true)
+            }
         },
         Err(e) if is_gone(&e) && e.to_string().contains("image") => Err(RuntimeError::Image {
             image: spec.image.reference.clone(),
@@ -218,7 +240,7 @@ pub(super) async fn ensure_waiting(
     spec: &StepSpec,
     defaults: Resources,
 ) -> Result<bool, RuntimeError> {
-    match look(engine, &engine.container(&spec.id)).await? {
+    match look_for(engine, spec, &engine.container(&spec.id)).await? {
         State::Running => Ok(true),
         State::Exited { .. } => Ok(false),
         State::Absent | State::Created => prepare(engine, spec, defaults).await.map(|_| true),

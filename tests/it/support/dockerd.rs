@@ -113,6 +113,25 @@ impl Dockerd {
         }
     }
 
+    /// What a killed engine had running outlives it under containerd's shims, which carry our socket's path.
+    fn end_containers(&self) {
+        let socket = self.dir.join("c.sock").display().to_string();
+        let mut pids = Vec::new();
+        for entry in std::fs::read_dir("/proc").unwrap().flatten() {
+            let Ok(arguments) = std::fs::read_to_string(entry.path().join("cmdline")) else { continue };
+            let (program, rest) = arguments.split_once('\0').unwrap_or_default();
+            if program.contains("containerd-shim") && rest.split('\0').any(|word| word == socket) {
+                let pid = entry.file_name().to_string_lossy().into_owned();
+                let children = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
+                pids.extend(children.split_whitespace().map(str::to_owned));
+                pids.push(pid);
+            }
+        }
+        if !pids.is_empty() {
+            let _ = as_root("kill").arg("-KILL").args(pids).output();
+        }
+    }
+
     fn log_end(&self) -> String {
         let log = std::fs::read_to_string(self.dir.join("log")).unwrap_or_default();
         let lines: Vec<_> = log.lines().collect();
@@ -127,6 +146,7 @@ impl Drop for Dockerd {
         }
         self.down("-TERM");
         self.end(&self.dir.join("c.pid"), "-TERM");
+        self.end_containers();
         // Its folders belong to root, and what it mounted may outlive it for a moment.
         let script = "grep -o \" $0/[^ ]*\" /proc/mounts | sort -r | xargs -r umount -l; rm -rf \"$0\"/*";
         let _ = as_root("sh").arg("-c").arg(script).arg(&self.dir).output();
