@@ -2,6 +2,7 @@
 
 use crate::support::daemon::{Daemon, Setup, chatter, check_chatter};
 use crate::support::dockerd::Dockerd;
+use crate::support::soak;
 use std::time::Duration;
 
 const LINES: u32 = 30;
@@ -35,7 +36,7 @@ fn pipeline(retries: &str) -> String {
 #[test]
 fn in_mid_run_the_attempt_is_lost_and_later_steps_run() {
     let dockerd = Dockerd::start("busybox:latest");
-    let mut failed = 0;
+    let (mut failed, mut restarts) = (0, 0);
     let mut daemons = Vec::new();
     for (retries, succeeds) in [("1", true), ("0", false)] {
         let text = pipeline(retries);
@@ -44,6 +45,11 @@ fn in_mid_run_the_attempt_is_lost_and_later_steps_run() {
     }
     for signal in ["-TERM", "-KILL"] {
         for daemon_too in [false, true] {
+            // The gate takes one of each.
+            if soak().is_none() && daemon_too != (signal == "-KILL") {
+                continue;
+            }
+            restarts += 1;
             let mut runs = Vec::new();
             for (daemon, succeeds) in &daemons {
                 let run = daemon.wait_begun(&daemon.push(signal));
@@ -79,7 +85,10 @@ fn in_mid_run_the_attempt_is_lost_and_later_steps_run() {
             }
         }
     }
-    println!("in_mid_run: 8 runs over 4 restarts of the engine, 8 attempts lost and said so");
+    println!(
+        "in_mid_run: {restarts} restarts of the engine under 2 runs each: {} attempts lost, and said so",
+        restarts * 2
+    );
     for (daemon, succeeds) in daemons {
         daemon.end(if succeeds { 0 } else { failed });
     }

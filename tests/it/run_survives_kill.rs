@@ -75,7 +75,7 @@ fn dies(daemon: &mut Daemon, commit: &str) -> bool {
 
 #[test]
 fn at_any_moment() {
-    let count = soak().unwrap_or(6);
+    let count = soak().unwrap_or(5);
     let mut random = Random::new("at_any_moment");
     let mut daemon = Daemon::started(&Setup::new(&six_steps()));
     let since = Instant::now();
@@ -132,7 +132,7 @@ fn at_every_call_to_the_engine() {
         check_six(&daemon, calm, "calm");
         let calls = proxy.told().0 - before;
         let mut kills = 0;
-        for n in points(calls, 4, &mut random) {
+        for n in points(calls, 3, &mut random) {
             proxy.kill_at(daemon.pid(), n, when);
             let commit = daemon.push(&format!("call {n}"));
             let died = dies(&mut daemon, &commit);
@@ -162,7 +162,7 @@ fn at_every_record() {
     let calm = daemon.wait_begun(&daemon.push("calm"));
     check_six(&daemon, calm, "calm");
     let mut kills = 0;
-    for n in points(70, 6, &mut random) {
+    for n in points(70, 5, &mut random) {
         daemon.kill9();
         daemon.spawn(&[("MAINSTAY_FAILPOINT", n.to_string())]);
         let commit = daemon.push(&format!("record {n}"));
@@ -215,7 +215,7 @@ fn a_step_marked_once_never_begins_twice() {
         let host = Some(format!("unix://{}", proxy.socket.display()));
         let mut daemon = Daemon::started(&Setup { docker_host: host, engine, ..Setup::new(ONCE) });
         let mut failed = 0;
-        for n in points(30, 4, &mut random) {
+        for n in points(30, 3, &mut random) {
             proxy.kill_at(daemon.pid(), n, when);
             let commit = daemon.push(&format!("call {n}"));
             let died = dies(&mut daemon, &commit);
