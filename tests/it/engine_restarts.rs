@@ -1,5 +1,7 @@
 //! The container engine stops, dies and comes back in the middle of a run: every run ends in a state that says so.
 
+#![allow(clippy::print_stdout, reason = "what was counted is part of the answer")]
+
 use crate::support::daemon::{Daemon, Setup, chatter, check_chatter};
 use crate::support::dockerd::Dockerd;
 use crate::support::soak;

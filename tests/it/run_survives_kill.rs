@@ -4,6 +4,8 @@
 //! hears of the call and after it has done it), and every record (fail points in a daemon built for that). The gate
 //! tries a sample of each; `make soak` tries all of them.
 
+#![allow(clippy::print_stdout, reason = "what was counted is part of the answer")]
+
 use crate::support::daemon::{Daemon, STUCK, Setup, chatter, check_chatter, short_socket};
 use crate::support::engine::DockerEngine;
 use crate::support::proxy::{Proxy, When};
