@@ -138,6 +138,7 @@ fn at_every_call_to_the_engine() {
             proxy.kill_at(daemon.pid(), n, when);
             let commit = daemon.push(&format!("call {n}"));
             let died = dies(&mut daemon, &commit);
+            proxy.calm();
             let what = format!("call {n} of about {calls}: {:?}", proxy.told().1);
             if died {
                 kills += 1;
@@ -221,6 +222,7 @@ fn a_step_marked_once_never_begins_twice() {
             proxy.kill_at(daemon.pid(), n, when);
             let commit = daemon.push(&format!("call {n}"));
             let died = dies(&mut daemon, &commit);
+            proxy.calm();
             if died {
                 kills += 1;
                 daemon.start();
