@@ -1,5 +1,4 @@
 //! Tests of promises, on real services. One file per promise; `support` holds one harness per service.
-#![expect(clippy::print_stdout, clippy::print_stderr, reason = "sweeps say their counts and seeds")]
 
 mod api_auth;
 mod api_daemon;

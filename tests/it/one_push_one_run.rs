@@ -1,5 +1,7 @@
 //! A push is one run, whoever tells about it, however often, and whoever was down meanwhile.
 
+#![allow(clippy::print_stdout, reason = "what was counted is part of the answer")]
+
 use crate::git_transports::git;
 use crate::support::daemon::{Daemon, Setup, hmac_of};
 use crate::support::{Random, http, soak};

@@ -1,5 +1,7 @@
 //! Cancel and timeout: TERM, some time to clean up, KILL; then the steps that run always; then nothing is left.
 
+#![allow(clippy::print_stdout, reason = "what was counted is part of the answer")]
+
 use crate::support::daemon::{Daemon, Setup};
 use serde_json::Value;
 use std::time::{Duration, Instant};

@@ -4,6 +4,8 @@
 //! hears of the call and after it has done it), and every record (fail points in a daemon built for that). The gate
 //! tries a sample of each; `make soak` tries all of them.
 
+#![allow(clippy::print_stdout, reason = "what was counted is part of the answer")]
+
 use crate::support::daemon::{Daemon, STUCK, Setup, chatter, check_chatter, short_socket};
 use crate::support::engine::DockerEngine;
 use crate::support::proxy::{Proxy, When};
@@ -136,6 +138,7 @@ fn at_every_call_to_the_engine() {
             proxy.kill_at(daemon.pid(), n, when);
             let commit = daemon.push(&format!("call {n}"));
             let died = dies(&mut daemon, &commit);
+            proxy.calm();
             let what = format!("call {n} of about {calls}: {:?}", proxy.told().1);
             if died {
                 kills += 1;
@@ -219,6 +222,7 @@ fn a_step_marked_once_never_begins_twice() {
             proxy.kill_at(daemon.pid(), n, when);
             let commit = daemon.push(&format!("call {n}"));
             let died = dies(&mut daemon, &commit);
+            proxy.calm();
             if died {
                 kills += 1;
                 daemon.start();

@@ -8,7 +8,7 @@ cargo build --locked --quiet --features failpoints --example mainstay-failpoints
 log=$(mktemp)
 trap 'rm -f "$log"' EXIT
 code=0
-cargo nextest run --locked --profile soak --success-output immediate \
+cargo nextest run --locked --profile soak --no-fail-fast --success-output immediate \
     -E 'test(/^(run_survives_kill|run_is_stopped|one_push_one_run|engine_restarts)::/)' 2>&1 | tee "$log" || code=$?
 echo
 echo "counts:"

@@ -33,9 +33,9 @@ const OUTPUT_MOUNT: &str = "size=256k,mode=0777";
 const PIDS_DEFAULT: i64 = 4_096;
 /// The engine copies the word and closes at once; one that does not in this time is not well.
 const WORD_WITHIN: Duration = Duration::from_secs(10);
-/// A removal that another call has begun: how often and how long we look for its end, together 10 s.
-const REMOVAL_LOOKS: u32 = 200;
-const REMOVAL_LOOK_EVERY: Duration = Duration::from_millis(50);
+/// A removal, or a making, that another call has begun: how often and how long we look for its end, together 10 s.
+pub(super) const REMOVAL_LOOKS: u32 = 200;
+pub(super) const REMOVAL_LOOK_EVERY: Duration = Duration::from_millis(50);
 
 /// The capabilities a step's root has. Never NET_RAW, NET_ADMIN, MKNOD, AUDIT_WRITE.
 const CAPABILITIES: [&str; 10] = [
@@ -176,21 +176,29 @@ pub(super) async fn prepare(engine: &Engine, spec: &StepSpec, defaults: Resource
         let options = CreateContainerOptions { name: Some(name.clone()), ..Default::default() };
         engine.api.create_container(Some(options), body(engine, spec, defaults))
     };
-    match make().await {
-        Ok(_) => start(engine, spec, &name).await.map(|()| true),
-        Err(e) if status(&e) == Some(409) => match look_for(engine, spec, &name).await? {
-            State::Created => start(engine, spec, &name).await.map(|()| true),
-            State::Running | State::Exited { .. } => Ok(false),
-            State::Absent => {
-                make().await.map_err(|e| engine.error(format!("make the container {name}"), &e))?;
-                start(engine, spec, &name).await.map(|()| true)
+    let mut looks = 0;
+    loop {
+        match make().await {
+            Ok(_) => return start(engine, spec, &name).await.map(|()| true),
+            Err(e) if status(&e) == Some(409) => match look_for(engine, spec, &name).await? {
+                State::Created => return start(engine, spec, &name).await.map(|()| true),
+                State::Running | State::Exited { .. } => return Ok(false),
+                // Somebody has the name and no container yet: the engine still makes, or gives up, what a daemon that was
+                // killed had asked for.
+                State::Absent if looks < REMOVAL_LOOKS => {
+                    looks += 1;
+                    tokio::time::sleep(REMOVAL_LOOK_EVERY).await;
+                }
+                State::Absent => return Err(engine.error(format!("make the container {name}"), &e)),
+            },
+            Err(e) if is_gone(&e) && e.to_string().contains("image") => {
+                return Err(RuntimeError::Image {
+                    image: spec.image.reference.clone(),
+                    detail: "it was removed from the engine".to_owned(),
+                });
             }
-        },
-        Err(e) if is_gone(&e) && e.to_string().contains("image") => Err(RuntimeError::Image {
-            image: spec.image.reference.clone(),
-            detail: "it was removed from the engine".to_owned(),
-        }),
-        Err(e) => Err(engine.error(format!("make the container {name}"), &e)),
+            Err(e) => return Err(engine.error(format!("make the container {name}"), &e)),
+        }
     }
 }
 

@@ -181,16 +181,25 @@ impl Spaces {
             }),
             ..Default::default()
         };
-        for again in [true, false] {
+        let mut again = true;
+        for _ in 0..container::REMOVAL_LOOKS {
             let options = CreateContainerOptions { name: Some(space.0.clone()), ..Default::default() };
             match engine.api.create_container(Some(options), body()).await {
                 Ok(_) => return Ok(()),
                 // Another daemon that uses the same engine has stopped, and took the image along.
-                Err(e) if again && is_gone(&e) => image::ensure_helper(engine).await?,
+                Err(e) if std::mem::take(&mut again) && is_gone(&e) => image::ensure_helper(engine).await?,
+                // A daemon that was killed while it opened this kept workspace had asked for it: made late, or given up.
+                Err(e) if status(&e) == Some(409) => {
+                    container::remove(engine, &space.0).await?;
+                    tokio::time::sleep(container::REMOVAL_LOOK_EVERY).await;
+                }
                 Err(e) => return Err(engine.error("make the run's holder", &e)),
             }
         }
-        Ok(())
+        Err(RuntimeError::Refused {
+            doing: "make the run's holder".to_owned(),
+            detail: format!("the name {} is not free", space.0),
+        })
     }
 
     /// Fills the workspace: all of it, or what differs from what lies there.

@@ -59,6 +59,11 @@ impl Proxy {
         *self.plan.lock().unwrap() = Plan { target: Some((pid, n, when)), calls: 0, killed_at: None };
     }
 
+    /// Kills nobody any more.
+    pub(crate) fn calm(&self) {
+        self.plan.lock().unwrap().target = None;
+    }
+
     /// Calls so far, and at which one the daemon was killed.
     pub(crate) fn told(&self) -> (usize, Option<String>) {
         let plan = self.plan.lock().unwrap();
