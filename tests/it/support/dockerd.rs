@@ -60,8 +60,11 @@ impl Dockerd {
     /// Starts the engine and waits until it answers.
     pub(crate) fn up(&self) {
         let log = File::options().create(true).append(true).open(self.dir.join("log")).unwrap();
-        let mut command = as_root("dockerd");
+        // In a network namespace of its own: an engine started without a bridge takes the machine's `docker0` away, and
+        // one started with it would share it with the machine's own engine.
+        let mut command = as_root("unshare");
         command
+            .args(["--net", "dockerd"])
             .arg("--host")
             .arg(self.engine.host())
             .arg("--data-root")
@@ -70,8 +73,8 @@ impl Dockerd {
             .arg(self.dir.join("exec"))
             .arg("--pidfile")
             .arg(self.pid_file())
-            // Nothing of the machine's network is touched, nor the names of another engine's containers.
-            .args(["--bridge=none", "--iptables=false", "--ip-forward=false", "--ip-masq=false"])
+            // The kernel's switches are the machine's, in whatever namespace.
+            .args(["--iptables=false", "--ip-forward=false", "--ip-masq=false"])
             .args(["--userland-proxy=false", "--containerd"])
             .arg(self.dir.join("c.sock"))
             .arg("--config-file")
