@@ -112,12 +112,7 @@ pub async fn serve(config_path: &Path) -> anyhow::Result<()> {
     if let Err(error) = serving.await {
         tracing::error!(%error, "a listener ended badly");
     }
-    let parts = core.parts();
-    for made in &parts.runtimes {
-        if tokio::time::timeout(DRAIN_WITHIN, made.runtime.drain_pool()).await.is_err() {
-            tracing::warn!(runtime = made.runtime.name(), "spaces made in advance stay until the next start");
-        }
-    }
+    core.leave_nothing().await;
     tracing::info!("stopped");
     Ok(())
 }
@@ -162,6 +157,14 @@ impl Core {
 
     /// Goes on with what an earlier daemon had begun; returns what is to be swept because nobody owns it.
     async fn recover(&self) -> anyhow::Result<Sweeping> {
+        let living = self.living().await?;
+        self.engine.recover().await?;
+        let runtimes = self.parts().runtimes.iter().map(|made| Arc::clone(&made.runtime)).collect();
+        Ok(Sweeping { runtimes, living })
+    }
+
+    /// Runs that are not closed, with their spaces, and kept workspaces.
+    async fn living(&self) -> anyhow::Result<Living> {
         let store = self.engine.store();
         let runs: Vec<_> = store.open_runs().await?.into_iter().map(|run| run.id).collect();
         let last = store.list_runs(&RunFilter { limit: 1, ..RunFilter::default() }).await?;
@@ -169,9 +172,30 @@ impl Core {
         let mut spaces: Vec<_> =
             store.kept_spaces().await?.into_iter().map(|(_, _, space, _)| SpaceName(space)).collect();
         spaces.extend(self.engine.spaces_of(&runs).await?);
-        self.engine.recover().await?;
-        let runtimes = self.parts().runtimes.iter().map(|made| Arc::clone(&made.runtime)).collect();
-        Ok(Sweeping { runtimes, living: Living { runs, newest, spaces } })
+        Ok(Living { runs, newest, spaces })
+    }
+
+    /// Gives up the pools, and sweeps once more: what an earlier daemon had asked for when it was killed may have been
+    /// made only after this one had swept.
+    async fn leave_nothing(&self) {
+        let living = self.living().await;
+        for made in &self.parts().runtimes {
+            let clearing = async {
+                made.runtime.drain_pool().await;
+                match &living {
+                    Ok(living) => made.runtime.sweep(Some(living)).await,
+                    // Without knowing what is alive nothing can be called left over.
+                    Err(_) => Ok(()),
+                }
+            };
+            match tokio::time::timeout(DRAIN_WITHIN, clearing).await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => {
+                    tracing::warn!(runtime = made.runtime.name(), %error, "leftovers stay until the next start")
+                }
+                Err(_) => tracing::warn!(runtime = made.runtime.name(), "leftovers stay until the next start"),
+            }
+        }
     }
 
     /// Reads the whole configuration again; on any error nothing changes.

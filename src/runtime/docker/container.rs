@@ -177,11 +177,21 @@ pub(super) async fn prepare(engine: &Engine, spec: &StepSpec, defaults: Resource
         engine.api.create_container(Some(options), body(engine, spec, defaults))
     };
     let mut looks = 0;
+    let mut made_anew = false;
     loop {
         match make().await {
             Ok(_) => return start(engine, spec, &name).await.map(|()| true),
             Err(e) if status(&e) == Some(409) => match look_for(engine, spec, &name).await? {
-                State::Created => return start(engine, spec, &name).await.map(|()| true),
+                State::Created => match start(engine, spec, &name).await {
+                    // An engine that was killed while it started one may know it and its process apart ("id already in
+                    // use"). Nothing has begun in it, so another one does as well.
+                    Err(RuntimeError::Refused { detail, .. }) if !made_anew => {
+                        tracing::info!(attempt = %spec.id, detail, "a container cannot be started; another one is made");
+                        made_anew = true;
+                        remove(engine, &name).await?;
+                    }
+                    started => return started.map(|()| true),
+                },
                 State::Running | State::Exited { .. } => return Ok(false),
                 // Somebody has the name and no container yet: the engine still makes, or gives up, what a daemon that was
                 // killed had asked for.
