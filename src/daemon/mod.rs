@@ -191,7 +191,7 @@ impl Core {
             match tokio::time::timeout(DRAIN_WITHIN, clearing).await {
                 Ok(Ok(())) => {}
                 Ok(Err(error)) => {
-                    tracing::warn!(runtime = made.runtime.name(), %error, "leftovers stay until the next start")
+                    tracing::warn!(runtime = made.runtime.name(), %error, "leftovers stay until the next start");
                 }
                 Err(_) => tracing::warn!(runtime = made.runtime.name(), "leftovers stay until the next start"),
             }
