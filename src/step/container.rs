@@ -25,44 +25,6 @@ const PATIENCE: (Duration, Duration) = (Duration::from_millis(100), Duration::fr
 /// How often an attempt's container is made: one restart of the engine takes one, more in a row is no accident.
 const MADE_MAX: u32 = 3;
 
-/// Chunks taken at once when so many are there: enough that the rest of the loop costs nothing beside them.
-const BATCH: usize = 512;
-
-/// Lets the output of a chatty step come together for a moment. An engine hands over each line by itself, and a reader
-/// that is always there is woken for every one: a million wake-ups where some thousands do.
-struct Pace {
-    since: tokio::time::Instant,
-    chunks: usize,
-}
-
-impl Pace {
-    /// How long is looked back.
-    const WINDOW: Duration = Duration::from_millis(50);
-    /// More chunks than this in a window make a step chatty: 10,000 a second, which nobody reads as it comes.
-    const CHATTY: usize = 500;
-    /// Short against what a follower notices, long enough for a hundred lines; the engine's own buffers hold a thousand.
-    const REST: Duration = Duration::from_millis(3);
-
-    fn count(&mut self, chunks: usize) {
-        if self.since.elapsed() > Self::WINDOW {
-            *self = Pace::default();
-        }
-        self.chunks += chunks;
-    }
-
-    async fn rest(&self) {
-        if self.chunks > Self::CHATTY && self.since.elapsed() <= Self::WINDOW {
-            tokio::time::sleep(Self::REST).await;
-        }
-    }
-}
-
-impl Default for Pace {
-    fn default() -> Self {
-        Pace { since: tokio::time::Instant::now(), chunks: 0 }
-    }
-}
-
 /// Everything one attempt needs.
 pub struct AttemptJob {
     /// Who executes it.
@@ -408,8 +370,7 @@ impl TakenOver {
     }
 
     async fn follow_once(&mut self, runtime: &dyn Runtime, id: &AttemptId) -> Result<(), RuntimeError> {
-        let mut chunks = runtime.logs(id, self.cursor).await?.ready_chunks(BATCH);
-        let mut pace = Pace::default();
+        let mut chunks = runtime.logs(id, self.cursor).await?;
         let mut filter = MarkFilter::new(&self.nonce, &self.cursor);
         let mut passed = Vec::new();
         let mut flush = tokio::time::interval(FLUSH_EVERY);
@@ -418,18 +379,12 @@ impl TakenOver {
             tokio::select! {
                 biased;
                 _ = flush.tick(), if self.writer.pending() => self.flush(),
-                batch = chunks.next() => match batch {
-                    Some(batch) => {
-                        pace.count(batch.len());
-                        for chunk in batch {
-                            filter.push(chunk?, &mut passed);
-                        }
-                    }
+                chunk = chunks.next() => match chunk {
+                    Some(chunk) => filter.push(chunk?, &mut passed),
                     None => break,
                 },
             }
             self.store(&mut passed);
-            pace.rest().await;
         }
         filter.finish(&mut passed);
         self.store(&mut passed);
