@@ -1,7 +1,7 @@
 //! The daemon's loops. Each looks at stored state and does what is due; being woken only makes it look sooner.
 
 use super::wire::Made;
-use super::{Core, DRAIN_WITHIN, Health, Sweeping};
+use super::{Core, Health, sweep};
 use crate::engine::begin::pipelines_at;
 use crate::git::Tidied;
 use crate::model::api::RunFilter;
@@ -13,7 +13,6 @@ use jiff::Timestamp;
 use std::collections::BTreeSet;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
-use tokio::sync::watch as watching;
 use tokio::task::JoinSet;
 
 /// The engine's loop looks at least this often: bounds what a lost wake-up costs.
@@ -44,7 +43,7 @@ impl Loops {
 }
 
 /// Starts every loop; each ends when the daemon stops.
-pub(super) fn start(core: &Arc<Core>, hook: crate::trigger::socket::Listener, left: Sweeping) -> Loops {
+pub(super) fn start(core: &Arc<Core>, hook: crate::trigger::socket::Listener, left: sweep::Left) -> Loops {
     let mut loops = Loops { tasks: JoinSet::new() };
     let intake = &core.intake;
     loops.until_stop(core, hook.run(Arc::clone(intake)));
@@ -57,7 +56,8 @@ pub(super) fn start(core: &Arc<Core>, hook: crate::trigger::socket::Listener, le
     loops.until_stop(core, housekeeping(Arc::clone(core)));
     // Not cut off by the stop, which would leave half a space: giving up the pool waits for it.
     tokio::spawn(warm(Arc::clone(core)));
-    loops.tasks.spawn(sweep(left, core.stopping.subscribe()));
+    loops.tasks.spawn(left.sweep(core.stopping.subscribe()));
+    loops.until_stop(core, sweep_late(Arc::clone(core)));
     loops
 }
 
@@ -198,22 +198,9 @@ async fn forget_old(core: &Core) -> anyhow::Result<(usize, usize)> {
     }
 }
 
-/// Removes what earlier daemons left, as soon as their engines answer. A stop waits a while for what is under way, so
-/// that it leaves nothing behind either.
-async fn sweep(mut left: Sweeping, mut stopping: watching::Receiver<bool>) {
-    loop {
-        tokio::select! {
-            () = left.sweep() => {}
-            () = async { turned(&mut stopping).await; tokio::time::sleep(DRAIN_WITHIN).await; } => return,
-        }
-        if left.runtimes.is_empty() {
-            return;
-        }
-        tokio::select! {
-            () = tokio::time::sleep(HEALTH_EVERY) => {}
-            () = turned(&mut stopping) => return,
-        }
-    }
+/// Removes what an engine finished making only after its run had closed.
+async fn sweep_late(core: Arc<Core>) {
+    sweep::late(&core.engine, || core.runtimes(), sweep::LATE_EVERY).await;
 }
 
 /// Makes spaces ready for the repositories that ran last, so that the first push after a start is quick too.
