@@ -89,17 +89,20 @@ async fn engine(core: Arc<Core>) {
 
 /// Keeps the answers for health checks fresh.
 async fn health(core: Arc<Core>) {
+    let mut away = BTreeSet::new();
     loop {
-        let health = look(&core).await;
+        let health = look(&core, &mut away).await;
         *core.health.write().unwrap_or_else(PoisonError::into_inner) = health;
         tokio::time::sleep(HEALTH_EVERY).await;
     }
 }
 
-async fn look(core: &Core) -> Health {
+/// `away` holds the engines that did not answer the last time: each is told of once, and once more when it is back.
+async fn look(core: &Core, away: &mut BTreeSet<String>) -> Health {
     let mut health = Health { runtime_ok: true, ..Health::default() };
     let parts = core.parts();
     let mut names = Vec::new();
+    let mut silent = BTreeSet::new();
     for Made { runtime, .. } in &parts.runtimes {
         match runtime.ping().await {
             Ok(version) => names.push(version),
@@ -107,9 +110,17 @@ async fn look(core: &Core) -> Health {
                 health.runtime_ok = false;
                 names.push(format!("{}: failed to {error}", runtime.name()));
                 health.not_ready.push(format!("failed to {error}"));
+                silent.insert(error.to_string());
             }
         }
     }
+    for error in silent.difference(away) {
+        tracing::warn!("failed to {error}; runs wait until it answers, `mainstay doctor` says what is missing");
+    }
+    if silent.is_empty() && !away.is_empty() {
+        tracing::info!(runtime = names.join(", "), "the engine answers again");
+    }
+    *away = silent;
     health.runtime = names.join(", ");
     match core.engine.store().count_runs().await {
         Ok(counts) => {

@@ -75,10 +75,17 @@ impl Left {
     /// An engine that is away keeps its leftovers until the next try.
     async fn sweep_once(&mut self) {
         for runtime in std::mem::take(&mut self.runtimes) {
-            if let Err(error) = runtime.sweep(Some(&self.living)).await {
-                tracing::warn!(runtime = runtime.name(), %error, "failed to sweep leftovers of an earlier daemon");
-                self.runtimes.push(runtime);
+            match runtime.sweep(Some(&self.living)).await {
+                Ok(()) => continue,
+                // That it is away is for the health check to say.
+                Err(error @ RuntimeError::Unreachable { .. }) => {
+                    tracing::debug!(runtime = runtime.name(), %error, "leftovers of an earlier daemon wait");
+                }
+                Err(error) => {
+                    tracing::warn!(runtime = runtime.name(), %error, "failed to sweep leftovers of an earlier daemon");
+                }
             }
+            self.runtimes.push(runtime);
         }
     }
 }

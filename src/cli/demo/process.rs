@@ -4,6 +4,7 @@
 
 use super::Demo;
 use crate::cli::exit::{Exit, Failure};
+use crate::model::api::DaemonStatus;
 use anyhow::{Context, anyhow, bail};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -47,8 +48,13 @@ impl Demo<'_> {
             if daemon.has_ended()? {
                 return Err(self.daemon_failure("start the daemon: it ended at once"));
             }
-            if self.answer(&["status"])?.is_some() {
-                return Ok(daemon);
+            match self.status()? {
+                Some(status) if status.runtime_ok && status.not_ready.is_empty() => return Ok(daemon),
+                // It has looked for its engine in vain; a demo does not wait until somebody starts one.
+                Some(status) if !status.runtime_ok && !status.runtime.is_empty() => {
+                    return Err(self.daemon_failure(&format!("run anything: {}", status.runtime)));
+                }
+                _ => {}
             }
             if Instant::now() > until {
                 return Err(self.daemon_failure("start the daemon: it does not answer"));
@@ -84,6 +90,12 @@ impl Demo<'_> {
         let output = self.program(&self.program).args(arguments).stdin(Stdio::null()).output();
         let output = output.context("run mainstay")?;
         Ok(output.status.success().then_some(output.stdout))
+    }
+
+    /// What the daemon says of itself, ready or not; `None` when it does not answer.
+    fn status(&self) -> Result<Option<DaemonStatus>, Failure> {
+        let output = self.program(&self.program).args(["--json", "status"]).stdin(Stdio::null()).output();
+        Ok(serde_json::from_slice(&output.context("run mainstay")?.stdout).ok())
     }
 
     pub(super) fn quiet_git(&self, arguments: &[&str]) -> Result<(), Failure> {

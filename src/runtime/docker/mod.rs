@@ -81,7 +81,7 @@ struct Inner {
 }
 
 impl Docker {
-    /// Prepares to speak with an engine. Only a missing socket is noticed here; [`Runtime::ping`] asks the engine.
+    /// Prepares to speak with an engine, and reaches out to nobody: [`Runtime::ping`] asks whether it is there.
     pub fn connect(config: DockerConfig) -> Result<Self, RuntimeError> {
         let from_environment = || std::env::var("DOCKER_HOST").ok().filter(|host| !host.is_empty());
         let host = config.host.or_else(from_environment);
