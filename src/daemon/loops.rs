@@ -230,14 +230,17 @@ fn schedules_of(core: &Arc<Core>) -> schedule::Specs {
     let core = Arc::clone(core);
     Arc::new(move |repo: &RepoName| {
         let parts = core.parts();
-        let Some(mirror) = parts.mirrors.get(repo) else { return Ok(Vec::new()) };
+        let Some(mirror) = parts.mirrors.get(repo) else { return Ok(Some(Vec::new())) };
         // The push that calls for this may have brought its objects alone: the mirror's refs are as of the last fetch.
         if let Err(error) = mirror.fetch() {
             tracing::debug!(%repo, %error, "schedules are read from the commit seen last");
+            if mirror.refs().map_err(|error| error.to_string())?.refs.is_empty() {
+                return Ok(None);
+            }
         }
         // Nothing was pushed there yet.
         if mirror.default_branch().map_err(|error| error.to_string())?.is_none() {
-            return Ok(Vec::new());
+            return Ok(Some(Vec::new()));
         }
         let files = mirror.resolve("").and_then(|head| pipelines_at(mirror, &head.commit));
         let mut specs: Vec<(PipelineName, String)> = Vec::new();
@@ -246,7 +249,7 @@ fn schedules_of(core: &Arc<Core>) -> schedule::Specs {
             let Ok(pipeline) = file.pipeline else { continue };
             specs.extend(pipeline.on.schedule.iter().map(|schedule| (file.name.clone(), schedule.as_str().to_owned())));
         }
-        Ok(specs)
+        Ok(Some(specs))
     })
 }
 
