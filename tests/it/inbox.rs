@@ -668,21 +668,33 @@ impl History {
     }
 }
 
+/// Tells a history of a branch that holds `a`, in a store of its own.
+fn play(story: impl AsyncFnOnce(&mut History)) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    runtime.block_on(async {
+        let store = Store::open(dir.path()).unwrap();
+        store.base_line(&shop(), [(BRANCH.to_owned(), oid('a'))].into(), None).await.unwrap();
+        story(&mut History {
+            store,
+            now: oid('a'),
+            pushes: 0,
+            accepted: 0,
+            hooks: VecDeque::new(),
+            webhooks: VecDeque::new(),
+            old_look: None,
+        })
+        .await;
+    });
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
     #[test]
     fn no_history_runs_more_than_was_pushed_or_forgets_where_the_branch_is(
         history in proptest::collection::vec(happening(), 1..30),
     ) {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        let dir = tempfile::tempdir().unwrap();
-        runtime.block_on(async {
-            let store = Store::open(dir.path()).unwrap();
-            store.base_line(&shop(), [(BRANCH.to_owned(), oid('a'))].into(), None).await.unwrap();
-            let mut h = History {
-                store, now: oid('a'), pushes: 0, accepted: 0,
-                hooks: VecDeque::new(), webhooks: VecDeque::new(), old_look: None,
-            };
+        play(async |h| {
             for what in history.clone() {
                 h.happen(what).await;
             }
@@ -701,15 +713,7 @@ proptest! {
         pushes in proptest::collection::vec(prop::sample::select(vec!['a', 'b', 'c', '0']), 1..12),
         between in proptest::collection::vec(happening(), 0..12),
     ) {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        let dir = tempfile::tempdir().unwrap();
-        runtime.block_on(async {
-            let store = Store::open(dir.path()).unwrap();
-            store.base_line(&shop(), [(BRANCH.to_owned(), oid('a'))].into(), None).await.unwrap();
-            let mut h = History {
-                store, now: oid('a'), pushes: 0, accepted: 0,
-                hooks: VecDeque::new(), webhooks: VecDeque::new(), old_look: None,
-            };
+        play(async |h| {
             let mut between = between.into_iter().filter(|b| !matches!(b, Happening::Push(_)));
             for to in pushes {
                 h.happen(Happening::Push(to)).await;
