@@ -3,7 +3,6 @@
 use super::exit::{Exit, Failure};
 use super::ui::Ui;
 use crate::config::Findings;
-use crate::runtime::RuntimeError;
 use std::path::Path;
 
 /// Watch the repositories and run what is pushed: the daemon
@@ -13,7 +12,7 @@ pub struct Args {}
 /// Runs the daemon until it is told to stop.
 ///
 /// # Errors
-/// When it cannot start; exit code 3 when the container engine is away, 2 for a wrong file, a state folder in use or a port taken.
+/// When it cannot start: a wrong file, a state folder in use or a port taken. An engine that is away is waited for.
 pub fn run(_args: &Args, config: Option<&Path>, ui: &Ui) -> Result<Exit, Failure> {
     let Some(config) = config else {
         return Err(Failure::wrong("find a configuration: there is no mainstay.yml here nor in /etc/mainstay")
@@ -34,12 +33,6 @@ pub fn run(_args: &Args, config: Option<&Path>, ui: &Ui) -> Result<Exit, Failure
             Some(findings) => {
                 ui.say(findings.render(ui.color_err));
                 Failure::wrong(format!("read {}", config.display()))
-            }
-            None if error.chain().any(|cause| {
-                cause.downcast_ref::<RuntimeError>().is_some_and(|e| matches!(e, RuntimeError::Unreachable { .. }))
-            }) =>
-            {
-                Failure::new(Exit::Unreachable, error).hint("`mainstay doctor` says what this machine lacks")
             }
             None => Failure::from(error),
         }),

@@ -1,7 +1,7 @@
 //! The daemon's loops. Each looks at stored state and does what is due; being woken only makes it look sooner.
 
 use super::wire::Made;
-use super::{Core, DRAIN_WITHIN, Health, Sweeping};
+use super::{Core, Health, sweep};
 use crate::engine::begin::pipelines_at;
 use crate::git::Tidied;
 use crate::model::api::RunFilter;
@@ -13,7 +13,6 @@ use jiff::Timestamp;
 use std::collections::BTreeSet;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
-use tokio::sync::watch as watching;
 use tokio::task::JoinSet;
 
 /// The engine's loop looks at least this often: bounds what a lost wake-up costs.
@@ -44,7 +43,7 @@ impl Loops {
 }
 
 /// Starts every loop; each ends when the daemon stops.
-pub(super) fn start(core: &Arc<Core>, hook: crate::trigger::socket::Listener, left: Sweeping) -> Loops {
+pub(super) fn start(core: &Arc<Core>, hook: crate::trigger::socket::Listener, left: sweep::Left) -> Loops {
     let mut loops = Loops { tasks: JoinSet::new() };
     let intake = &core.intake;
     loops.until_stop(core, hook.run(Arc::clone(intake)));
@@ -57,7 +56,8 @@ pub(super) fn start(core: &Arc<Core>, hook: crate::trigger::socket::Listener, le
     loops.until_stop(core, housekeeping(Arc::clone(core)));
     // Not cut off by the stop, which would leave half a space: giving up the pool waits for it.
     tokio::spawn(warm(Arc::clone(core)));
-    loops.tasks.spawn(sweep(left, core.stopping.subscribe()));
+    loops.tasks.spawn(left.sweep(core.stopping.subscribe()));
+    loops.until_stop(core, sweep_late(Arc::clone(core)));
     loops
 }
 
@@ -89,17 +89,20 @@ async fn engine(core: Arc<Core>) {
 
 /// Keeps the answers for health checks fresh.
 async fn health(core: Arc<Core>) {
+    let mut away = BTreeSet::new();
     loop {
-        let health = look(&core).await;
+        let health = look(&core, &mut away).await;
         *core.health.write().unwrap_or_else(PoisonError::into_inner) = health;
         tokio::time::sleep(HEALTH_EVERY).await;
     }
 }
 
-async fn look(core: &Core) -> Health {
+/// `away` holds the engines that did not answer the last time: each is told of once, and once more when it is back.
+async fn look(core: &Core, away: &mut BTreeSet<String>) -> Health {
     let mut health = Health { runtime_ok: true, ..Health::default() };
     let parts = core.parts();
     let mut names = Vec::new();
+    let mut silent = BTreeSet::new();
     for Made { runtime, .. } in &parts.runtimes {
         match runtime.ping().await {
             Ok(version) => names.push(version),
@@ -107,9 +110,17 @@ async fn look(core: &Core) -> Health {
                 health.runtime_ok = false;
                 names.push(format!("{}: failed to {error}", runtime.name()));
                 health.not_ready.push(format!("failed to {error}"));
+                silent.insert(error.to_string());
             }
         }
     }
+    for error in silent.difference(away) {
+        tracing::warn!("failed to {error}; runs wait until it answers, `mainstay doctor` says what is missing");
+    }
+    if silent.is_empty() && !away.is_empty() {
+        tracing::info!(runtime = names.join(", "), "the engine answers again");
+    }
+    *away = silent;
     health.runtime = names.join(", ");
     match core.engine.store().count_runs().await {
         Ok(counts) => {
@@ -198,22 +209,9 @@ async fn forget_old(core: &Core) -> anyhow::Result<(usize, usize)> {
     }
 }
 
-/// Removes what earlier daemons left, as soon as their engines answer. A stop waits a while for what is under way, so
-/// that it leaves nothing behind either.
-async fn sweep(mut left: Sweeping, mut stopping: watching::Receiver<bool>) {
-    loop {
-        tokio::select! {
-            () = left.sweep() => {}
-            () = async { turned(&mut stopping).await; tokio::time::sleep(DRAIN_WITHIN).await; } => return,
-        }
-        if left.runtimes.is_empty() {
-            return;
-        }
-        tokio::select! {
-            () = tokio::time::sleep(HEALTH_EVERY) => {}
-            () = turned(&mut stopping) => return,
-        }
-    }
+/// Removes what an engine finished making only after its run had closed.
+async fn sweep_late(core: Arc<Core>) {
+    sweep::late(&core.engine, || core.runtimes(), sweep::LATE_EVERY).await;
 }
 
 /// Makes spaces ready for the repositories that ran last, so that the first push after a start is quick too.
@@ -232,14 +230,17 @@ fn schedules_of(core: &Arc<Core>) -> schedule::Specs {
     let core = Arc::clone(core);
     Arc::new(move |repo: &RepoName| {
         let parts = core.parts();
-        let Some(mirror) = parts.mirrors.get(repo) else { return Ok(Vec::new()) };
+        let Some(mirror) = parts.mirrors.get(repo) else { return Ok(Some(Vec::new())) };
         // The push that calls for this may have brought its objects alone: the mirror's refs are as of the last fetch.
         if let Err(error) = mirror.fetch() {
             tracing::debug!(%repo, %error, "schedules are read from the commit seen last");
+            if mirror.refs().map_err(|error| error.to_string())?.refs.is_empty() {
+                return Ok(None);
+            }
         }
         // Nothing was pushed there yet.
         if mirror.default_branch().map_err(|error| error.to_string())?.is_none() {
-            return Ok(Vec::new());
+            return Ok(Some(Vec::new()));
         }
         let files = mirror.resolve("").and_then(|head| pipelines_at(mirror, &head.commit));
         let mut specs: Vec<(PipelineName, String)> = Vec::new();
@@ -248,7 +249,7 @@ fn schedules_of(core: &Arc<Core>) -> schedule::Specs {
             let Ok(pipeline) = file.pipeline else { continue };
             specs.extend(pipeline.on.schedule.iter().map(|schedule| (file.name.clone(), schedule.as_str().to_owned())));
         }
-        Ok(specs)
+        Ok(Some(specs))
     })
 }
 

@@ -7,15 +7,15 @@
 mod control;
 mod lock;
 mod loops;
+pub mod sweep;
 pub mod wire;
 
 use crate::config::daemon::{Daemon, WebhookKind};
 use crate::engine::Engine;
 use crate::git::Mirror;
 use crate::logs::hub::LogStore;
-use crate::model::api::RunFilter;
-use crate::model::{RepoName, RunId};
-use crate::runtime::{Living, Runtime, SpaceName};
+use crate::model::RepoName;
+use crate::runtime::Runtime;
 use crate::store::Store;
 use crate::trigger::{Intake, WatchedRepo, WebhookConfig, socket, webhook};
 use crate::web::{self, App, auth, listen};
@@ -24,7 +24,6 @@ use jiff::Timestamp;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
-use std::time::Duration;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{Notify, watch};
 
@@ -34,10 +33,6 @@ pub const SOCKET: &str = "mainstay.sock";
 pub const HOOK_SOCKET: &str = "hook.sock";
 /// The token for TCP clients, in the state folder.
 pub const TOKEN: &str = "token";
-
-/// Giving up the pool takes a removal or two, seconds on a busy machine; an engine that hangs must not keep the daemon
-/// from stopping, and what stays is swept by the next one.
-const DRAIN_WITHIN: Duration = Duration::from_secs(10);
 
 /// The running daemon's parts, shared by its loops and the web room.
 pub struct Core {
@@ -90,7 +85,9 @@ pub async fn serve(config_path: &Path) -> anyhow::Result<()> {
     let hook = socket::Listener::bind(&config.state.join(HOOK_SOCKET))
         .with_context(|| format!("listen on {}", config.state.join(HOOK_SOCKET).display()))?;
 
-    let left = core.recover().await?;
+    // As it is before anything goes on: what is not alive now was left by an earlier daemon.
+    let left = sweep::Left::of_earlier(&core.engine, core.runtimes()).await?;
+    core.engine.recover().await?;
     let loops = loops::start(&core, hook, left);
     tracing::info!(%address, state = %config.state.display(), repos = config.repos.len(), version = env!("CARGO_PKG_VERSION"), "ready");
     notify(&[sd_notify::NotifyState::Ready]);
@@ -112,7 +109,7 @@ pub async fn serve(config_path: &Path) -> anyhow::Result<()> {
     if let Err(error) = serving.await {
         tracing::error!(%error, "a listener ended badly");
     }
-    core.leave_nothing().await;
+    sweep::leave_nothing(&core.engine, core.runtimes()).await;
     tracing::info!("stopped");
     Ok(())
 }
@@ -153,49 +150,6 @@ impl Core {
             stopping: self.stopping.subscribe(),
             log_places: App::log_places(),
         }))
-    }
-
-    /// Goes on with what an earlier daemon had begun; returns what is to be swept because nobody owns it.
-    async fn recover(&self) -> anyhow::Result<Sweeping> {
-        let living = self.living().await?;
-        self.engine.recover().await?;
-        let runtimes = self.parts().runtimes.iter().map(|made| Arc::clone(&made.runtime)).collect();
-        Ok(Sweeping { runtimes, living })
-    }
-
-    /// Runs that are not closed, with their spaces, and kept workspaces.
-    async fn living(&self) -> anyhow::Result<Living> {
-        let store = self.engine.store();
-        let runs: Vec<_> = store.open_runs().await?.into_iter().map(|run| run.id).collect();
-        let last = store.list_runs(&RunFilter { limit: 1, ..RunFilter::default() }).await?;
-        let newest = last.first().map_or(RunId(0), |run| run.id);
-        let mut spaces: Vec<_> =
-            store.kept_spaces().await?.into_iter().map(|(_, _, space, _)| SpaceName(space)).collect();
-        spaces.extend(self.engine.spaces_of(&runs).await?);
-        Ok(Living { runs, newest, spaces })
-    }
-
-    /// Gives up the pools, and sweeps once more: what an earlier daemon had asked for when it was killed may have been
-    /// made only after this one had swept.
-    async fn leave_nothing(&self) {
-        let living = self.living().await;
-        for made in &self.parts().runtimes {
-            let clearing = async {
-                made.runtime.drain_pool().await;
-                match &living {
-                    Ok(living) => made.runtime.sweep(Some(living)).await,
-                    // Without knowing what is alive nothing can be called left over.
-                    Err(_) => Ok(()),
-                }
-            };
-            match tokio::time::timeout(DRAIN_WITHIN, clearing).await {
-                Ok(Ok(())) => {}
-                Ok(Err(error)) => {
-                    tracing::warn!(runtime = made.runtime.name(), %error, "leftovers stay until the next start");
-                }
-                Err(_) => tracing::warn!(runtime = made.runtime.name(), "leftovers stay until the next start"),
-            }
-        }
     }
 
     /// Reads the whole configuration again; on any error nothing changes.
@@ -253,24 +207,9 @@ impl Core {
     fn parts(&self) -> Arc<Parts> {
         Arc::clone(&self.wired.read().unwrap_or_else(PoisonError::into_inner))
     }
-}
 
-/// What is to be removed of earlier daemons, by what was true when this one started.
-struct Sweeping {
-    /// Where it has not been done yet.
-    runtimes: Vec<Arc<dyn Runtime>>,
-    living: Living,
-}
-
-impl Sweeping {
-    /// Tries once. An engine that is away keeps its leftovers until the next try.
-    async fn sweep(&mut self) {
-        for runtime in std::mem::take(&mut self.runtimes) {
-            if let Err(error) = runtime.sweep(Some(&self.living)).await {
-                tracing::warn!(runtime = runtime.name(), %error, "failed to sweep leftovers of an earlier daemon");
-                self.runtimes.push(runtime);
-            }
-        }
+    fn runtimes(&self) -> Vec<Arc<dyn Runtime>> {
+        self.parts().runtimes.iter().map(|made| Arc::clone(&made.runtime)).collect()
     }
 }
 

@@ -28,6 +28,9 @@ pub struct RunSummary {
     pub title: String,
     /// Author of the commit.
     pub author: String,
+    /// Who pushed or triggered, as far as whoever told about it knew; a repeated run keeps that of the first.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub actor: Option<String>,
     /// Where it stands.
     pub status: RunStatus,
     /// Why it could not be carried out, when it could not.

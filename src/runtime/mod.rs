@@ -162,7 +162,7 @@ pub struct Living {
     pub runs: Vec<RunId>,
     /// The newest run known.
     pub newest: RunId,
-    /// Spaces of those runs, and kept workspaces.
+    /// Spaces of those runs, kept workspaces, and spaces that another runtime of this process has made.
     pub spaces: Vec<SpaceName>,
 }
 
@@ -259,8 +259,27 @@ pub trait Runtime: Send + Sync {
     /// Everything of this daemon instance that the engine holds.
     async fn leftovers(&self) -> Result<Vec<Leftover>, RuntimeError>;
 
+    /// Spaces that this process made and has not given up, those made in advance among them.
+    fn held_spaces(&self) -> Vec<SpaceName>;
+
+    /// What of this instance belongs to nobody who is alive; everything when nobody is.
+    async fn stale(&self, living: Option<&Living>) -> Result<Vec<Leftover>, RuntimeError>;
+
+    /// Removes these things, whosever they are. What is gone already is success.
+    async fn discard(&self, things: &[Leftover]) -> Result<(), RuntimeError>;
+
     /// Removes whatever of this instance belongs to nobody who is alive; everything when nobody is.
-    async fn sweep(&self, living: Option<&Living>) -> Result<(), RuntimeError>;
+    async fn sweep(&self, living: Option<&Living>) -> Result<(), RuntimeError> {
+        // Once more after something went: an earlier daemon's parts may have been made while that took its time.
+        for _ in 0..2 {
+            let stale = self.stale(living).await?;
+            if stale.is_empty() {
+                break;
+            }
+            self.discard(&stale).await?;
+        }
+        Ok(())
+    }
 
     /// Makes a space ready for the next run of that repository, in the background, up to the pool's bound.
     /// Best effort: failing costs the next run some milliseconds, nothing else.

@@ -338,6 +338,7 @@ impl RunRow {
             title: self.trigger.commit.title().to_owned(),
             commit: self.trigger.commit.sha,
             author: self.trigger.commit.author,
+            actor: self.trigger.actor,
             status: self.status,
             error: self.error,
             created_at: self.created_at,

@@ -14,8 +14,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 /// Reads the schedules that the pipeline files of a repository's default branch name, each as written. Blocks. Reads
-/// the repository as it is now: fetches first. An error keeps the schedules as they are.
-pub type Specs = Arc<dyn Fn(&RepoName) -> Result<Vec<(PipelineName, String)>, String> + Send + Sync>;
+/// the repository as it is now: fetches first. `None` when nothing of it was ever fetched, which whoever looks at it
+/// reports; that and an error keep the schedules as they are.
+pub type Specs = Arc<dyn Fn(&RepoName) -> Result<Option<Vec<(PipelineName, String)>>, String> + Send + Sync>;
 /// The first instant after the given one at which a schedule, as written, is due.
 pub type NextAfter = Arc<dyn Fn(&str, Timestamp) -> Option<Timestamp> + Send + Sync>;
 
@@ -68,9 +69,14 @@ async fn refresh(intake: &Arc<Intake>, specs: &Specs, next_after: &NextAfter) {
         })
         .await;
         let found = match read {
-            Ok(Ok(found)) => found,
-            Ok(Err(error)) => {
-                tracing::warn!(repo = %name, error, "failed to read the schedules of the default branch");
+            Ok(Ok(Some(found))) => found,
+            Ok(unknown) => {
+                match unknown {
+                    Err(error) => {
+                        tracing::warn!(repo = %name, error, "failed to read the schedules of the default branch");
+                    }
+                    Ok(_) => tracing::debug!(repo = %name, "its schedules are read when it could be fetched"),
+                }
                 let intake = Arc::clone(intake);
                 tokio::spawn(async move {
                     tokio::time::sleep(READ_AGAIN).await;

@@ -2,8 +2,9 @@
 
 #![allow(clippy::print_stdout, reason = "what was counted is part of the answer")]
 
-use crate::support::daemon::{Daemon, Setup, chatter, check_chatter};
+use crate::support::daemon::{Daemon, Setup, chatter, check_chatter, short_socket};
 use crate::support::dockerd::Dockerd;
+use crate::support::http;
 use crate::support::soak;
 use std::time::Duration;
 
@@ -118,5 +119,33 @@ fn an_engine_that_is_away_costs_time_and_no_run() {
         check_chatter(&daemon.logs(run, "first").unwrap(), 1, LINES, "a run that waited for the engine");
     }
     // What a killed daemon had left there is gone as well, although its successor came before the engine did.
+    daemon.end(0);
+}
+
+#[test]
+fn an_engine_that_is_missing_at_the_start_is_waited_for() {
+    let folder = tempfile::tempdir().unwrap();
+    let socket = short_socket(folder.path(), "engine.sock");
+    let text = "steps:\n  test: { image: debian:12, commands: [echo tested] }\n";
+    let setup = Setup { docker_host: Some(format!("unix://{}", socket.display())), ..Setup::new(text) };
+    let daemon = Daemon::started(&setup);
+    let readyz = |daemon: &Daemon| {
+        let (status, body) = http::ask(&daemon.socket(), "GET", "/readyz", &[], b"").unwrap();
+        (status, String::from_utf8(body).unwrap())
+    };
+    let reason = format!("failed to reach the container engine at unix://{}: ", socket.display());
+    daemon.wait("the reason why it is not ready", || {
+        let (status, body) = readyz(&daemon);
+        (status == 503 && body.starts_with(&reason)).then_some(())
+    });
+    let run = daemon.wait_begun(&daemon.push("while there is none"));
+    let log = daemon.log_end();
+    assert!(log.contains("`mainstay doctor` says what is missing"), "{log}");
+    assert_eq!(log.matches("\"level\":\"WARN\"").count(), 1, "one warning is enough\n{log}");
+    std::os::unix::fs::symlink(&daemon.engine.socket, &socket).unwrap();
+    daemon.wait("readiness", || (readyz(&daemon) == (200, "ready\n".into())).then_some(()));
+    assert_eq!(daemon.wait_run(run)["status"], "success", "{}", daemon.log_end());
+    let log = daemon.log_end();
+    assert!(log.contains("the engine answers again"), "{log}");
     daemon.end(0);
 }

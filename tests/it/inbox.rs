@@ -517,7 +517,7 @@ async fn schedules_run_by_the_clock_with_the_commit_of_that_moment() {
     let next = w.commit();
     w.push("refs/heads/main", Some(&next));
     let pipeline = PipelineName::new("nightly").unwrap();
-    let specs: schedule::Specs = Arc::new(move |_| Ok(vec![(pipeline.clone(), "every second".into())]));
+    let specs: schedule::Specs = Arc::new(move |_| Ok(Some(vec![(pipeline.clone(), "every second".into())])));
     let next_after: schedule::NextAfter = Arc::new(|_, after| jiff::Timestamp::from_second(after.as_second() + 1).ok());
     let running = tokio::spawn(schedule::run(Arc::clone(&w.intake), specs, next_after));
     let before = Instant::now();
@@ -531,6 +531,31 @@ async fn schedules_run_by_the_clock_with_the_commit_of_that_moment() {
     let mut times: Vec<_> = rows.iter().map(|r| r.at).collect();
     times.dedup();
     assert_eq!(times.len(), rows.len(), "no tick ran twice");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn schedules_of_a_repository_that_could_not_be_fetched_stay() {
+    let w = World::new();
+    let due = jiff::Timestamp::from_second(4_000_000_000).unwrap();
+    let nightly = (PipelineName::new("nightly").unwrap(), "0 3 * * *".to_owned(), due);
+    w.intake.store().set_schedules(&shop(), vec![nightly]).await.unwrap();
+    let asked = Arc::new(std::sync::atomic::AtomicUsize::new(0));
+    let specs: schedule::Specs = Arc::new({
+        let asked = Arc::clone(&asked);
+        move |_| {
+            asked.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+            Ok(None)
+        }
+    });
+    let running = tokio::spawn(schedule::run(Arc::clone(&w.intake), specs, Arc::new(|_, _| None)));
+    let before = Instant::now();
+    while asked.load(std::sync::atomic::Ordering::SeqCst) == 0 {
+        assert!(before.elapsed() < Duration::from_secs(10), "nobody asked for the schedules");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    running.abort();
+    assert_eq!(w.intake.store().next_schedule().await.unwrap(), Some(due));
 }
 
 /// What may happen in a random history of one branch.
@@ -643,21 +668,33 @@ impl History {
     }
 }
 
+/// Tells a history of a branch that holds `a`, in a store of its own.
+fn play(story: impl AsyncFnOnce(&mut History)) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    runtime.block_on(async {
+        let store = Store::open(dir.path()).unwrap();
+        store.base_line(&shop(), [(BRANCH.to_owned(), oid('a'))].into(), None).await.unwrap();
+        story(&mut History {
+            store,
+            now: oid('a'),
+            pushes: 0,
+            accepted: 0,
+            hooks: VecDeque::new(),
+            webhooks: VecDeque::new(),
+            old_look: None,
+        })
+        .await;
+    });
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
     #[test]
     fn no_history_runs_more_than_was_pushed_or_forgets_where_the_branch_is(
         history in proptest::collection::vec(happening(), 1..30),
     ) {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        let dir = tempfile::tempdir().unwrap();
-        runtime.block_on(async {
-            let store = Store::open(dir.path()).unwrap();
-            store.base_line(&shop(), [(BRANCH.to_owned(), oid('a'))].into(), None).await.unwrap();
-            let mut h = History {
-                store, now: oid('a'), pushes: 0, accepted: 0,
-                hooks: VecDeque::new(), webhooks: VecDeque::new(), old_look: None,
-            };
+        play(async |h| {
             for what in history.clone() {
                 h.happen(what).await;
             }
@@ -676,15 +713,7 @@ proptest! {
         pushes in proptest::collection::vec(prop::sample::select(vec!['a', 'b', 'c', '0']), 1..12),
         between in proptest::collection::vec(happening(), 0..12),
     ) {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        let dir = tempfile::tempdir().unwrap();
-        runtime.block_on(async {
-            let store = Store::open(dir.path()).unwrap();
-            store.base_line(&shop(), [(BRANCH.to_owned(), oid('a'))].into(), None).await.unwrap();
-            let mut h = History {
-                store, now: oid('a'), pushes: 0, accepted: 0,
-                hooks: VecDeque::new(), webhooks: VecDeque::new(), old_look: None,
-            };
+        play(async |h| {
             let mut between = between.into_iter().filter(|b| !matches!(b, Happening::Push(_)));
             for to in pushes {
                 h.happen(Happening::Push(to)).await;

@@ -9,6 +9,7 @@ mod engine_restarts;
 mod git_transports;
 mod hostile;
 mod inbox;
+mod late_leftovers;
 mod logs;
 mod logs_end_to_end;
 mod one_push_one_run;

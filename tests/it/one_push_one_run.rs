@@ -22,6 +22,19 @@ fn webhook(daemon: &Daemon, old: &str, new: &str, delivery: &str) -> Option<u16>
 }
 
 #[test]
+fn a_run_names_who_pushed() {
+    let daemon = Daemon::started(&Setup { hook: false, ..Setup::new(QUICK) });
+    let old = git(&daemon.work, &["rev-parse", "HEAD"]);
+    let commit = daemon.push("by ana");
+    assert_eq!(webhook(&daemon, &old, &commit, "one"), Some(202));
+    let run = daemon.wait_begun(&commit);
+    let detail = daemon.wait_run(run);
+    assert_eq!(detail["actor"], "ana", "{detail:#}");
+    assert_eq!(daemon.cli(&["runs"])[0]["actor"], "ana");
+    daemon.end(0);
+}
+
+#[test]
 fn hook_webhook_and_poll_at_once_with_kills_in_between() {
     let count = soak().map_or(5, |n| n / 4);
     let mut random = Random::new("hook_webhook_and_poll_at_once");

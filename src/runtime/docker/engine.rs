@@ -3,6 +3,9 @@
 use crate::model::{AttemptId, InstanceId, RepoName, RunId, StepName};
 use crate::runtime::{Leftover, RuntimeError, SpaceName};
 use bollard::errors::Error;
+use hyper_util::client::legacy::Client;
+use hyper_util::rt::TokioExecutor;
+use hyperlocal::UnixConnector;
 use std::collections::HashMap;
 
 pub(super) const INSTANCE: &str = "mainstay.instance";
@@ -25,13 +28,21 @@ pub(super) struct Engine {
 /// Seconds for one call of the engine to answer. A start on a busy machine takes seconds; this is for an engine that hangs.
 const CALL_TIMEOUT_SECS: u64 = 120;
 
-/// A client with connections of its own. Only a missing socket is noticed here.
+/// A client with connections of its own. Reaches out to nobody: an engine that is away is noticed by the first call.
 pub(super) fn connect(endpoint: &str) -> Result<bollard::Docker, RuntimeError> {
     let version = bollard::API_DEFAULT_VERSION;
-    let api = if endpoint.starts_with("unix://") {
-        bollard::Docker::connect_with_unix(endpoint, CALL_TIMEOUT_SECS, version)
-    } else {
-        bollard::Docker::connect_with_http(endpoint, CALL_TIMEOUT_SECS, version)
+    let api = match endpoint.strip_prefix("unix://") {
+        // The library's own way refuses a socket that is not there yet; this is the same without that look.
+        Some(path) => {
+            let client = Client::builder(TokioExecutor::new()).pool_max_idle_per_host(0).build(UnixConnector);
+            let send = move |request| {
+                let answer = client.request(request);
+                async move { answer.await.map_err(Error::from) }
+            };
+            let address = format!("unix://{}", hex::encode(path));
+            bollard::Docker::connect_with_custom_transport(send, Some(address), CALL_TIMEOUT_SECS, version)
+        }
+        None => bollard::Docker::connect_with_http(endpoint, CALL_TIMEOUT_SECS, version),
     };
     api.map_err(|e| RuntimeError::Unreachable { endpoint: endpoint.to_owned(), detail: e.to_string() })
 }

@@ -82,7 +82,7 @@ struct Inner {
 }
 
 impl Docker {
-    /// Prepares to speak with an engine. Only a missing socket is noticed here; [`Runtime::ping`] asks the engine.
+    /// Prepares to speak with an engine, and reaches out to nobody: [`Runtime::ping`] asks whether it is there.
     pub fn connect(config: DockerConfig) -> Result<Self, RuntimeError> {
         let from_environment = || std::env::var("DOCKER_HOST").ok().filter(|host| !host.is_empty());
         let host = config.host.or_else(from_environment);
@@ -135,18 +135,6 @@ impl Docker {
     async fn remove_containers(&self, names: Vec<String>) -> Result<(), RuntimeError> {
         let engine = &self.inner.engine;
         let removals = names.into_iter().map(|name| async move { container::remove(engine, &name).await });
-        all(removals.collect()).await
-    }
-
-    async fn remove_networks(&self, names: Vec<String>) -> Result<(), RuntimeError> {
-        let engine = &self.inner.engine;
-        let removals = names.into_iter().map(|name| async move { space::remove_network(engine, &name).await });
-        all(removals.collect()).await
-    }
-
-    async fn remove_volumes(&self, names: Vec<String>) -> Result<(), RuntimeError> {
-        let engine = &self.inner.engine;
-        let removals = names.into_iter().map(|name| async move { space::remove_volume(engine, &name).await });
         all(removals.collect()).await
     }
 }
@@ -286,7 +274,12 @@ impl Runtime for Docker {
         Ok(all)
     }
 
-    async fn sweep(&self, living: Option<&Living>) -> Result<(), RuntimeError> {
+    fn held_spaces(&self) -> Vec<SpaceName> {
+        self.inner.spaces.made_here()
+    }
+
+    async fn stale(&self, living: Option<&Living>) -> Result<Vec<Leftover>, RuntimeError> {
+        let (containers, networks, volumes) = tokio::try_join!(self.containers(None), self.networks(), self.volumes())?;
         let spaces = &self.inner.spaces;
         let kept = |labels: &HashMap<String, String>| {
             let space = labels.get(SPACE).map(String::as_str).unwrap_or_default();
@@ -296,13 +289,23 @@ impl Runtime for Docker {
                 None => living.spaces.iter().any(|known| known.0 == space) || spaces.is_made_here(space),
             })
         };
-        let stale = |list: Vec<(String, HashMap<String, String>)>| -> Vec<String> {
-            list.into_iter().filter(|(_, labels)| !kept(labels)).map(|(name, _)| name).collect()
-        };
+        let lists = [("container", containers), ("network", networks), ("volume", volumes)];
+        Ok(lists
+            .into_iter()
+            .flat_map(|(kind, list)| list.into_iter().map(move |(name, labels)| (kind, name, labels)))
+            .filter(|(_, _, labels)| !kept(labels))
+            .map(|(kind, name, labels)| Engine::leftover(kind, &name, &labels))
+            .collect())
+    }
+
+    async fn discard(&self, things: &[Leftover]) -> Result<(), RuntimeError> {
+        let engine = &self.inner.engine;
+        let of = |kind| things.iter().filter(move |thing| thing.kind == kind).map(|thing| thing.name.as_str());
         // Containers first: networks and volumes go only when nobody uses them.
-        self.remove_containers(stale(self.containers(None).await?)).await?;
-        let (networks, volumes) = tokio::try_join!(self.networks(), self.volumes())?;
-        tokio::try_join!(self.remove_networks(stale(networks)), self.remove_volumes(stale(volumes))).map(|_| ())
+        self.remove_containers(of("container").map(str::to_owned).collect()).await?;
+        let networks = of("network").map(|name| space::remove_network(engine, name)).collect();
+        let volumes = of("volume").map(|name| space::remove_volume(engine, name)).collect();
+        tokio::try_join!(all(networks), all(volumes)).map(|_| ())
     }
 
     async fn warm(&self, repo: &RepoName, source: &WorkspaceSource) {

@@ -70,6 +70,10 @@ impl Spaces {
         self.known().contains_key(&SpaceName(space.to_owned()))
     }
 
+    pub(super) fn made_here(&self) -> Vec<SpaceName> {
+        self.known().keys().cloned().collect()
+    }
+
     pub(super) fn spares(&self) -> Vec<SpaceName> {
         self.known().iter().filter(|(_, known)| known.spare.is_some()).map(|(name, _)| name.clone()).collect()
     }

@@ -349,14 +349,31 @@ impl Runtime for Process {
         Ok(all)
     }
 
-    async fn sweep(&self, living: Option<&Living>) -> Result<(), RuntimeError> {
-        for (run, attempt) in self.attempts().map_err(io_error("list the attempts"))? {
-            if !living.is_some_and(|living| living.has_run(run)) {
+    fn held_spaces(&self) -> Vec<SpaceName> {
+        self.made().iter().cloned().collect()
+    }
+
+    async fn stale(&self, living: Option<&Living>) -> Result<Vec<Leftover>, RuntimeError> {
+        let mut all = self.leftovers().await?;
+        all.retain(|one| {
+            let space = SpaceName(one.name.clone());
+            !living.is_some_and(|living| match one.run {
+                Some(run) => living.has_run(run),
+                None => living.spaces.contains(&space) || self.made().contains(&space),
+            })
+        });
+        Ok(all)
+    }
+
+    async fn discard(&self, things: &[Leftover]) -> Result<(), RuntimeError> {
+        let named = |kind, name: &str| things.iter().any(|thing| thing.kind == kind && thing.name == name);
+        for (_, attempt) in self.attempts().map_err(io_error("list the attempts"))? {
+            if named("process", &attempt.name()) {
                 Self::remove_attempt(attempt).await?;
             }
         }
         for space in self.spaces().map_err(io_error("list the workspaces"))? {
-            if !living.is_some_and(|living| living.spaces.contains(&space) || self.made().contains(&space)) {
+            if named("volume", &space.0) {
                 let dir = self.dir.join("spaces").join(&space.0);
                 blocking("remove the workspace", move || gone_is_fine(std::fs::remove_dir_all(dir))).await?;
             }
