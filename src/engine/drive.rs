@@ -22,8 +22,11 @@ use crate::store::{EventRow, RowChange, RunRow};
 use jiff::Timestamp;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use tokio::sync::{OwnedSemaphorePermit, mpsc, watch};
+use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot, watch};
 use tokio::task::{JoinHandle, JoinSet};
+
+/// Reports that one write makes durable at most: enough for all that ends together, and no one waits long for its own.
+const REPORTS_AT_ONCE: usize = 64;
 
 /// What the driver's tasks report.
 enum Message {
@@ -54,6 +57,18 @@ struct Driver<'a> {
     running: JoinSet<()>,
     /// Containers made and started ahead.
     ahead: BTreeMap<StepName, JoinHandle<Option<OwnedSemaphorePermit>>>,
+    /// Events that `state` holds and the store does not yet, and what waits for them to be durable.
+    noted: Noted,
+}
+
+/// What one write makes durable, and what is done right after it.
+#[derive(Default)]
+struct Noted {
+    events: Vec<(EventRow, RowChange)>,
+    /// Attempts to begin, each with its turn.
+    starts: Vec<(StepName, u32, Turn)>,
+    /// People to answer.
+    answers: Vec<oneshot::Sender<Result<(), EngineError>>>,
 }
 
 /// Drives the run until it has ended and is closed, or the daemon stops.
@@ -89,6 +104,7 @@ pub(super) async fn drive(
         attempts: BTreeMap::new(),
         running: JoinSet::new(),
         ahead: BTreeMap::new(),
+        noted: Noted::default(),
     };
     let mut stop = shared.stop.subscribe();
     let ended = tokio::select! {
@@ -107,49 +123,57 @@ pub(super) async fn drive(
 /// Ends a run that cannot be driven.
 async fn give_up(shared: &Arc<Shared>, run: RunId, mut state: RunState, why: &str) -> Result<(), EngineError> {
     let event = RunEvent::Ended { status: RunStatus::Errored, error: Some(why.to_owned()) };
-    record(shared, run, &mut state, event).await?;
+    let event = fold(&mut state, &event)?;
+    shared.store.append_events(run, vec![event]).await?;
+    shared.announce();
     close::close(shared, run).await
 }
 
-/// Writes one event and moves the state; nothing is done before it is durable.
-async fn record(shared: &Shared, run: RunId, state: &mut RunState, event: RunEvent) -> Result<(), EngineError> {
+/// Moves the state by one event, and says how the event is stored.
+fn fold(state: &mut RunState, event: &RunEvent) -> Result<(EventRow, RowChange), EngineError> {
     let at = Timestamp::now();
-    let mut next = state.clone();
-    next.apply(&event, at)?;
-    let change = match &event {
+    state.apply(event, at)?;
+    let change = match event {
         RunEvent::Begun { .. } => RowChange { status: Some(RunStatus::Running), error: None },
         RunEvent::Ended { status, error } => RowChange { status: Some(*status), error: error.clone() },
         _ => RowChange::default(),
     };
-    let row = EventRow { seq: next.seq, at, event: serde_json::to_string(&event)? };
-    shared.store.append_event(run, row, change).await?;
-    *state = next;
-    shared.announce();
-    Ok(())
+    Ok((EventRow { seq: state.seq, at, event: serde_json::to_string(event)? }, change))
 }
 
 impl Driver<'_> {
     async fn run_to_end(&mut self, commands: &mut mpsc::UnboundedReceiver<Command>) -> Result<(), EngineError> {
         while let Ok(command) = commands.try_recv() {
-            self.obey(command).await?;
+            self.obey(command);
         }
+        self.commit().await?;
         self.begin().await?;
         if self.state.status == RunStatus::Running {
             self.open_space(commands).await?;
             self.take_up_attempts();
         }
         while !self.state.status.is_final() {
-            let before = self.state.seq;
-            for decision in decide(&self.state) {
-                self.act(decision).await?;
-            }
-            if self.state.seq != before {
-                continue;
+            self.settle().await?;
+            if self.state.status.is_final() {
+                break;
             }
             self.look_ahead();
-            self.next_report(commands).await?;
+            self.next_reports(commands).await?;
         }
         Ok(())
+    }
+
+    /// Decides until nothing is left to decide, and makes all of it durable at once, with the reports that led to it.
+    async fn settle(&mut self) -> Result<(), EngineError> {
+        loop {
+            let before = self.state.seq;
+            for decision in decide(&self.state) {
+                self.act(decision)?;
+            }
+            if self.state.seq == before {
+                return self.commit().await;
+            }
+        }
     }
 
     async fn begin(&mut self) -> Result<(), EngineError> {
@@ -164,39 +188,43 @@ impl Driver<'_> {
         self.record(RunEvent::Ended { status: RunStatus::Errored, error: Some(error) }).await
     }
 
-    async fn act(&mut self, decision: Decision) -> Result<(), EngineError> {
+    fn act(&mut self, decision: Decision) -> Result<(), EngineError> {
         match decision {
-            Decision::Skip { step, reason, cancelled } => {
-                self.record(RunEvent::StepSkipped { step, reason, cancelled }).await
-            }
-            Decision::Start { step, attempt } => self.start(&step, attempt).await,
+            Decision::Skip { step, reason, cancelled } => self.note(&RunEvent::StepSkipped { step, reason, cancelled }),
+            Decision::Start { step, attempt } => self.start(&step, attempt),
             Decision::Stop { step, .. } => {
                 if let Some(flag) = self.attempts.get(&step) {
                     flag.send_replace(true);
                 }
                 Ok(())
             }
-            Decision::End { status } => self.record(RunEvent::Ended { status, error: None }).await,
+            Decision::End { status } => self.note(&RunEvent::Ended { status, error: None }),
         }
     }
 
-    async fn next_report(&mut self, commands: &mut mpsc::UnboundedReceiver<Command>) -> Result<(), EngineError> {
+    /// Waits for the next report, and takes those that have come together with it.
+    async fn next_reports(&mut self, commands: &mut mpsc::UnboundedReceiver<Command>) -> Result<(), EngineError> {
         tokio::select! {
-            Some(message) = self.messages.recv() => self.take(message).await,
-            Some(command) = commands.recv() => self.obey(command).await,
-            else => Ok(()),
+            Some(message) = self.messages.recv() => self.take(message)?,
+            Some(command) = commands.recv() => self.obey(command),
+            else => return Ok(()),
         }
+        for _ in 0..REPORTS_AT_ONCE {
+            let Ok(message) = self.messages.try_recv() else { break };
+            self.take(message)?;
+        }
+        Ok(())
     }
 
-    async fn take(&mut self, message: Message) -> Result<(), EngineError> {
+    fn take(&mut self, message: Message) -> Result<(), EngineError> {
         match message {
             Message::Image { reference, result: Ok(image) } => {
                 self.resolving.remove(&reference);
-                self.record(RunEvent::ImagePinned { image: ResolvedImage { reference, ..image } }).await
+                self.note(&RunEvent::ImagePinned { image: ResolvedImage { reference, ..image } })
             }
             Message::Image { reference, result: Err(error) } => {
                 self.resolving.remove(&reference);
-                self.image_failed(&reference, &error.to_string()).await
+                self.image_failed(&reference, &error.to_string())
             }
             Message::Turn { step, turn } => {
                 self.queued.remove(&step);
@@ -207,33 +235,59 @@ impl Driver<'_> {
                 self.attempts.remove(&step);
                 while self.running.try_join_next().is_some() {}
                 crate::failpoint!("engine.ended");
-                self.record(RunEvent::StepEnded { step, attempt, result }).await
+                self.note(&RunEvent::StepEnded { step, attempt, result })
             }
         }
     }
 
     /// An image that cannot be had fails the attempts of the steps that are ready for it; others may never need it.
-    async fn image_failed(&mut self, reference: &str, detail: &str) -> Result<(), EngineError> {
+    fn image_failed(&mut self, reference: &str, detail: &str) -> Result<(), EngineError> {
         for decision in decide(&self.state) {
             let Decision::Start { step: name, attempt } = decision else { continue };
             let Some(step) = self.row.plan.step(&name).cloned() else { continue };
             if self.image_of(&step).as_deref() == Ok(reference) {
                 let end = AttemptEnd::ImagePull { detail: detail.to_owned() };
-                self.fail_unstarted(&name, attempt, end).await?;
+                self.fail_unstarted(&name, attempt, end)?;
             }
         }
         Ok(())
     }
 
-    async fn obey(&mut self, command: Command) -> Result<(), EngineError> {
+    fn obey(&mut self, command: Command) {
         let Command::Cancel { by, done } = command;
-        let result = self.record(RunEvent::CancelRequested { by }).await;
-        let _ = done.send(result);
+        match self.note(&RunEvent::CancelRequested { by }) {
+            Ok(()) => self.noted.answers.push(done),
+            // Nobody may be waiting any more.
+            Err(error) => drop(done.send(Err(error))),
+        }
+    }
+
+    /// Moves the state; the event is durable after the next commit, and nothing may be done because of it before.
+    fn note(&mut self, event: &RunEvent) -> Result<(), EngineError> {
+        self.noted.events.push(fold(&mut self.state, event)?);
+        Ok(())
+    }
+
+    /// Makes what was noted durable in one write, then does what waited for it.
+    async fn commit(&mut self) -> Result<(), EngineError> {
+        let Noted { events, starts, answers } = std::mem::take(&mut self.noted);
+        if !events.is_empty() {
+            self.shared.store.append_events(self.run, events).await?;
+            self.shared.announce();
+        }
+        for (step, attempt, turn) in starts {
+            crate::failpoint!("engine.started");
+            self.spawn_attempt(&step, attempt, Timestamp::now(), turn, false);
+        }
+        for answer in answers {
+            let _ = answer.send(Ok(()));
+        }
         Ok(())
     }
 
     async fn record(&mut self, event: RunEvent) -> Result<(), EngineError> {
-        record(self.shared, self.run, &mut self.state, event).await
+        self.note(&event)?;
+        self.commit().await
     }
 
     /// Ends the tasks that only prepare; attempts end by themselves or were told to by the daemon's stop.

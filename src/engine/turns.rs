@@ -65,6 +65,19 @@ impl Turns {
         ticket.wait().await
     }
 
+    /// A turn, when one is free and nobody waits for it.
+    pub fn try_take(&self, repo: &RepoName) -> Option<Turn> {
+        let mut queue = self.queue();
+        // Whoever stopped waiting has left its place behind.
+        queue.hand_out();
+        if !queue.waiting.is_empty() || queue.held.values().sum::<usize>() >= queue.limit {
+            return None;
+        }
+        queue.grant(repo.clone());
+        drop(queue);
+        Some(Turn { turns: self.clone(), repo: repo.clone() })
+    }
+
     /// Takes over a turn for something that already runs (after a restart), even above the limit.
     pub fn seize(&self, repo: &RepoName) -> Turn {
         *self.queue().held.entry(repo.clone()).or_default() += 1;
@@ -130,11 +143,15 @@ impl Queue {
                 self.waiting.remove(&repo);
             }
             if granted {
-                self.granted += 1;
-                self.last.insert(repo.clone(), self.granted);
-                *self.held.entry(repo).or_default() += 1;
+                self.grant(repo);
             }
         }
+    }
+
+    fn grant(&mut self, repo: RepoName) {
+        self.granted += 1;
+        self.last.insert(repo.clone(), self.granted);
+        *self.held.entry(repo).or_default() += 1;
     }
 
     fn next_repo(&self) -> Option<RepoName> {
@@ -164,6 +181,22 @@ mod tests {
         drop((b, c));
         assert!(turns.queue().held.is_empty());
         assert!(turns.queue().waiting.values().all(VecDeque::is_empty), "a dropped wait left its place behind");
+    }
+
+    #[tokio::test]
+    async fn a_free_turn_is_had_at_once_but_never_before_those_who_wait() {
+        let turns = Turns::new(1);
+        let held = turns.try_take(&repo("a")).expect("nobody holds it");
+        assert!(turns.try_take(&repo("b")).is_none(), "a second turn under a limit of one");
+        let waiting = tokio::spawn({
+            let turns = turns.clone();
+            async move { turns.take(&repo("b")).await }
+        });
+        tokio::task::yield_now().await;
+        drop(held);
+        assert!(turns.try_take(&repo("a")).is_none(), "the turn of the one who waited was taken");
+        drop(waiting.await.unwrap());
+        assert!(turns.try_take(&repo("a")).is_some());
     }
 
     #[tokio::test]

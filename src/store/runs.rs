@@ -118,39 +118,12 @@ impl Store {
         .await
     }
 
-    /// Adds one event and what it changes in the run's row.
+    /// Adds events, and what each changes in the run's row, all or none.
     ///
     /// # Errors
-    /// [`StoreError::Conflict`] when that place in the run is taken: two drivers, which must never be.
-    pub async fn append_event(&self, run: RunId, row: EventRow, change: RowChange) -> Result<(), StoreError> {
-        self.write(move |tx| {
-            let at = row.at.as_millisecond();
-            let added = tx.execute(
-                "INSERT OR IGNORE INTO run_events (run_id, seq, at, event) VALUES (?1, ?2, ?3, ?4)",
-                params![run.0 as i64, row.seq as i64, at, row.event],
-            )?;
-            if added == 0 {
-                return Err(StoreError::Conflict(format!("add event {} to run #{run}: that place is taken", row.seq)));
-            }
-            if let Some(status) = change.status {
-                tx.execute(
-                    "UPDATE runs SET status = ?2, error = coalesce(?3, error),
-                        started_at = CASE WHEN ?4 THEN coalesce(started_at, ?6) ELSE started_at END,
-                        finished_at = CASE WHEN ?5 THEN ?6 ELSE finished_at END
-                     WHERE id = ?1",
-                    params![
-                        run.0 as i64,
-                        status.as_str(),
-                        change.error,
-                        status == RunStatus::Running,
-                        status.is_final(),
-                        at
-                    ],
-                )?;
-            }
-            Ok(())
-        })
-        .await
+    /// [`StoreError::Conflict`] when a place in the run is taken: two drivers, which must never be.
+    pub async fn append_events(&self, run: RunId, events: Vec<(EventRow, RowChange)>) -> Result<(), StoreError> {
+        self.write(move |tx| events.iter().try_for_each(|(row, change)| append_event(tx, run, row, change))).await
     }
 
     /// The run and its events.
@@ -377,6 +350,26 @@ fn events(db: &Connection, run: RunId) -> Result<Vec<EventRow>, StoreError> {
         Ok(EventRow { seq: row.get::<_, i64>(0)? as u64, at: stored_time(row.get(1)?), event: row.get(2)? })
     })?;
     Ok(rows.collect::<Result<_, _>>()?)
+}
+
+fn append_event(tx: &Transaction<'_>, run: RunId, row: &EventRow, change: &RowChange) -> Result<(), StoreError> {
+    let at = row.at.as_millisecond();
+    let added = tx
+        .prepare_cached("INSERT OR IGNORE INTO run_events (run_id, seq, at, event) VALUES (?1, ?2, ?3, ?4)")?
+        .execute(params![run.0 as i64, row.seq as i64, at, row.event])?;
+    if added == 0 {
+        return Err(StoreError::Conflict(format!("add event {} to run #{run}: that place is taken", row.seq)));
+    }
+    if let Some(status) = change.status {
+        tx.execute(
+            "UPDATE runs SET status = ?2, error = coalesce(?3, error),
+                started_at = CASE WHEN ?4 THEN coalesce(started_at, ?6) ELSE started_at END,
+                finished_at = CASE WHEN ?5 THEN ?6 ELSE finished_at END
+             WHERE id = ?1",
+            params![run.0 as i64, status.as_str(), change.error, status == RunStatus::Running, status.is_final(), at],
+        )?;
+    }
+    Ok(())
 }
 
 fn insert_run(tx: &Transaction<'_>, inbox_id: Option<InboxId>, run: &NewRun) -> Result<RunId, StoreError> {

@@ -41,13 +41,14 @@ impl Driver<'_> {
         }
     }
 
-    /// Brings a ready step one move nearer to its start: its image, then its turn, then the recorded start.
-    pub(super) async fn start(&mut self, name: &StepName, attempt: u32) -> Result<(), EngineError> {
+    /// Brings a ready step one move nearer to its start: its image, then its turn, then the recorded start, after which
+    /// `commit` begins it.
+    pub(super) fn start(&mut self, name: &StepName, attempt: u32) -> Result<(), EngineError> {
         let Some(step) = self.row.plan.step(name).cloned() else { return Ok(()) };
         let reference = match self.image_of(&step) {
             Ok(reference) => reference,
             Err(complaint) => {
-                return self.fail_unstarted(name, attempt, AttemptEnd::EngineError { detail: complaint }).await;
+                return self.fail_unstarted(name, attempt, AttemptEnd::EngineError { detail: complaint });
             }
         };
         if !self.state.images.contains_key(&reference) {
@@ -58,25 +59,20 @@ impl Driver<'_> {
             self.resolve(reference, pause);
             return Ok(());
         }
-        let Some(turn) = self.granted.remove(name) else {
+        let free = || self.shared.turns.try_take(&self.row.trigger.repo);
+        let Some(turn) = self.granted.remove(name).or_else(free) else {
             self.queue_for_turn(name);
             return Ok(());
         };
-        self.record(RunEvent::StepStarted { step: name.clone(), attempt }).await?;
-        crate::failpoint!("engine.started");
-        self.spawn_attempt(name, attempt, Timestamp::now(), turn, false);
+        self.note(&RunEvent::StepStarted { step: name.clone(), attempt })?;
+        self.noted.starts.push((name.clone(), attempt, turn));
         Ok(())
     }
 
-    pub(super) async fn fail_unstarted(
-        &mut self,
-        step: &StepName,
-        attempt: u32,
-        end: AttemptEnd,
-    ) -> Result<(), EngineError> {
-        self.record(RunEvent::StepStarted { step: step.clone(), attempt }).await?;
+    pub(super) fn fail_unstarted(&mut self, step: &StepName, attempt: u32, end: AttemptEnd) -> Result<(), EngineError> {
+        self.note(&RunEvent::StepStarted { step: step.clone(), attempt })?;
         let result = AttemptResult { end, outputs: BTreeMap::new(), began_at: None, ended_at: Timestamp::now() };
-        self.record(RunEvent::StepEnded { step: step.clone(), attempt, result }).await
+        self.note(&RunEvent::StepEnded { step: step.clone(), attempt, result })
     }
 
     fn queue_for_turn(&mut self, name: &StepName) {
@@ -161,7 +157,14 @@ impl Driver<'_> {
         })
     }
 
-    fn spawn_attempt(&mut self, name: &StepName, attempt: u32, started_at: Timestamp, turn: Turn, recovered: bool) {
+    pub(super) fn spawn_attempt(
+        &mut self,
+        name: &StepName,
+        attempt: u32,
+        started_at: Timestamp,
+        turn: Turn,
+        recovered: bool,
+    ) {
         let (cancel, cancelled) = watch::channel(self.state.cancelled_by.is_some() && recovered);
         // A step that runs because the run was cancelled is not stopped by that.
         self.attempts.insert(name.clone(), cancel);

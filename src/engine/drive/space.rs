@@ -70,10 +70,14 @@ impl Driver<'_> {
             tokio::select! {
                 filled = &mut filling => break filled,
                 Some(message) = self.messages.recv() => {
-                    self.take(message).await?;
+                    self.take(message)?;
+                    self.commit().await?;
                     self.look_ahead();
                 }
-                Some(command) = commands.recv() => self.obey(command).await?,
+                Some(command) = commands.recv() => {
+                    self.obey(command);
+                    self.commit().await?;
+                }
             }
         };
         match filled {
@@ -105,7 +109,10 @@ impl Driver<'_> {
             }
             tokio::select! {
                 () = tokio::time::sleep(NETWORK_RETRY_PAUSE) => {}
-                Some(command) = commands.recv() => self.obey(command).await?,
+                Some(command) = commands.recv() => {
+                    self.obey(command);
+                    self.commit().await?;
+                }
             }
         }
         Ok(())

@@ -17,8 +17,9 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 
-/// What one read takes at most: about what a Unix socket holds.
-const READ_BYTES: usize = 256 * 1024;
+/// What one read takes: little at first, since most logs are quiet and there are many; up to about what a Unix socket
+/// holds, once that much has been there.
+const READ_BYTES: (usize, usize) = (8 * 1024, 256 * 1024);
 /// Batches on their way: one being looked at, one to come. A slow reader holds the engine up, not our memory.
 const BATCHES: usize = 1;
 /// How long a chatty log gathers before it is read. A Unix socket holds some 270 short lines, and engines send fewer in
@@ -166,7 +167,8 @@ fn read(endpoint: &str, path: &str, shared: &OnceLock<Socket>, batches: &Batches
     socket.read_within(Some(HEAD_WITHIN))?;
     let request = format!("GET {path} HTTP/1.1\r\nHost: engine\r\nAccept: */*\r\nConnection: close\r\n\r\n");
     socket.write_all(request.as_bytes())?;
-    let mut input = BytesMut::with_capacity(READ_BYTES);
+    let mut input = BytesMut::new();
+    let mut size = READ_BYTES.0;
     let head = loop {
         if let Some(head) = Head::parse(&mut input)? {
             break head;
@@ -174,7 +176,7 @@ fn read(endpoint: &str, path: &str, shared: &OnceLock<Socket>, batches: &Batches
         if input.len() > HEAD_BYTES_MAX {
             return Err(Broken::Connection("the answer's head has no end".to_owned()));
         }
-        fill(socket, &mut input)?;
+        fill(socket, &mut input, size)?;
     };
     if head.status != 200 {
         return Err(refusal(socket, &input, head.status));
@@ -197,17 +199,19 @@ fn read(endpoint: &str, path: &str, shared: &OnceLock<Socket>, batches: &Batches
             return Err(Broken::Connection("the log ended in the middle of a frame".to_owned()));
         }
         let asked = Instant::now();
-        let bytes = fill(socket, &mut input)?;
-        if bytes < READ_BYTES / 2 && asked.elapsed() < REST {
+        let full = fill(socket, &mut input, size)? == size;
+        if full {
+            size = (size * 2).min(READ_BYTES.1);
+        } else if asked.elapsed() < REST {
             std::thread::sleep(REST);
         }
     }
 }
 
-/// Reads what there is behind what is there; at least one byte.
-fn fill(mut socket: &Socket, input: &mut BytesMut) -> Result<usize, Broken> {
+/// Reads what there is, up to `size` and at least one byte, behind what is there.
+fn fill(mut socket: &Socket, input: &mut BytesMut, size: usize) -> Result<usize, Broken> {
     let filled = input.len();
-    input.resize(filled + READ_BYTES, 0);
+    input.resize(filled + size, 0);
     let read = loop {
         match socket.read(&mut input[filled..]) {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
