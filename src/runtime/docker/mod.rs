@@ -292,7 +292,7 @@ impl Runtime for Docker {
         Ok(lists
             .into_iter()
             .flat_map(|(kind, list)| list.into_iter().map(move |(name, labels)| (kind, name, labels)))
-            .filter(|(_, _, labels)| !kept(labels))
+            .filter(|(_, name, labels)| !kept(labels) && !(living.is_some() && image::is_giving(name)))
             .map(|(kind, name, labels)| Engine::leftover(kind, &name, &labels))
             .collect())
     }
