@@ -2,23 +2,29 @@
 //!
 //! The engine finds places by whole seconds only, and hands the frames of the two streams over in no order. So reading
 //! on begins at the start of a second known from the cursor, and skips, per stream, what was taken over before.
+//!
+//! A log that the engine ended may lack the last lines, so after the process has ended it is asked once more. Looking
+//! for a second makes the engine read a log from its start, which for a long one takes as long as following it did.
+//! Hence its end is asked for first: when the last frames seen are found in it, what follows them is all there is left.
 
 use super::container::state_of;
-use super::engine::{Engine, is_gone};
+use super::engine::Engine;
+use super::frames::{Broken, Frame, Frames};
 use crate::model::log::{LogChunk, LogCursor, Stream, StreamPosition};
 use crate::runtime::{Found, RuntimeError, advance};
-use bollard::container::LogOutput;
-use bollard::query_parameters::LogsOptions;
 use bytes::Bytes;
 use futures_util::StreamExt;
 use futures_util::stream::{self, BoxStream};
 use std::sync::Arc;
 use std::time::Duration;
 
-type Source = BoxStream<'static, Result<LogOutput, bollard::errors::Error>>;
-
 /// How long to wait before asking again when the engine ended the log of something that still runs.
 const AGAIN_AFTER: Duration = Duration::from_millis(50);
+
+/// So much of a log's end is asked for: engines find it from behind, and more is rarely missing.
+const TAIL_LINES: usize = 256;
+/// So many frames, each with its time to the nanosecond, mark a place in a log that no other place is like.
+const LANDMARK_FRAMES: usize = 4;
 
 /// What is left to skip of one stream after a new start.
 #[derive(Clone, Copy)]
@@ -57,10 +63,15 @@ struct Follow {
     name: String,
     cursor: LogCursor,
     skip: [Skip; 2],
-    source: Option<Source>,
+    source: Option<Frames>,
+    /// Frames of the source's last batch, still to be handed over.
+    batch: std::vec::IntoIter<Frame>,
     clock: Clock,
+    /// The last frames of the source, to find its end again.
+    landmark: Vec<Frame>,
     /// The process had ended before the current source was opened: when this source ends, all was read.
     last: bool,
+    /// What is in the batch is the rest, or an error was handed over.
     done: bool,
 }
 
@@ -71,12 +82,25 @@ pub(super) fn follow(
     from: LogCursor,
 ) -> BoxStream<'static, Result<LogChunk, RuntimeError>> {
     let skip = [Skip::new(from.stdout), Skip::new(from.stderr)];
-    let state =
-        Follow { engine, name, cursor: from, skip, source: None, clock: Clock::default(), last: false, done: false };
+    let state = Follow {
+        engine,
+        name,
+        cursor: from,
+        skip,
+        source: None,
+        batch: Vec::new().into_iter(),
+        landmark: Vec::new(),
+        clock: Clock::default(),
+        last: false,
+        done: false,
+    };
     stream::unfold(state, |mut state| async move {
         let item = state.next().await.transpose()?;
         // After an error the caller decides, and comes back with its own cursor.
-        state.done = item.is_err();
+        if item.is_err() {
+            state.done = true;
+            state.batch = Vec::new().into_iter();
+        }
         Some((item, state))
     })
     .boxed()
@@ -84,24 +108,25 @@ pub(super) fn follow(
 
 impl Follow {
     async fn next(&mut self) -> Result<Option<LogChunk>, RuntimeError> {
-        if self.done {
-            return Ok(None);
-        }
         loop {
+            while let Some(frame) = self.batch.next() {
+                if let Some(chunk) = self.take(frame)? {
+                    return Ok(Some(chunk));
+                }
+            }
+            if self.done {
+                return Ok(None);
+            }
             let Some(source) = &mut self.source else {
                 self.open();
                 continue;
             };
             match source.next().await {
-                Some(Ok(output)) => {
-                    if let Some(chunk) = self.take(output)? {
-                        return Ok(Some(chunk));
-                    }
+                Some(batch) => {
+                    let batch = batch.map_err(|broken| self.broken(broken))?;
+                    self.note(&batch);
+                    self.batch = batch.into_iter();
                 }
-                Some(Err(e)) if is_gone(&e) => {
-                    return Err(RuntimeError::Gone { what: format!("the log of {}", self.name) });
-                }
-                Some(Err(e)) => return Err(self.engine.error(format!("read the log of {}", self.name), &e)),
                 None if self.last => return Ok(None),
                 None => {
                     // The engine may end a log before the process ends (it is stopping), and may end it just before
@@ -110,6 +135,9 @@ impl Follow {
                     self.last = matches!(state_of(&self.engine, &self.name).await?, Found::Exited { .. });
                     if !self.last {
                         tokio::time::sleep(AGAIN_AFTER).await;
+                    } else if let Some(rest) = self.rest().await? {
+                        self.batch = rest.into_iter();
+                        self.done = true;
                     }
                 }
             }
@@ -118,28 +146,47 @@ impl Follow {
 
     fn open(&mut self) {
         self.skip = [Skip::new(self.cursor.stdout), Skip::new(self.cursor.stderr)];
+        self.landmark.clear();
         let second = self.cursor.stdout.second.min(self.cursor.stderr.second).max(0);
-        let options = LogsOptions {
-            follow: !self.last,
-            stdout: true,
-            stderr: true,
-            timestamps: true,
-            // The API counts in 32 bits; beyond that everything is read, which is slower and right.
-            since: i32::try_from(second).unwrap_or(0),
-            tail: "all".to_owned(),
-            ..Default::default()
-        };
-        self.source = Some(self.engine.api.logs(&self.name, Some(options)).boxed());
+        // Since zero is everything.
+        self.source = Some(self.ask(&format!("follow={}&since={second}", !self.last)));
     }
 
-    fn take(&mut self, output: LogOutput) -> Result<Option<LogChunk>, RuntimeError> {
-        let (stream, message) = match output {
-            LogOutput::StdOut { message } => (Stream::Stdout, message),
-            LogOutput::StdErr { message } => (Stream::Stderr, message),
-            LogOutput::StdIn { .. } | LogOutput::Console { .. } => {
-                return Err(self.engine.unreachable("the log ended in the middle of a frame"));
+    fn ask(&self, options: &str) -> Frames {
+        let path = format!("/containers/{}/logs?stdout=true&stderr=true&timestamps=true&{options}", self.name);
+        Frames::open(&self.engine.endpoint, &path)
+    }
+
+    fn note(&mut self, batch: &[Frame]) {
+        let kept = LANDMARK_FRAMES.saturating_sub(batch.len()).min(self.landmark.len());
+        self.landmark.drain(..self.landmark.len() - kept);
+        self.landmark.extend_from_slice(&batch[batch.len().saturating_sub(LANDMARK_FRAMES)..]);
+    }
+
+    /// What the ended log holds behind the frames seen last; `None` when they are not found in its end.
+    async fn rest(&self) -> Result<Option<Vec<Frame>>, RuntimeError> {
+        if self.landmark.is_empty() {
+            return Ok(None);
+        }
+        let mut source = self.ask(&format!("tail={TAIL_LINES}"));
+        let mut tail = Vec::new();
+        while let Some(batch) = source.next().await {
+            tail.extend(batch.map_err(|broken| self.broken(broken))?);
+        }
+        Ok(behind(&self.landmark, tail))
+    }
+
+    fn broken(&self, broken: Broken) -> RuntimeError {
+        match broken {
+            Broken::Refused { status: 404, .. } => RuntimeError::Gone { what: format!("the log of {}", self.name) },
+            Broken::Refused { message, .. } => {
+                RuntimeError::Refused { doing: format!("read the log of {}", self.name), detail: message }
             }
-        };
+            Broken::Connection(why) => self.engine.unreachable(why),
+        }
+    }
+
+    fn take(&mut self, (stream, message): Frame) -> Result<Option<LogChunk>, RuntimeError> {
         let Some((at_nanos, length)) = self.clock.parse(&message) else {
             return Err(RuntimeError::Refused {
                 doing: format!("read the log of {}", self.name),
@@ -155,6 +202,13 @@ impl Follow {
         advance(&mut self.cursor, &chunk);
         Ok(Some(chunk))
     }
+}
+
+/// The frames behind the only place in `tail` that has these frames one after the other.
+fn behind(landmark: &[Frame], mut tail: Vec<Frame>) -> Option<Vec<Frame>> {
+    let mut places = (0..tail.len()).filter(|&at| tail[at..].starts_with(landmark));
+    let (place, None) = (places.next()?, places.next()) else { return None };
+    Some(tail.split_off(place + landmark.len()))
 }
 
 /// Reads times like `2025-11-22T21:58:00.123456789Z`; most lines share their second with the one before.
@@ -220,6 +274,18 @@ fn seconds(date: &[u8; 19]) -> Option<i64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_rest_of_a_log_is_what_stands_behind_the_last_frames_once() {
+        let frame = |text: &str| (Stream::Stdout, Bytes::from(text.to_owned()));
+        let frames = |texts: &str| texts.chars().map(|c| frame(&c.to_string())).collect::<Vec<_>>();
+        assert_eq!(behind(&frames("cd"), frames("abcdef")), Some(frames("ef")));
+        assert_eq!(behind(&frames("ef"), frames("abcdef")), Some(Vec::new()));
+        assert_eq!(behind(&frames("cd"), frames("efgh")), None, "too much is missing");
+        assert_eq!(behind(&frames("a"), frames("abab")), None, "which of the two is not known");
+        let other = vec![(Stream::Stderr, Bytes::from("c"))];
+        assert_eq!(behind(&other, frames("abc")), None, "the same words on another stream");
+    }
 
     #[test]
     fn times_are_read_as_the_calendar_has_them() {

@@ -6,6 +6,7 @@
 
 mod container;
 mod engine;
+mod frames;
 mod holder;
 mod image;
 mod logs;
