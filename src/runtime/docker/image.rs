@@ -12,9 +12,9 @@ use bollard::query_parameters::{
 };
 use bytes::Bytes;
 use futures_util::StreamExt;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io::Read;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 /// Progress is told at most this often: it is for people, and a pull says thousands of things.
@@ -253,13 +253,41 @@ pub(super) async fn ensure_helper(engine: &Engine) -> Result<(), RuntimeError> {
         }),
         ..Default::default()
     };
-    let made = engine.api.create_container(None::<CreateContainerOptions>, body).await;
+    let random = getrandom::u64().map_err(|error| io(std::io::Error::other(error.to_string())))?;
+    let giving = Giving::begin(format!("mainstay-{}-helper-{random:016x}", engine.instance));
+    let options = CreateContainerOptions { name: Some(giving.0.clone()), ..Default::default() };
+    let made = engine.api.create_container(Some(options), body).await;
     let container = made.map_err(|e| engine.error(doing, &e))?.id;
     let filled = fill_helper(engine, &container).await;
     let options = RemoveContainerOptions { force: true, v: false, link: false };
     let removed = engine.api.remove_container(&container, Some(options)).await;
     filled?;
     removed.map_err(|e| engine.error(doing, &e))
+}
+
+/// The containers through which this process gives engines their helper at this moment. They belong to no run and no
+/// space, so a sweep of ours would take them for an earlier daemon's.
+static GIVING: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
+
+/// One of them, as long as it lives.
+struct Giving(String);
+
+impl Giving {
+    fn begin(name: String) -> Giving {
+        GIVING.lock().unwrap_or_else(PoisonError::into_inner).insert(name.clone());
+        Giving(name)
+    }
+}
+
+impl Drop for Giving {
+    fn drop(&mut self) {
+        GIVING.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.0);
+    }
+}
+
+/// True for a container through which this process gives the helper just now.
+pub(super) fn is_giving(container: &str) -> bool {
+    GIVING.lock().unwrap_or_else(PoisonError::into_inner).contains(container)
 }
 
 async fn fill_helper(engine: &Engine, container: &str) -> Result<(), RuntimeError> {

@@ -281,11 +281,12 @@ impl Runtime for Docker {
     async fn stale(&self, living: Option<&Living>) -> Result<Vec<Leftover>, RuntimeError> {
         let (containers, networks, volumes) = tokio::try_join!(self.containers(None), self.networks(), self.volumes())?;
         let spaces = &self.inner.spaces;
-        let kept = |labels: &HashMap<String, String>| {
+        let kept = |name: &str, labels: &HashMap<String, String>| {
             let space = labels.get(SPACE).map(String::as_str).unwrap_or_default();
             let run = labels.get(RUN).and_then(|run| run.parse::<RunId>().ok());
             living.is_some_and(|living| match run {
                 Some(run) => living.has_run(run),
+                None if image::is_giving(name) => true,
                 None => living.spaces.iter().any(|known| known.0 == space) || spaces.is_made_here(space),
             })
         };
@@ -293,7 +294,7 @@ impl Runtime for Docker {
         Ok(lists
             .into_iter()
             .flat_map(|(kind, list)| list.into_iter().map(move |(name, labels)| (kind, name, labels)))
-            .filter(|(_, _, labels)| !kept(labels))
+            .filter(|(_, name, labels)| !kept(name, labels))
             .map(|(kind, name, labels)| Engine::leftover(kind, &name, &labels))
             .collect())
     }
