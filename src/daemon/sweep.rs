@@ -8,6 +8,7 @@ use crate::model::RunId;
 use crate::model::api::RunFilter;
 use crate::runtime::{Leftover, Living, Runtime, RuntimeError, SpaceName};
 use crate::step::container::turned;
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
@@ -105,6 +106,8 @@ pub async fn late(engine: &Engine, runtimes: impl Fn() -> Vec<Arc<dyn Runtime>>,
 #[derive(Debug, Default)]
 pub struct Late {
     seen: Vec<Leftover>,
+    /// What the runtimes had against it in the last round: told once, not every three minutes.
+    refused: BTreeSet<String>,
 }
 
 impl Late {
@@ -114,6 +117,7 @@ impl Late {
     /// When it cannot be known what is alive. What a runtime has against it is logged.
     pub async fn round(&mut self, engine: &Engine, runtimes: &[Arc<dyn Runtime>]) -> anyhow::Result<()> {
         let seen = std::mem::take(&mut self.seen);
+        let refused_before = std::mem::take(&mut self.refused);
         let living = living(engine, runtimes).await?;
         for runtime in runtimes {
             match sweep_seen(&**runtime, &living, &seen).await {
@@ -122,7 +126,15 @@ impl Late {
                 Err(error @ RuntimeError::Unreachable { .. }) => {
                     tracing::debug!(runtime = runtime.name(), %error, "nothing is swept");
                 }
-                Err(error) => tracing::warn!(runtime = runtime.name(), %error, "failed to sweep leftovers"),
+                Err(error) => {
+                    let error = error.to_string();
+                    if !refused_before.contains(&error) {
+                        tracing::warn!(runtime = runtime.name(), error, "failed to sweep leftovers; trying again");
+                    }
+                    self.refused.insert(error);
+                    // What it refused to let go is still known, so that the next round tries again.
+                    self.seen.extend(seen.iter().cloned());
+                }
             }
         }
         Ok(())

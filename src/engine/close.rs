@@ -8,6 +8,11 @@ use jiff::Timestamp;
 use std::sync::Arc;
 use std::time::Duration;
 
+/// How often the engine is told to remove a run's things, and the pause between: what it still refuses then it refuses for
+/// long. The run is closed all the same, and what is left is the periodic sweep's.
+const CLOSING_ROUNDS: u32 = 3;
+const CLOSING_PAUSE: Duration = Duration::from_secs(1);
+
 /// Closes an ended run in the background, unless its driver is doing so already.
 pub(super) fn close_later(shared: &Arc<Shared>, run: RunId) {
     // A driver that finds its run ended closes it; going through it keeps one task per run.
@@ -25,20 +30,21 @@ pub(super) async fn close(shared: &Shared, run: RunId) -> Result<(), EngineError
     let settings = shared.settings();
     let keep = settings.keep.filter(|_| row.status == RunStatus::Failed && state.filled && state.space.is_some());
     crate::failpoint!("engine.close.before");
-    let removed = async {
-        for lost in &state.lost {
-            patiently(|| repo.runtime.close(run, Some(lost), false)).await?;
+    for round in 1.. {
+        let removed = async {
+            for lost in &state.lost {
+                patiently(|| repo.runtime.close(run, Some(lost), false)).await?;
+            }
+            patiently(|| repo.runtime.close(run, state.space.as_ref(), keep.is_some())).await
+        };
+        let Err(error) = removed.await else { break };
+        if round == CLOSING_ROUNDS {
+            // Engines under load now and then count a container that is gone among a network's until they restart.
+            tracing::warn!(%run, %error, "failed to clean up after a run; the sweep goes on trying");
+            break;
         }
-        patiently(|| repo.runtime.close(run, state.space.as_ref(), keep.is_some())).await
-    };
-    match removed.await {
-        Ok(()) => {}
-        Err(error) => {
-            // Tried again at the next tick: `closed` stays 0.
-            tracing::warn!(%run, %error, "failed to clean up after a run");
-            tokio::time::sleep(Duration::from_secs(1)).await;
-            return Ok(());
-        }
+        tracing::debug!(%run, %error, "failed to clean up after a run; trying again");
+        tokio::time::sleep(CLOSING_PAUSE).await;
     }
     crate::failpoint!("engine.close.after");
     let kept = state.space.zip(keep).map(|(space, keep)| (space.0, Timestamp::now() + keep));

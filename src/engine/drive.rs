@@ -22,11 +22,15 @@ use crate::store::{EventRow, RowChange, RunRow};
 use jiff::Timestamp;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot, watch};
 use tokio::task::{JoinHandle, JoinSet};
 
 /// Reports that one write makes durable at most: enough for all that ends together, and no one waits long for its own.
 const REPORTS_AT_ONCE: usize = 64;
+
+/// How long an ended run waits for containers that are still being made: starts on a busy machine take seconds.
+const MAKING_WITHIN: Duration = Duration::from_secs(60);
 
 /// What the driver's tasks report.
 enum Message {
@@ -112,12 +116,16 @@ pub(super) async fn drive(
         () = turned(&mut stop) => Ok(false),
         result = driver.run_to_end(&mut commands) => result.map(|()| true),
     };
-    driver.abandon_tasks();
     if ended.is_err() {
         // Nothing could be recorded (a full disk). The next driver takes the attempts up: two must not write one log.
         driver.running.shutdown().await;
     }
-    if ended? { close::close(shared, run).await } else { Ok(()) }
+    if ended? {
+        driver.await_containers().await;
+        close::close(shared, run).await
+    } else {
+        Ok(())
+    }
 }
 
 /// Ends a run that cannot be driven.
@@ -290,12 +298,23 @@ impl Driver<'_> {
         self.commit().await
     }
 
-    /// Ends the tasks that only prepare; attempts end by themselves or were told to by the daemon's stop.
-    fn abandon_tasks(&mut self) {
-        for (_, task) in std::mem::take(&mut self.queued) {
+    /// Lets the engine finish the containers it makes ahead before they are removed: some lose count of a network's
+    /// users when a container goes while it starts.
+    async fn await_containers(&mut self) {
+        let made = futures_util::future::join_all(std::mem::take(&mut self.ahead).into_values());
+        if tokio::time::timeout(MAKING_WITHIN, made).await.is_err() {
+            tracing::debug!(run = %self.run, "the engine does not finish the containers made ahead");
+        }
+    }
+}
+
+impl Drop for Driver<'_> {
+    /// Attempts end by themselves or were told to by the daemon's stop; what only prepares ends here.
+    fn drop(&mut self) {
+        for task in self.queued.values() {
             task.abort();
         }
-        for (_, task) in std::mem::take(&mut self.ahead) {
+        for task in self.ahead.values() {
             task.abort();
         }
     }
