@@ -55,7 +55,13 @@ pub(super) enum Broken {
 
 impl From<io::Error> for Broken {
     fn from(error: io::Error) -> Self {
-        Broken::Connection(error.to_string())
+        match error.kind() {
+            // How a socket says that its time is over.
+            io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => {
+                Broken::Connection(format!("no answer within {} s", HEAD_WITHIN.as_secs()))
+            }
+            _ => Broken::Connection(error.to_string()),
+        }
     }
 }
 
