@@ -306,7 +306,9 @@ impl Runtime for Docker {
         self.remove_containers(of("container").map(str::to_owned).collect()).await?;
         let networks = of("network").map(|name| space::remove_network(engine, name)).collect();
         let volumes = of("volume").map(|name| space::remove_volume(engine, name)).collect();
-        tokio::try_join!(all(networks), all(volumes)).map(|_| ())
+        // Both are tried to their end: one that is refused does not keep the others.
+        let (networks, volumes) = tokio::join!(all(networks), all(volumes));
+        networks.and(volumes)
     }
 
     async fn warm(&self, repo: &RepoName, source: &WorkspaceSource) {

@@ -252,7 +252,9 @@ impl Spaces {
         self.known().remove(space);
         container::remove(engine, &space.0).await?;
         let volume = async { if keep_workspace { Ok(()) } else { remove_volume(engine, &space.0).await } };
-        tokio::try_join!(remove_network(engine, &space.0), volume).map(|_| ())
+        // Both are tried to their end: one that is refused does not keep the other.
+        let (network, volume) = tokio::join!(remove_network(engine, &space.0), volume);
+        network.and(volume)
     }
 
     /// Makes a spare ready for the next run of a repository.
@@ -262,10 +264,14 @@ impl Spaces {
         repo: &RepoName,
         source: &WorkspaceSource,
     ) -> Result<(), RuntimeError> {
-        if self.pool == 0 || self.is_draining() {
+        if self.pool == 0 {
             return Ok(());
         }
         let _one = self.warming.lock().await;
+        // The pool was given up meanwhile: nobody would wait for what begins now.
+        if self.is_draining() {
+            return Ok(());
+        }
         // A spare of the same repository gets the difference; else a blank one is filled; else one is made.
         let space = match self.pick(|of| of == Some(repo)).or_else(|| self.pick(|of| of.is_none())) {
             Some(space) if state_of(engine, &space.0).await? == Found::Alive => space,
