@@ -220,7 +220,7 @@ async fn drive(engine: &Engine, run: RunId, wake: &Notify, context: &Context) ->
                     return Ok(RunStatus::Cancelled);
                 }
                 context.ui.say("stopping; once more leaves at once");
-                engine.cancel(run, "Ctrl-C").await.map_err(anyhow::Error::from)?;
+                engine.cancel(run, &Asker::signal("Ctrl-C")).await.map_err(anyhow::Error::from)?;
             }
         }
     }

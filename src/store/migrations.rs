@@ -105,6 +105,33 @@ CREATE INDEX runs_by_retried ON runs (retry_of) WHERE retry_of IS NOT NULL;
 CREATE INDEX runs_finished ON runs (finished_at) WHERE closed = 1;
 CREATE INDEX inbox_by_time ON inbox (at) WHERE state <> 'pending';
 ",
+    r"
+-- Personal tokens; of their text only the SHA-256 digest.
+CREATE TABLE tokens (
+    id          INTEGER PRIMARY KEY AUTOINCREMENT,
+    person      TEXT NOT NULL,
+    name        TEXT,
+    digest      BLOB NOT NULL UNIQUE,
+    created_at  INTEGER NOT NULL,                  -- milliseconds since 1970, as are the others
+    created_by  TEXT NOT NULL,
+    expires_at  INTEGER,
+    revoked_at  INTEGER
+) STRICT;
+
+-- Who did what. Each entry holds the hash of the one before it; the hashed form is written down in `audit.rs`.
+CREATE TABLE audit (
+    seq         INTEGER PRIMARY KEY,               -- from 1, without gaps
+    at          INTEGER NOT NULL,                  -- milliseconds since 1970
+    who         TEXT NOT NULL,
+    person      INTEGER NOT NULL,                  -- 1: who is a person of mainstay.yml
+    way         TEXT NOT NULL,                     -- Way: how it is known who
+    act         TEXT NOT NULL,                     -- ActKind
+    subject     TEXT NOT NULL,
+    details     TEXT NOT NULL,                     -- JSON object
+    previous    TEXT NOT NULL,
+    hash        TEXT NOT NULL
+) STRICT;
+",
 ];
 
 /// Brings the schema up to date, each step in a transaction of its own.

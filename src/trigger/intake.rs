@@ -297,7 +297,7 @@ impl Intake {
     ///
     /// # Errors
     /// [`GitError::NotFound`] when there is no such ref or commit.
-    pub async fn trigger(&self, request: TriggerRequest, actor: Option<String>) -> Result<InboxId, IntakeError> {
+    pub async fn trigger(&self, request: TriggerRequest, by: &Asker) -> Result<InboxId, IntakeError> {
         let entry = self.entry(&request.repo)?;
         let mirror = entry.repo.mirror.clone();
         let word = request.git_ref.clone().unwrap_or_default();
@@ -308,7 +308,7 @@ impl Intake {
         })
         .await??;
         let id =
-            self.store.accept_manual(&request.repo, git_ref, commit, actor, request.pipeline, request.inputs).await?;
+            self.store.accept_manual(&request.repo, git_ref, commit, by, request.pipeline, request.inputs).await?;
         self.wake.notify_one();
         Ok(id)
     }
