@@ -11,7 +11,7 @@ use crate::git::{WorkingTree, working_tree};
 use crate::logs::hub::LogStore;
 use crate::model::api::{LogLineView, RunDetail};
 use crate::model::ids::PipelineName;
-use crate::model::{AttemptId, EventKind, Plan, RepoName, RunId, RunStatus, StepName, TriggerEvent};
+use crate::model::{Asker, AttemptId, EventKind, Plan, RepoName, RunId, RunStatus, StepName, TriggerEvent};
 use crate::plan;
 use crate::store::{NewRun, Store};
 use futures_util::StreamExt;

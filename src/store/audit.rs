@@ -114,18 +114,8 @@ impl Stored {
     /// The hash that its content has; what stands in `hash` does not count.
     fn digest(&self) -> String {
         let (seq, at, person) = (self.seq.to_string(), self.at.to_string(), self.person.to_string());
-        let texts = [
-            FORM,
-            &seq,
-            &at,
-            &self.who,
-            &person,
-            &self.way,
-            &self.act,
-            &self.subject,
-            &self.details,
-            &self.previous,
-        ];
+        let texts =
+            [FORM, &seq, &at, &self.who, &person, &self.way, &self.act, &self.subject, &self.details, &self.previous];
         let mut hash = Sha256::new();
         for text in texts {
             hash.update(text.len().to_string());
@@ -250,7 +240,11 @@ fn misfit(entry: &Stored, seq: u64, previous: &str) -> Option<String> {
         return Some(format!("it is missing: the next one there is has the number {}", entry.seq));
     }
     if entry.previous != previous {
-        let before = if seq == 1 { "it does not begin the chain".to_owned() } else { format!("it does not follow entry {}", seq - 1) };
+        let before = if seq == 1 {
+            "it does not begin the chain".to_owned()
+        } else {
+            format!("it does not follow entry {}", seq - 1)
+        };
         return Some(format!("{before}: one was taken out, put in or moved there"));
     }
     (entry.digest() != entry.hash).then(|| "it was changed after it was written".to_owned())
@@ -330,10 +324,18 @@ mod tests {
             ("UPDATE audit SET previous = hash WHERE seq = 3", 3, "does not follow entry 2"),
             ("DELETE FROM audit WHERE seq = 1", 1, "missing"),
             ("DELETE FROM audit WHERE seq = 3", 3, "missing"),
-            ("DELETE FROM audit WHERE seq = 3; UPDATE audit SET seq = seq - 1 WHERE seq > 3", 3, "does not follow entry 2"),
+            (
+                "DELETE FROM audit WHERE seq = 3; UPDATE audit SET seq = seq - 1 WHERE seq > 3",
+                3,
+                "does not follow entry 2",
+            ),
             ("DELETE FROM audit WHERE seq = 1; UPDATE audit SET seq = seq - 1", 1, "does not begin the chain"),
             (swap, 2, "does not follow entry 1"),
-            ("INSERT INTO audit SELECT 0, at, who, person, way, act, subject, details, previous, hash FROM audit WHERE seq = 1", 1, "missing"),
+            (
+                "INSERT INTO audit SELECT 0, at, who, person, way, act, subject, details, previous, hash FROM audit WHERE seq = 1",
+                1,
+                "missing",
+            ),
         ];
         for (sql, seq, why) in table {
             let (folder, store) = five().await;
@@ -348,7 +350,10 @@ mod tests {
     async fn a_cut_tail_shows_only_to_who_kept_the_newest_hash() {
         let (folder, store) = five().await;
         let newest = store.verify_audit(None).await.unwrap().newest.unwrap();
-        Connection::open(folder.path().join("mainstay.db")).unwrap().execute_batch("DELETE FROM audit WHERE seq = 5").unwrap();
+        Connection::open(folder.path().join("mainstay.db"))
+            .unwrap()
+            .execute_batch("DELETE FROM audit WHERE seq = 5")
+            .unwrap();
         let verdict = store.verify_audit(Some(newest)).await.unwrap();
         assert_eq!((verdict.entries, verdict.expected_at, verdict.broken), (4, None, None));
     }

@@ -4,7 +4,6 @@
 
 use super::{PEOPLE_KEYS, PERSON_KEYS, Reader};
 use crate::config::check::shown_text;
-use crate::config::finding::shown;
 use crate::config::yaml::{Key, Node};
 use crate::model::{GroupName, PersonName};
 use std::collections::btree_map::Entry;
@@ -116,7 +115,8 @@ impl Reader<'_, '_> {
                 None
             }
             Entry::Occupied(other) => {
-                let message = format!("`{told}` under `{kind}` is `{}` already, and cannot be `{person}` too", other.get());
+                let message =
+                    format!("`{told}` under `{kind}` is `{}` already, and cannot be `{person}` too", other.get());
                 self.check.error(node.place, message);
                 None
             }
@@ -246,7 +246,11 @@ mod tests {
             (users("ana: { unix: u1 }, ben: { unix: u1 }"), "is `ana` already", "u1 } }"),
             (users("ana: { unix: [u1, u1] }"), "stands twice", "u1]"),
             ("{ users: { ana: {} }, groups: { all: [ana, anna] } }".to_owned(), "there is no person `anna`", "anna"),
-            ("{ users: { ana: {} }, groups: { all: [], two: [all] } }".to_owned(), "there is no person `all`", "all] }"),
+            (
+                "{ users: { ana: {} }, groups: { all: [], two: [all] } }".to_owned(),
+                "there is no person `all`",
+                "all] }",
+            ),
             ("{ users: { ana: {} }, groups: { all: [ana, ana] } }".to_owned(), "twice in the group", "ana] }"),
             ("{ users: { ana: {} }, groups: { ana: [] } }".to_owned(), "`ana` is the name of a person", "ana: []"),
             ("{ groups: { '-x': [] } }".to_owned(), "the group's name `-x`", "'-x'"),
