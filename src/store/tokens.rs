@@ -269,7 +269,7 @@ mod tests {
         store.create_token(ana.clone(), None, None, &by).await.unwrap();
         assert_eq!(store.list_tokens().await.unwrap().len(), 1);
         let many = "WITH RECURSIVE n (i) AS (SELECT 2 UNION ALL SELECT i + 1 FROM n WHERE i < 1000)
-                    INSERT INTO tokens (person, digest, created_at, created_by) SELECT 'ana', zeroblob(28) || CAST(printf('%04d', i) AS BLOB), 1, 'x' FROM n";
+                    INSERT INTO tokens (person, digest, created_at, created_by) SELECT 'ana', CAST(printf('%032d', i) AS BLOB), 1, 'x' FROM n";
         store.write(move |tx| Ok(tx.execute(many, [])?)).await.unwrap();
         let error = store.create_token(ana, None, None, &by).await.unwrap_err().to_string();
         assert!(error.contains("1000 are in force"), "{error}");
