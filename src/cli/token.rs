@@ -14,13 +14,13 @@ use std::time::Duration;
 #[derive(Debug, clap::Args)]
 #[command(arg_required_else_help = true)]
 #[command(after_help = "Examples:
-  mainstay token create ana --name laptop --expires 90d > ana.token
+  (umask 077; mainstay token create ana --name laptop --expires 90d > ana.token)
   MAINSTAY_URL=https://ci.example.com MAINSTAY_TOKEN_FILE=ana.token mainstay runs
   mainstay token list
   mainstay token revoke 3
 
-`people.users` in mainstay.yml names the people. Tokens are made and revoked on the daemon's machine only, by its own
-user or root: over TCP that is refused, whatever token is shown.")]
+`people.users` in mainstay.yml names the people. Tokens are made and revoked on the daemon's machine
+only, by its own user or root: over TCP that is refused, whatever token is shown.")]
 pub struct Args {
     #[command(subcommand)]
     act: Act,

@@ -149,3 +149,36 @@ pub(super) fn migrate(connection: &mut Connection) -> Result<(), StoreError> {
         tx.commit()?;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_database_of_any_step_before_comes_up_to_date_with_its_rows() {
+        for taken in 1..STEPS.len() {
+            let mut db = Connection::open_in_memory().unwrap();
+            for step in &STEPS[..taken] {
+                db.execute_batch(step).unwrap();
+            }
+            db.pragma_update(None, "user_version", taken as i64).unwrap();
+            db.execute_batch(
+                "INSERT INTO meta VALUES ('instance', '0123abcd');
+                 INSERT INTO inbox (repo, git_ref, kind, old, new, generation, details, at)
+                 VALUES ('shop', 'refs/heads/main', 'push', '0', '1', 1, '{}', 7);
+                 INSERT INTO runs (inbox_id, repo, pipeline, trigger, plan, status, created_at)
+                 VALUES (1, 'shop', 'ci', '{}', '{}', 'queued', 8);
+                 INSERT INTO run_events VALUES (1, 1, 9, '{}')",
+            )
+            .unwrap();
+            migrate(&mut db).unwrap();
+            let count = |table: &str| -> i64 {
+                db.query_row(&format!("SELECT count(*) FROM {table}"), [], |row| row.get(0)).unwrap()
+            };
+            let counts = ["meta", "inbox", "runs", "run_events", "tokens", "audit"].map(count);
+            assert_eq!(counts, [1, 1, 1, 1, 0, 0], "from step {taken}");
+            let version: i64 = db.query_row("PRAGMA user_version", [], |row| row.get(0)).unwrap();
+            assert_eq!(version, STEPS.len() as i64);
+        }
+    }
+}

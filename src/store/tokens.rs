@@ -17,6 +17,8 @@ use subtle::{Choice, ConditionallySelectable, ConstantTimeEq};
 pub const TOKEN_PREFIX: &str = "mainstay_";
 /// 256 bits.
 const TOKEN_BYTES: usize = 32;
+/// The length of every token's text, in hex after the prefix.
+const TEXT_BYTES: usize = TOKEN_PREFIX.len() + 2 * TOKEN_BYTES;
 /// Tokens in force at a time: each is compared with every token that is shown, and no team has near as many.
 const IN_FORCE_MAX: i64 = 1_000;
 /// So long it can be told of a token that is over why it is; then it is forgotten.
@@ -177,6 +179,9 @@ impl Store {
     /// # Errors
     /// When the database fails.
     pub async fn find_token(&self, shown: &str) -> Result<Option<TokenRow>, StoreError> {
+        if shown.len() != TEXT_BYTES {
+            return Ok(None);
+        }
         let shown: [u8; 32] = Sha256::digest(shown.as_bytes()).into();
         self.read(move |db| {
             let mut query = db.prepare_cached("SELECT id, digest FROM tokens")?;
