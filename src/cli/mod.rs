@@ -1,6 +1,7 @@
 //! The command line: arguments come in, an exit code leaves. One file per command; this one knows their names, their
 //! order on the help page, and which of them need a runtime.
 
+pub mod audit;
 pub mod cancel;
 pub mod client;
 pub mod completions;
@@ -26,6 +27,7 @@ pub mod shim;
 pub mod show;
 pub mod status;
 pub mod table;
+pub mod token;
 pub mod trigger;
 pub mod ui;
 pub mod validate;
@@ -99,6 +101,8 @@ enum Command {
     Inbox(inbox::Args),
     // keeping
     Secrets(secrets::Args),
+    Token(token::Args),
+    Audit(audit::Args),
     // not for people
     #[command(hide = true)]
     Shim(shim::Args),
@@ -109,7 +113,7 @@ const GROUPS: &[(&str, &[&str])] = &[
     ("Start", &["init", "demo", "doctor", "serve", "reload", "status", "hook", "completions", "man"]),
     ("Pipelines", &["validate", "schema", "graph", "plan", "run"]),
     ("Runs", &["trigger", "runs", "show", "logs", "cancel", "retry", "inbox"]),
-    ("Keeping", &["secrets"]),
+    ("Keeping", &["secrets", "token", "audit"]),
 ];
 
 const AFTER_HELP: &str = "\
@@ -202,6 +206,8 @@ fn dispatch(command: &Command, context: &Context) -> Result<Exit, Failure> {
         Command::Retry(args) => asynchronously(retry::run(args, context)),
         Command::Inbox(args) => asynchronously(inbox::run(args, context)),
         Command::Secrets(args) => secrets::run(args, context),
+        Command::Token(args) => asynchronously(token::run(args, context)),
+        Command::Audit(args) => asynchronously(audit::run(args, context)),
         Command::Shim(args) => shim::run(args),
     }
 }

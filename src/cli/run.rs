@@ -11,7 +11,7 @@ use crate::git::{WorkingTree, working_tree};
 use crate::logs::hub::LogStore;
 use crate::model::api::{LogLineView, RunDetail};
 use crate::model::ids::PipelineName;
-use crate::model::{AttemptId, EventKind, Plan, RepoName, RunId, RunStatus, StepName, TriggerEvent};
+use crate::model::{Asker, AttemptId, EventKind, Plan, RepoName, RunId, RunStatus, StepName, TriggerEvent};
 use crate::plan;
 use crate::store::{NewRun, Store};
 use futures_util::StreamExt;
@@ -220,7 +220,7 @@ async fn drive(engine: &Engine, run: RunId, wake: &Notify, context: &Context) ->
                     return Ok(RunStatus::Cancelled);
                 }
                 context.ui.say("stopping; once more leaves at once");
-                engine.cancel(run, "Ctrl-C").await.map_err(anyhow::Error::from)?;
+                engine.cancel(run, &Asker::signal("Ctrl-C")).await.map_err(anyhow::Error::from)?;
             }
         }
     }

@@ -1,7 +1,10 @@
 //! `mainstay.yml`: what the daemon watches, where it keeps things, and how much it may use. Reference:
 //! `docs/user-guide/configuration.md`.
 
+mod people;
 mod repo;
+
+pub use people::{People, Person};
 
 use super::check::Checker;
 use super::finding::{Finding, Findings, shown};
@@ -33,6 +36,8 @@ pub struct Daemon {
     pub limits: Limits,
     /// How long what is over is kept.
     pub keep: Keep,
+    /// The people who may ask, and the groups they are in.
+    pub people: People,
     /// The watched repositories.
     pub repos: BTreeMap<RepoName, Repo>,
     secrets: Vec<Secret>,
@@ -218,14 +223,16 @@ pub enum WebhookKind {
     Generic,
 }
 
-pub(super) const TOP_KEYS: &[&str] = &["server", "state", "runtime", "registries", "limits", "keep", "repos"];
-const TOP_LATER: &[&str] = &["repository", "people", "notify", "environments", "backups"];
+pub(super) const TOP_KEYS: &[&str] = &["server", "state", "runtime", "registries", "limits", "keep", "people", "repos"];
+const TOP_LATER: &[&str] = &["repository", "notify", "environments", "backups"];
 pub(super) const SERVER_KEYS: &[&str] = &["listen", "public-url"];
 pub(super) const DOCKER_KEYS: &[&str] = &["host", "networks"];
 pub(super) const CREDENTIAL_KEYS: &[&str] = &["username", "password"];
 pub(super) const LIMIT_KEYS: &[&str] =
     &["steps", "waiting", "runs-per-push", "log", "cpus", "memory", "pids", "timeout"];
 pub(super) const KEEP_KEYS: &[&str] = &["for", "runs"];
+pub(super) const PEOPLE_KEYS: &[&str] = &["users", "groups"];
+pub(super) const PERSON_KEYS: &[&str] = &["mail", "git", "forge", "unix"];
 pub(super) const REPO_KEYS: &[&str] = &["url", "branch", "poll", "webhook", "secrets", "trusted", "runtime", "auth"];
 pub(super) const WEBHOOK_KEYS: &[&str] = &["kind", "secret"];
 
@@ -319,6 +326,7 @@ impl Reader<'_, '_> {
         let server = self.server(fields.get("server"));
         let limits = fields.get("limits").map(|node| self.limits(node)).unwrap_or_default();
         let keep = fields.get("keep").map(|node| self.keep(node)).unwrap_or_default();
+        let people = fields.get("people").map(|node| self.people(node)).unwrap_or_default();
         let registries = fields.get("registries").map(|node| self.registries(node)).unwrap_or_default();
         let mut repos = BTreeMap::new();
         match fields.get("repos") {
@@ -341,7 +349,7 @@ impl Reader<'_, '_> {
                 self.check.findings.push(finding.hint("name what to watch: `repos: { NAME: PATH-OR-URL }`"));
             }
         }
-        Some(Daemon { server, state, runtime, registries, limits, keep, repos, secrets: Vec::new() })
+        Some(Daemon { server, state, runtime, registries, limits, keep, people, repos, secrets: Vec::new() })
     }
 
     fn server(&mut self, node: Option<&Node>) -> Server {

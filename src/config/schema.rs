@@ -2,7 +2,7 @@
 //! `pipeline` and `daemon`; a test holds the keys here and there together.
 #![allow(dead_code, reason = "the fields exist for their names and types; values are read by deserialising in tests")]
 
-use crate::model::ids::{RepoName, StepName};
+use crate::model::ids::{GroupName, PersonName, RepoName, StepName};
 use crate::model::plan::RetryOn;
 use crate::model::{ByteSize, Span};
 use schemars::JsonSchema;
@@ -232,6 +232,8 @@ pub(super) struct DaemonFile {
     limits: Option<Limits>,
     /// How long what is over is kept.
     keep: Option<Keep>,
+    /// The people who may ask, and their groups.
+    people: Option<People>,
     /// The watched repositories, by name.
     repos: BTreeMap<RepoName, RepoEntry>,
 }
@@ -310,6 +312,28 @@ struct Keep {
     r#for: Option<Span>,
     /// The newest runs of each repository stay however old they are; 50 when it is not said.
     runs: Option<u32>,
+}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+struct People {
+    /// People, by the name that stands in runs and in the audit.
+    users: Option<BTreeMap<PersonName, Option<Person>>>,
+    /// Groups of them, by name.
+    groups: Option<BTreeMap<GroupName, OneOrMany<PersonName>>>,
+}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+struct Person {
+    /// Their one mail address.
+    mail: Option<String>,
+    /// The addresses under which they commit.
+    git: Option<OneOrMany<String>>,
+    /// Their names on forges.
+    forge: Option<OneOrMany<Text>>,
+    /// Their names as users of this machine.
+    unix: Option<OneOrMany<Text>>,
 }
 
 #[derive(Debug, Deserialize, JsonSchema)]
@@ -396,6 +420,8 @@ mod tests {
             (&daemon["$defs"]["Credentials"], settings::CREDENTIAL_KEYS),
             (&daemon["$defs"]["Limits"], settings::LIMIT_KEYS),
             (&daemon["$defs"]["Keep"], settings::KEEP_KEYS),
+            (&daemon["$defs"]["People"], settings::PEOPLE_KEYS),
+            (&daemon["$defs"]["Person"], settings::PERSON_KEYS),
             (&daemon["$defs"]["Repo"], settings::REPO_KEYS),
             (&daemon["$defs"]["Webhook"], settings::WEBHOOK_KEYS),
         ];

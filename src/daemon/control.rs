@@ -3,13 +3,13 @@
 use super::Core;
 use crate::engine::EngineError;
 use crate::model::api::{DaemonStatus, HookAccepted, InboxView, Reloaded, RetryRequest, Started, TriggerRequest};
-use crate::model::{RepoName, RunId};
+use crate::model::{Asker, RepoName, RunId};
 use crate::store::{InboxId, StoreError, Verdict};
 use crate::trigger::IntakeError;
 use crate::trigger::webhook::{Taken, WebhookError};
 use crate::web::{Control, Headers, HookError, Intake, Problem};
 use async_trait::async_trait;
-use std::sync::PoisonError;
+use std::sync::{Arc, PoisonError};
 
 impl Core {
     /// Begins an inbox row for somebody who waits to hear what it came to.
@@ -22,23 +22,23 @@ impl Core {
 }
 
 #[async_trait]
-impl Control for Core {
-    async fn trigger(&self, request: TriggerRequest) -> Result<Started, Problem> {
-        let id = self.intake.trigger(request, Some("local".into())).await.map_err(not_taken)?;
+impl Control for Arc<Core> {
+    async fn trigger(&self, request: TriggerRequest, by: &Asker) -> Result<Started, Problem> {
+        let id = self.intake.trigger(request, by).await.map_err(not_taken)?;
         self.begin(id).await
     }
 
-    async fn cancel(&self, run: RunId) -> Result<(), Problem> {
-        self.engine.cancel(run, "a person").await.map_err(refused)
+    async fn cancel(&self, run: RunId, by: &Asker) -> Result<(), Problem> {
+        self.engine.cancel(run, by).await.map_err(refused)
     }
 
-    async fn retry(&self, run: RunId, request: RetryRequest) -> Result<Started, Problem> {
-        let (run, notes) = self.engine.retry(run, request.from.as_ref()).await.map_err(refused)?;
+    async fn retry(&self, run: RunId, request: RetryRequest, by: &Asker) -> Result<Started, Problem> {
+        let (run, notes) = self.engine.retry(run, request.from.as_ref(), by).await.map_err(refused)?;
         Ok(Started { runs: vec![run], notes })
     }
 
-    async fn reload(&self) -> Result<Reloaded, Problem> {
-        match Core::reload(self) {
+    async fn reload(&self, by: &Asker) -> Result<Reloaded, Problem> {
+        match Core::reload(self, by.clone()).await {
             Ok(changes) => Ok(Reloaded { changes }),
             Err(error) => Err(Problem::wrong(format!("read the configuration again, the old one stays: {error:#}"))),
         }
@@ -101,17 +101,16 @@ impl Intake for Core {
         self.engine.store().list_inbox(limit as usize).await.map_err(broken)
     }
 
-    async fn replay(&self, id: u64) -> Result<Started, Problem> {
-        let id =
-            self.engine.store().replay_inbox(InboxId(id), Some("local".into())).await.map_err(|error| match error {
-                StoreError::Conflict(why) => Problem::not_found(why),
-                other => broken(other),
-            })?;
+    async fn replay(&self, id: u64, by: &Asker) -> Result<Started, Problem> {
+        let id = self.engine.store().replay_inbox(InboxId(id), by).await.map_err(|error| match error {
+            StoreError::Conflict(why) => Problem::not_found(why),
+            other => broken(other),
+        })?;
         self.begin(id).await
     }
 }
 
-fn broken(error: StoreError) -> Problem {
+pub(super) fn broken(error: StoreError) -> Problem {
     error.into()
 }
 
@@ -122,7 +121,7 @@ fn internal(error: &dyn std::fmt::Display) -> Problem {
 }
 
 /// Errors carry their hints as lines of their own; answers have a place for them.
-fn with_hints(make: fn(String) -> Problem, text: &str) -> Problem {
+pub(super) fn with_hints(make: fn(String) -> Problem, text: &str) -> Problem {
     let mut lines = text.lines();
     let problem = make(lines.next().unwrap_or_default().to_owned());
     lines.filter_map(|line| line.strip_prefix("hint: ")).fold(problem, Problem::hint)

@@ -7,6 +7,7 @@
 mod control;
 mod lock;
 mod loops;
+mod people;
 pub mod sweep;
 pub mod wire;
 
@@ -14,9 +15,9 @@ use crate::config::daemon::{Daemon, WebhookKind};
 use crate::engine::Engine;
 use crate::git::Mirror;
 use crate::logs::hub::LogStore;
-use crate::model::RepoName;
+use crate::model::{Asker, RepoName};
 use crate::runtime::Runtime;
-use crate::store::Store;
+use crate::store::{Act, ActKind, Store};
 use crate::trigger::{Intake, WatchedRepo, WebhookConfig, socket, webhook};
 use crate::web::{self, App, auth, listen};
 use anyhow::Context;
@@ -25,7 +26,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::{Notify, watch};
+use tokio::sync::{Mutex, Notify, watch};
 
 /// The socket for commands, in the state folder.
 pub const SOCKET: &str = "mainstay.sock";
@@ -45,6 +46,8 @@ pub struct Core {
     started_at: Timestamp,
     stopping: watch::Sender<bool>,
     health: RwLock<Health>,
+    /// Held while the configuration is read again: two at once could leave the older one in force.
+    reloading: Mutex<()>,
 }
 
 /// What is replaced as a whole when the configuration is read again.
@@ -95,7 +98,7 @@ pub async fn serve(config_path: &Path) -> anyhow::Result<()> {
     loop {
         match signals.next().await {
             Told::Stop => break,
-            Told::Reload => match core.reload() {
+            Told::Reload => match Core::reload(&core, Asker::signal("SIGHUP")).await {
                 Ok(changes) => tracing::info!(?changes, "configuration read again"),
                 Err(error) => tracing::error!("failed to read the configuration again, the old one stays: {error:#}"),
             },
@@ -133,6 +136,7 @@ impl Core {
             started_at: Timestamp::now(),
             stopping: watch::Sender::new(false),
             health: RwLock::new(Health { not_ready: vec!["the daemon is starting".into()], ..Health::default() }),
+            reloading: Mutex::default(),
         };
         Ok(Arc::new(core))
     }
@@ -142,8 +146,10 @@ impl Core {
         Ok(Arc::new(App {
             runs: Arc::new(self.engine.clone()),
             logs: self.engine.logs().clone(),
-            control: Arc::clone(self) as Arc<dyn web::Control>,
+            control: Arc::new(Arc::clone(self)),
             intake: Arc::clone(self) as Arc<dyn web::Intake>,
+            people: Arc::clone(self) as Arc<dyn web::People>,
+            audit: Arc::new(self.engine.store().clone()),
             token: auth::Token::load_or_create(&config.state.join(TOKEN))?,
             hosts: auth::Hosts::new(Some(address), public),
             changes: self.engine.changes(),
@@ -152,8 +158,15 @@ impl Core {
         }))
     }
 
-    /// Reads the whole configuration again; on any error nothing changes.
-    fn reload(&self) -> anyhow::Result<Vec<String>> {
+    /// Reads the whole configuration again; on any error nothing changes. Once begun it goes on to its end, also when
+    /// whoever asked does not wait for it: what is recorded must be in force.
+    async fn reload(self: &Arc<Self>, by: Asker) -> anyhow::Result<Vec<String>> {
+        let core = Arc::clone(self);
+        tokio::spawn(async move { core.reload_to_the_end(by).await }).await.context("read the configuration again")?
+    }
+
+    async fn reload_to_the_end(&self, by: Asker) -> anyhow::Result<Vec<String>> {
+        let _alone = self.reloading.lock().await;
         let old = self.config();
         let new = Arc::new(crate::config::daemon::load(&self.config_path)?);
         let mut changes = Vec::new();
@@ -186,6 +199,11 @@ impl Core {
         if old.keep != new.keep {
             changes.push("old runs are kept for another time".into());
         }
+        changes.extend(people::changes(&old.people, &new.people));
+        // First the record, then the deed, which cannot fail any more. A daemon killed in between starts with the new file.
+        let details = serde_json::json!({ "changes": changes });
+        let act = Act { by, kind: ActKind::Reload, subject: "mainstay.yml".into(), details };
+        self.engine.store().record_act(act).await?;
         self.engine.configure(wired.repos, wired.settings);
         self.intake.replace(watched(&new, &wired.mirrors));
         for gone in before.runtimes.iter().filter(|old| !wired.runtimes.iter().any(|new| new.is(old))) {

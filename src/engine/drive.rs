@@ -18,7 +18,7 @@ use crate::model::outcome::AttemptResult;
 use crate::model::{AttemptEnd, RunId, RunStatus, StepName};
 use crate::runtime::{ResolvedImage, RuntimeError};
 use crate::step::container::turned;
-use crate::store::{EventRow, RowChange, RunRow};
+use crate::store::{Act, ActKind, EventRow, RowChange, RunRow};
 use jiff::Timestamp;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -69,6 +69,8 @@ struct Driver<'a> {
 #[derive(Default)]
 struct Noted {
     events: Vec<(EventRow, RowChange)>,
+    /// What people did, of which some of the events tell.
+    acts: Vec<Act>,
     /// Attempts to begin, each with its turn.
     starts: Vec<(StepName, u32, Turn)>,
     /// People to answer.
@@ -132,7 +134,7 @@ pub(super) async fn drive(
 async fn give_up(shared: &Arc<Shared>, run: RunId, mut state: RunState, why: &str) -> Result<(), EngineError> {
     let event = RunEvent::Ended { status: RunStatus::Errored, error: Some(why.to_owned()) };
     let event = fold(&mut state, &event)?;
-    shared.store.append_events(run, vec![event]).await?;
+    shared.store.append_events(run, vec![event], Vec::new()).await?;
     shared.announce();
     close::close(shared, run).await
 }
@@ -263,8 +265,12 @@ impl Driver<'_> {
 
     fn obey(&mut self, command: Command) {
         let Command::Cancel { by, done } = command;
-        match self.note(&RunEvent::CancelRequested { by }) {
-            Ok(()) => self.noted.answers.push(done),
+        match self.note(&RunEvent::CancelRequested { by: by.who().to_owned() }) {
+            Ok(()) => {
+                let (subject, details) = (format!("run {}", self.run), serde_json::json!({}));
+                self.noted.acts.push(Act { by, kind: ActKind::Cancel, subject, details });
+                self.noted.answers.push(done);
+            }
             // Nobody may be waiting any more.
             Err(error) => drop(done.send(Err(error))),
         }
@@ -278,9 +284,9 @@ impl Driver<'_> {
 
     /// Makes what was noted durable in one write, then does what waited for it.
     async fn commit(&mut self) -> Result<(), EngineError> {
-        let Noted { events, starts, answers } = std::mem::take(&mut self.noted);
+        let Noted { events, acts, starts, answers } = std::mem::take(&mut self.noted);
         if !events.is_empty() {
-            self.shared.store.append_events(self.run, events).await?;
+            self.shared.store.append_events(self.run, events, acts).await?;
             self.shared.announce();
         }
         for (step, attempt, turn) in starts {

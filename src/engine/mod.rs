@@ -26,7 +26,7 @@ use crate::git::Mirror;
 use crate::logs::file::LogLimit;
 use crate::logs::hub::LogStore;
 use crate::logs::mask::Masker;
-use crate::model::{RepoName, RunId, RunStatus, StepName, StepOutcome};
+use crate::model::{Asker, RepoName, RunId, RunStatus, StepName, StepOutcome};
 use crate::runtime::{Runtime, SpaceName, WorkspaceSource};
 use crate::store::{NewRun, RunRow, Store, StoreError};
 use futures_util::FutureExt as _;
@@ -140,7 +140,7 @@ struct Shared {
 
 /// What a person asks of a run being driven.
 enum Command {
-    Cancel { by: String, done: oneshot::Sender<Result<(), EngineError>> },
+    Cancel { by: Asker, done: oneshot::Sender<Result<(), EngineError>> },
 }
 
 impl Engine {
@@ -283,21 +283,27 @@ impl Engine {
     ///
     /// # Errors
     /// When there is no such run or it has ended.
-    pub async fn cancel(&self, run: RunId, by: &str) -> Result<(), EngineError> {
+    pub async fn cancel(&self, run: RunId, by: &Asker) -> Result<(), EngineError> {
         let (row, _) = self.shared.store.load_run(run).await?.ok_or(EngineError::NoSuchRun(run))?;
         if row.status.is_final() {
             return Err(EngineError::NotNow(format!("cancel run #{run}: it has ended ({})", row.status)));
         }
         let (done, answer) = oneshot::channel();
-        self.shared.ensure_driver(run, Some(Command::Cancel { by: by.to_owned(), done }));
+        self.shared.ensure_driver(run, Some(Command::Cancel { by: by.clone(), done }));
         answer.await.map_err(|_| EngineError::NotNow(format!("cancel run #{run}: it has just ended")))?
     }
 
-    /// Stores a new run that repeats an ended one, whole or from a step; what ended well before that step is kept.
+    /// Stores a new run that repeats an ended one, whole or from a step; what ended well before that step is kept. The
+    /// new run is `by`'s; who pushed or triggered the first one stands there and in the audit.
     ///
     /// # Errors
     /// When there is no such run, it has not ended, or the plan has no such step.
-    pub async fn retry(&self, run: RunId, from: Option<&StepName>) -> Result<(RunId, Vec<String>), EngineError> {
+    pub async fn retry(
+        &self,
+        run: RunId,
+        from: Option<&StepName>,
+        by: &Asker,
+    ) -> Result<(RunId, Vec<String>), EngineError> {
         let (row, state) = self.shared.load(run).await?;
         if !row.status.is_final() {
             return Err(EngineError::NotNow(format!(
@@ -317,6 +323,13 @@ impl Engine {
         let takes_space_of = carried.space.is_some().then_some(run);
         let mut trigger = row.trigger.clone();
         trigger.at = jiff::Timestamp::now();
+        let mut details = serde_json::json!({});
+        if let Some(step) = from {
+            details["from"] = step.as_str().into();
+        }
+        if let Some(actor) = trigger.actor.replace(by.who().to_owned()) {
+            details["actor"] = actor.into();
+        }
         let new = NewRun {
             trigger,
             plan: row.plan.clone(),
@@ -325,7 +338,7 @@ impl Engine {
             retry_of: Some(run),
             carried: Some(serde_json::to_string(&carried)?),
         };
-        let id = self.shared.store.create_retry(new, takes_space_of).await?;
+        let id = self.shared.store.create_retry(new, takes_space_of, by, details).await?;
         self.shared.announce();
         self.shared.wake.notify_one();
         Ok((id, notes))

@@ -1,7 +1,7 @@
 //! What the HTTP API says, shared by the server (`web`) and the command line (`cli`). Field names are a public
 //! contract: `--json` prints these documents as they are.
 
-use super::ids::{Oid, PipelineName, RepoName, RunId, StepName};
+use super::ids::{Oid, PersonName, PipelineName, RepoName, RunId, StepName};
 use super::log::Stream;
 use super::outcome::{AttemptEnd, RunStatus, StepOutcome};
 use super::trigger::{EventKind, Feeder};
@@ -28,7 +28,7 @@ pub struct RunSummary {
     pub title: String,
     /// Author of the commit.
     pub author: String,
-    /// Who pushed or triggered, as far as whoever told about it knew; a repeated run keeps that of the first.
+    /// Who pushed or triggered, as far as whoever told about it knew; of a repeated run it is who repeated it.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub actor: Option<String>,
     /// Where it stands.
@@ -297,6 +297,142 @@ pub struct Reloaded {
 pub struct Cancelling {
     /// The run.
     pub run: RunId,
+}
+
+/// What `POST /api/v1/tokens` takes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct TokenRequest {
+    /// Whose it will be.
+    pub person: PersonName,
+    /// What it is for, at most 100 characters.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub name: Option<String>,
+    /// From then on it is not taken; absent: until it is revoked.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub expires_at: Option<Timestamp>,
+}
+
+/// Whether a personal token is taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum TokenState {
+    /// It is.
+    InForce,
+    /// Its time is over.
+    Expired,
+    /// Somebody ended it.
+    Revoked,
+    /// Its person is not in `mainstay.yml`.
+    PersonGone,
+}
+
+impl TokenState {
+    /// The word on screens.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            TokenState::InForce => "in force",
+            TokenState::Expired => "expired",
+            TokenState::Revoked => "revoked",
+            TokenState::PersonGone => "person gone",
+        }
+    }
+}
+
+/// A personal token, without its text.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+pub struct TokenView {
+    /// Its number.
+    pub id: u64,
+    /// Whose it is.
+    pub person: PersonName,
+    /// What it is for.
+    pub name: Option<String>,
+    /// Whether it is taken.
+    pub state: TokenState,
+    /// When it was made.
+    pub created_at: Timestamp,
+    /// Who made it.
+    pub created_by: String,
+    /// From then on it is not taken.
+    pub expires_at: Option<Timestamp>,
+    /// When it was revoked.
+    pub revoked_at: Option<Timestamp>,
+}
+
+/// What `POST /api/v1/tokens` answers: the only time that the token's text is shown.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+pub struct TokenCreated {
+    /// The text to be sent as `Authorization: Bearer …`.
+    pub token: String,
+    /// What is stored of it.
+    #[serde(flatten)]
+    pub stored: TokenView,
+}
+
+impl std::fmt::Debug for TokenCreated {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("TokenCreated").field("stored", &self.stored).finish_non_exhaustive()
+    }
+}
+
+/// Which entries of the audit a list shows, the newest first.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct AuditFilter {
+    /// Only entries with a smaller number: the next page.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub before: Option<u64>,
+    /// At most so many; the server never gives more than [`RunFilter::LIMIT_MAX`].
+    #[serde(default = "RunFilter::limit_default")]
+    pub limit: u32,
+}
+
+/// One entry of the audit.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+pub struct AuditEntry {
+    /// Its number, from 1 without gaps.
+    pub seq: u64,
+    /// When.
+    pub at: Timestamp,
+    /// Who did it.
+    pub who: String,
+    /// Whether that is a person of `mainstay.yml`; else it is a user of the machine, the token file, or a signal.
+    pub person: bool,
+    /// How it is known who: `socket`, `token`, `shared-token` or `signal`.
+    pub way: String,
+    /// What was done: `trigger`, `cancel`, `retry`, `replay`, `reload`, `token-create` or `token-revoke`.
+    pub act: String,
+    /// To what.
+    pub subject: String,
+    /// What else is to be known.
+    pub details: serde_json::Value,
+    /// The hash of the entry before; zeros in the first.
+    pub previous: String,
+    /// SHA-256 over this entry, `previous` included.
+    pub hash: String,
+}
+
+/// What `GET /api/v1/audit/verify` answers.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+pub struct AuditVerdict {
+    /// Good entries, from the first on.
+    pub entries: u64,
+    /// The hash of the last good entry; worth noting elsewhere when nothing is broken.
+    pub newest: Option<String>,
+    /// Which good entry has the hash that was asked for, if one has.
+    pub expected_at: Option<u64>,
+    /// The first entry that does not fit.
+    pub broken: Option<AuditBreak>,
+}
+
+/// Where the chain of the audit breaks.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+pub struct AuditBreak {
+    /// The number that the entry should have.
+    pub seq: u64,
+    /// What is wrong with it, in words.
+    pub why: String,
 }
 
 /// The body of every error answer.

@@ -94,6 +94,16 @@ name_type!(
     PipelineName,
     "the pipeline name"
 );
+name_type!(
+    /// The name of a person: their key under `people.users` in `mainstay.yml`.
+    PersonName,
+    "the person's name"
+);
+name_type!(
+    /// The name of a group of people: its key under `people.groups` in `mainstay.yml`.
+    GroupName,
+    "the group's name"
+);
 
 /// The number of a run, counted by one daemon from 1; shown as `#12`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, schemars::JsonSchema)]

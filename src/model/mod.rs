@@ -3,6 +3,7 @@
 //! Nothing here does I/O and nothing here knows another room.
 
 pub mod api;
+pub mod asker;
 pub mod ids;
 pub mod log;
 pub mod outcome;
@@ -10,7 +11,8 @@ pub mod plan;
 pub mod quantity;
 pub mod trigger;
 
-pub use ids::{AttemptId, InstanceId, Oid, RepoName, RunId, StepName};
+pub use asker::{Asker, Way};
+pub use ids::{AttemptId, GroupName, InstanceId, Oid, PersonName, RepoName, RunId, StepName};
 pub use outcome::{AttemptEnd, RunStatus, StepOutcome};
 pub use plan::{Plan, PlannedStep};
 pub use quantity::{ByteSize, Span};

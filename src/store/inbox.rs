@@ -14,15 +14,17 @@ mod report;
 pub use refs::KnownRefs;
 pub use report::{Answer, CHANGES_MAX, RefReport, Report, Seen, Verdict};
 
+use super::audit::{self, Act, ActKind};
 use super::{Store, StoreError};
 use crate::model::api::InboxView;
 use crate::model::ids::PipelineName;
 use crate::model::trigger::{EventKind, Feeder};
-use crate::model::{Oid, RepoName, RunId};
+use crate::model::{Asker, Oid, RepoName, RunId};
 use jiff::Timestamp;
 use rusqlite::{Connection, Row, Transaction, params};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+use serde_json::json;
 use std::collections::BTreeMap;
 use std::fmt;
 
@@ -89,7 +91,7 @@ pub(super) struct NewRow<'a> {
 }
 
 impl Store {
-    /// Stores a manual trigger.
+    /// Stores a manual trigger, and who wanted it.
     ///
     /// # Errors
     /// When the database fails.
@@ -98,24 +100,33 @@ impl Store {
         repo: &RepoName,
         git_ref: String,
         commit: Oid,
-        actor: Option<String>,
+        by: &Asker,
         pipeline: Option<PipelineName>,
         inputs: BTreeMap<String, String>,
     ) -> Result<InboxId, StoreError> {
-        let repo = repo.clone();
+        let (repo, by) = (repo.clone(), by.clone());
         self.write(move |tx| {
+            // The values of inputs are in the run; the audit is kept longer than they should be.
+            let mut details = json!({ "ref": git_ref, "commit": commit, "inputs": inputs.keys().collect::<Vec<_>>() });
+            if let Some(pipeline) = &pipeline {
+                details["pipeline"] = pipeline.as_str().into();
+            }
             let row = NewRow {
                 repo: &repo,
                 git_ref: &git_ref,
                 kind: EventKind::Manual,
                 old: &Oid::zero(),
                 new: &commit,
-                actor,
+                actor: Some(by.who().to_owned()),
                 pipeline,
                 inputs,
                 due: None,
             };
-            insert(tx, row, 0, Feeder::Manual, None, Timestamp::now())
+            let now = Timestamp::now();
+            let id = insert(tx, row, 0, Feeder::Manual, None, now)?;
+            details["inbox"] = id.0.into();
+            audit::record(tx, &Act { by, kind: ActKind::Trigger, subject: repo.to_string(), details }, now)?;
+            Ok(id)
         })
         .await
     }
@@ -202,11 +213,12 @@ impl Store {
         .await
     }
 
-    /// Stores the content of a row once more, as a person's wish; the kind of event stays.
+    /// Stores the content of a row once more, as somebody's wish, and whose; the kind of event stays.
     ///
     /// # Errors
     /// [`StoreError::Conflict`] when there is no such row, or it was a deletion.
-    pub async fn replay_inbox(&self, id: InboxId, actor: Option<String>) -> Result<InboxId, StoreError> {
+    pub async fn replay_inbox(&self, id: InboxId, by: &Asker) -> Result<InboxId, StoreError> {
+        let by = by.clone();
         self.write(move |tx| {
             let Some(row) = find_row(tx, id)? else {
                 return Err(StoreError::Conflict(format!("find the inbox entry {id}")));
@@ -220,12 +232,19 @@ impl Store {
                 kind: row.kind,
                 old: &row.old,
                 new: &row.new,
-                actor: actor.or(row.actor),
+                actor: Some(by.who().to_owned()),
                 pipeline: row.pipeline,
                 inputs: row.inputs,
                 due: None,
             };
-            insert(tx, again, 0, Feeder::Manual, None, Timestamp::now())
+            let now = Timestamp::now();
+            let new = insert(tx, again, 0, Feeder::Manual, None, now)?;
+            let mut details = json!({ "inbox": new.0, "repo": row.repo, "ref": row.git_ref, "commit": row.new });
+            if let Some(actor) = &row.actor {
+                details["actor"] = actor.as_str().into();
+            }
+            audit::record(tx, &Act { by, kind: ActKind::Replay, subject: format!("inbox {id}"), details }, now)?;
+            Ok(new)
         })
         .await
     }

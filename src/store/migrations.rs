@@ -105,6 +105,33 @@ CREATE INDEX runs_by_retried ON runs (retry_of) WHERE retry_of IS NOT NULL;
 CREATE INDEX runs_finished ON runs (finished_at) WHERE closed = 1;
 CREATE INDEX inbox_by_time ON inbox (at) WHERE state <> 'pending';
 ",
+    r"
+-- Personal tokens; of their text only the SHA-256 digest.
+CREATE TABLE tokens (
+    id          INTEGER PRIMARY KEY AUTOINCREMENT,
+    person      TEXT NOT NULL,
+    name        TEXT,
+    digest      BLOB NOT NULL UNIQUE,
+    created_at  INTEGER NOT NULL,                  -- milliseconds since 1970, as are the others
+    created_by  TEXT NOT NULL,
+    expires_at  INTEGER,
+    revoked_at  INTEGER
+) STRICT;
+
+-- Who did what. Each entry holds the hash of the one before it; the hashed form is written down in `audit.rs`.
+CREATE TABLE audit (
+    seq         INTEGER PRIMARY KEY,               -- from 1, without gaps
+    at          INTEGER NOT NULL,                  -- milliseconds since 1970
+    who         TEXT NOT NULL,
+    person      INTEGER NOT NULL,                  -- 1: who is a person of mainstay.yml
+    way         TEXT NOT NULL,                     -- Way: how it is known who
+    act         TEXT NOT NULL,                     -- ActKind
+    subject     TEXT NOT NULL,
+    details     TEXT NOT NULL,                     -- JSON object
+    previous    TEXT NOT NULL,
+    hash        TEXT NOT NULL
+) STRICT;
+",
 ];
 
 /// Brings the schema up to date, each step in a transaction of its own.
@@ -120,5 +147,38 @@ pub(super) fn migrate(connection: &mut Connection) -> Result<(), StoreError> {
         tx.execute_batch(step)?;
         tx.pragma_update(None, "user_version", found + 1)?;
         tx.commit()?;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_database_of_any_step_before_comes_up_to_date_with_its_rows() {
+        for taken in 1..STEPS.len() {
+            let mut db = Connection::open_in_memory().unwrap();
+            for step in &STEPS[..taken] {
+                db.execute_batch(step).unwrap();
+            }
+            db.pragma_update(None, "user_version", taken as i64).unwrap();
+            db.execute_batch(
+                "INSERT INTO meta VALUES ('instance', '0123abcd');
+                 INSERT INTO inbox (repo, git_ref, kind, old, new, generation, details, at)
+                 VALUES ('shop', 'refs/heads/main', 'push', '0', '1', 1, '{}', 7);
+                 INSERT INTO runs (inbox_id, repo, pipeline, trigger, plan, status, created_at)
+                 VALUES (1, 'shop', 'ci', '{}', '{}', 'queued', 8);
+                 INSERT INTO run_events VALUES (1, 1, 9, '{}')",
+            )
+            .unwrap();
+            migrate(&mut db).unwrap();
+            let count = |table: &str| -> i64 {
+                db.query_row(&format!("SELECT count(*) FROM {table}"), [], |row| row.get(0)).unwrap()
+            };
+            let counts = ["meta", "inbox", "runs", "run_events", "tokens", "audit"].map(count);
+            assert_eq!(counts, [1, 1, 1, 1, 0, 0], "from step {taken}");
+            let version: i64 = db.query_row("PRAGMA user_version", [], |row| row.get(0)).unwrap();
+            assert_eq!(version, STEPS.len() as i64);
+        }
     }
 }

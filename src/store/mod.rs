@@ -4,14 +4,18 @@
 //! (`BEGIN IMMEDIATE`, WAL, `synchronous = FULL`), so a change that was answered survives a power cut. Readers have
 //! connections of their own. One file per noun adds methods to [`Store`].
 
+mod audit;
 mod inbox;
 mod migrations;
 mod open;
 mod retention;
 mod runs;
 mod schedules;
+mod tokens;
 
+pub use audit::{Act, ActKind};
 pub use inbox::*;
 pub use open::{Store, StoreError};
 pub use runs::*;
 pub use schedules::*;
+pub use tokens::{NewToken, Revoked, TOKEN_PREFIX, TokenRow};

@@ -3,10 +3,11 @@
 //! A run's row holds what was decided before it began (trigger, plan) and a copy of its status for lists; its truth is
 //! its events. `engine` writes both in one transaction and folds the events back into a state.
 
+use super::audit::{self, Act, ActKind};
 use super::{InboxId, Store, StoreError, inbox};
 use crate::model::api::{RunFilter, RunSummary};
 use crate::model::ids::PipelineName;
-use crate::model::{Plan, RepoName, RunId, RunStatus, TriggerEvent};
+use crate::model::{Asker, Plan, RepoName, RunId, RunStatus, TriggerEvent};
 use jiff::Timestamp;
 use rusqlite::{Connection, OptionalExtension, Row, Transaction, params};
 
@@ -118,12 +119,21 @@ impl Store {
         .await
     }
 
-    /// Adds events, and what each changes in the run's row, all or none.
+    /// Adds events, what each changes in the run's row, and the acts of people that they tell about, all or none.
     ///
     /// # Errors
     /// [`StoreError::Conflict`] when a place in the run is taken: two drivers, which must never be.
-    pub async fn append_events(&self, run: RunId, events: Vec<(EventRow, RowChange)>) -> Result<(), StoreError> {
-        self.write(move |tx| events.iter().try_for_each(|(row, change)| append_event(tx, run, row, change))).await
+    pub async fn append_events(
+        &self,
+        run: RunId,
+        events: Vec<(EventRow, RowChange)>,
+        acts: Vec<Act>,
+    ) -> Result<(), StoreError> {
+        self.write(move |tx| {
+            events.iter().try_for_each(|(row, change)| append_event(tx, run, row, change))?;
+            acts.iter().try_for_each(|act| audit::record(tx, act, Timestamp::now()))
+        })
+        .await
     }
 
     /// The run and its events.
@@ -267,16 +277,28 @@ impl Store {
         .await
     }
 
-    /// Stores a run that repeats another and takes over its kept workspace, in one transaction.
+    /// Stores a run that repeats another, takes over its kept workspace, and records who wanted that with `details`, in
+    /// one transaction.
     ///
     /// # Errors
     /// When the database does not answer.
-    pub async fn create_retry(&self, run: NewRun, takes_space_of: Option<RunId>) -> Result<RunId, StoreError> {
+    pub async fn create_retry(
+        &self,
+        run: NewRun,
+        takes_space_of: Option<RunId>,
+        by: &Asker,
+        mut details: serde_json::Value,
+    ) -> Result<RunId, StoreError> {
+        let by = by.clone();
         self.write(move |tx| {
             if let Some(old) = takes_space_of {
                 tx.execute("UPDATE runs SET kept_space = NULL, kept_until = NULL WHERE id = ?1", [old.0 as i64])?;
             }
-            insert_run(tx, None, &run)
+            let id = insert_run(tx, None, &run)?;
+            details["run"] = id.0.into();
+            let subject = run.retry_of.map_or_else(String::new, |old| format!("run {old}"));
+            audit::record(tx, &Act { by, kind: ActKind::Retry, subject, details }, Timestamp::now())?;
+            Ok(id)
         })
         .await
     }

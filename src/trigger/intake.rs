@@ -3,7 +3,7 @@
 use crate::git::{GitError, Mirror};
 use crate::model::api::TriggerRequest;
 use crate::model::trigger::Feeder;
-use crate::model::{Oid, RepoName};
+use crate::model::{Asker, Oid, RepoName};
 use crate::store::{Answer, InboxId, RefReport, Report, Seen, Store, StoreError, Verdict};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -297,7 +297,7 @@ impl Intake {
     ///
     /// # Errors
     /// [`GitError::NotFound`] when there is no such ref or commit.
-    pub async fn trigger(&self, request: TriggerRequest, actor: Option<String>) -> Result<InboxId, IntakeError> {
+    pub async fn trigger(&self, request: TriggerRequest, by: &Asker) -> Result<InboxId, IntakeError> {
         let entry = self.entry(&request.repo)?;
         let mirror = entry.repo.mirror.clone();
         let word = request.git_ref.clone().unwrap_or_default();
@@ -307,8 +307,7 @@ impl Intake {
             Ok::<_, GitError>((found.git_ref.unwrap_or_else(|| found.commit.as_str().to_owned()), found.commit))
         })
         .await??;
-        let id =
-            self.store.accept_manual(&request.repo, git_ref, commit, actor, request.pipeline, request.inputs).await?;
+        let id = self.store.accept_manual(&request.repo, git_ref, commit, by, request.pipeline, request.inputs).await?;
         self.wake.notify_one();
         Ok(id)
     }

@@ -1,10 +1,11 @@
 //! The API's plain requests: read a noun from the store, hand a wish to the daemon.
 
+use super::auth::By;
 use super::{App, Problem};
 use crate::model::RunId;
 use crate::model::api::{
-    Cancelling, DaemonStatus, InboxView, Reloaded, RetryRequest, RunDetail, RunFilter, RunSummary, Started,
-    TriggerRequest,
+    AuditEntry, AuditFilter, AuditVerdict, Cancelling, DaemonStatus, InboxView, Reloaded, RetryRequest, RunDetail,
+    RunFilter, RunSummary, Started, TokenCreated, TokenRequest, TokenView, TriggerRequest,
 };
 use axum::Json;
 use axum::extract::{FromRequest, FromRequestParts, Path, Query, Request, State};
@@ -83,24 +84,26 @@ pub(super) async fn run(State(app): State<Arc<App>>, Named(run): Named) -> Answe
     app.runs.run_detail(run).await?.map(Json).ok_or_else(|| Problem::no_run(run))
 }
 
-pub(super) async fn cancel(State(app): State<Arc<App>>, Named(run): Named) -> Accepted<Cancelling> {
-    app.control.cancel(run).await?;
+pub(super) async fn cancel(State(app): State<Arc<App>>, By(by): By, Named(run): Named) -> Accepted<Cancelling> {
+    app.control.cancel(run, &by).await?;
     Ok((StatusCode::ACCEPTED, Json(Cancelling { run })))
 }
 
 pub(super) async fn retry(
     State(app): State<Arc<App>>,
+    By(by): By,
     Named(run): Named,
     Document(wish): Document<RetryRequest>,
 ) -> Accepted<Started> {
-    Ok((StatusCode::ACCEPTED, Json(app.control.retry(run, wish).await?)))
+    Ok((StatusCode::ACCEPTED, Json(app.control.retry(run, wish, &by).await?)))
 }
 
 pub(super) async fn trigger(
     State(app): State<Arc<App>>,
+    By(by): By,
     Document(wish): Document<TriggerRequest>,
 ) -> Accepted<Started> {
-    Ok((StatusCode::ACCEPTED, Json(app.control.trigger(wish).await?)))
+    Ok((StatusCode::ACCEPTED, Json(app.control.trigger(wish, &by).await?)))
 }
 
 #[derive(Deserialize)]
@@ -116,14 +119,61 @@ pub(super) async fn inbox(State(app): State<Arc<App>>, Parameters(wish): Paramet
 
 pub(super) async fn replay(
     State(app): State<Arc<App>>,
+    By(by): By,
     id: Result<Path<u64>, axum::extract::rejection::PathRejection>,
 ) -> Accepted<Started> {
     let Path(id) = id.map_err(|_| Problem::wrong("read the report's number"))?;
-    Ok((StatusCode::ACCEPTED, Json(app.intake.replay(id).await?)))
+    Ok((StatusCode::ACCEPTED, Json(app.intake.replay(id, &by).await?)))
 }
 
-pub(super) async fn reload(State(app): State<Arc<App>>) -> Answer<Reloaded> {
-    Ok(Json(app.control.reload().await?))
+pub(super) async fn reload(State(app): State<Arc<App>>, By(by): By) -> Answer<Reloaded> {
+    Ok(Json(app.control.reload(&by).await?))
+}
+
+pub(super) async fn tokens(State(app): State<Arc<App>>) -> Answer<Vec<TokenView>> {
+    Ok(Json(app.people.tokens().await?))
+}
+
+pub(super) async fn create_token(
+    State(app): State<Arc<App>>,
+    By(by): By,
+    Document(wish): Document<TokenRequest>,
+) -> Accepted<TokenCreated> {
+    Ok((StatusCode::CREATED, Json(app.people.create_token(wish, &by).await?)))
+}
+
+pub(super) async fn revoke_token(
+    State(app): State<Arc<App>>,
+    By(by): By,
+    id: Result<Path<u64>, axum::extract::rejection::PathRejection>,
+) -> Answer<TokenView> {
+    let Path(id) = id.map_err(|_| Problem::wrong("read the token's number"))?;
+    Ok(Json(app.people.revoke_token(id, &by).await?))
+}
+
+pub(super) async fn audit(
+    State(app): State<Arc<App>>,
+    Parameters(mut filter): Parameters<AuditFilter>,
+) -> Answer<Vec<AuditEntry>> {
+    filter.limit = filter.limit.clamp(1, RunFilter::LIMIT_MAX);
+    Ok(Json(app.audit.list(&filter).await?))
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Verify {
+    expect: Option<String>,
+}
+
+pub(super) async fn verify_audit(
+    State(app): State<Arc<App>>,
+    Parameters(wish): Parameters<Verify>,
+) -> Answer<AuditVerdict> {
+    let expected = wish.expect.map(|hash| hash.to_ascii_lowercase());
+    if expected.as_ref().is_some_and(|hash| hash.len() != 64 || !hash.bytes().all(|b| b.is_ascii_hexdigit())) {
+        return Err(Problem::wrong("read `expect`: a hash of the audit has 64 hex digits"));
+    }
+    Ok(Json(app.audit.verify(expected).await?))
 }
 
 pub(super) async fn status(State(app): State<Arc<App>>) -> Json<DaemonStatus> {

@@ -1,14 +1,18 @@
 //! Who may ask what: one guard in front of every route, and it says no unless a rule says yes.
 //!
 //! Over the Unix socket: the daemon's own user and root, by what the kernel says about the peer; they may do everything.
-//! Over TCP: the token, except for the routes that the table marks as open. A web page in a browser on this machine
+//! Over TCP: a personal token or the shared one, except for the routes that the table marks as open; and never those that it
+//! marks as local, or else whoever has the shared token could make themselves a person's. Every request that is let in,
+//! but for those to open routes, carries an [`Asker`] that says who it is from. A web page in a browser on this machine
 //! must not reach us through a name that it points at 127.0.0.1, so requests over TCP must name one of our own hosts.
 
 use super::routes::{ROUTES, Route};
 use super::{App, Problem};
+use crate::model::{Asker, Way};
+use crate::store::TOKEN_PREFIX;
 use anyhow::Context as _;
-use axum::extract::{MatchedPath, Request, State};
-use axum::http::{StatusCode, header};
+use axum::extract::{FromRequestParts, MatchedPath, Request, State};
+use axum::http::{StatusCode, header, request::Parts};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use sha2::{Digest, Sha256};
@@ -135,10 +139,27 @@ impl Hosts {
     }
 }
 
+/// Who asks, for handlers of routes that are not open to everybody.
+pub(super) struct By(pub(super) Asker);
+
+impl FromRequestParts<Arc<App>> for By {
+    type Rejection = Problem;
+    async fn from_request_parts(parts: &mut Parts, _: &Arc<App>) -> Result<Self, Problem> {
+        let asker = parts.extensions.get::<Asker>().cloned().map(By);
+        // A mistake of ours in the table: what is recorded must not be left to an open route.
+        asker.ok_or_else(|| Problem::forbidden("say who asks: the route is open to everybody"))
+    }
+}
+
 /// The guard. Runs for every request, also for paths that do not exist.
-pub(super) async fn guard(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
-    match allowed(&app, &request) {
-        Ok(()) => next.run(request).await,
+pub(super) async fn guard(State(app): State<Arc<App>>, mut request: Request, next: Next) -> Response {
+    match allowed(&app, &Shown::of(&request)).await {
+        Ok(asker) => {
+            if let Some(asker) = asker {
+                request.extensions_mut().insert(asker);
+            }
+            next.run(request).await
+        }
         Err(problem) => {
             let mut answer = problem.into_response();
             if answer.status() == StatusCode::UNAUTHORIZED {
@@ -149,57 +170,97 @@ pub(super) async fn guard(State(app): State<Arc<App>>, request: Request, next: N
     }
 }
 
-fn allowed(app: &App, request: &Request) -> Result<(), Problem> {
-    match request.extensions().get::<Peer>() {
-        Some(Peer::Local { uid }) => local(*uid),
-        Some(Peer::Network) => network(app, request),
+/// What the guard looks at of a request.
+struct Shown {
+    peer: Option<Peer>,
+    /// Every host that it names.
+    hosts: Vec<String>,
+    route: Option<&'static Route>,
+    bearer: Option<String>,
+}
+
+impl Shown {
+    fn of(request: &Request) -> Shown {
+        let header = request.headers().get(header::HOST).and_then(|value| value.to_str().ok());
+        let path = request.extensions().get::<MatchedPath>().map(MatchedPath::as_str);
+        let bearer = request
+            .headers()
+            .get(header::AUTHORIZATION)
+            .and_then(|value| value.to_str().ok())
+            .and_then(|value| value.split_once(' '))
+            .filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"))
+            .map(|(_, token)| token.trim().to_owned());
+        Shown {
+            peer: request.extensions().get::<Peer>().copied(),
+            // A request line with a whole URL names a host of its own, which then counts too.
+            hosts: header.into_iter().chain(request.uri().host()).map(str::to_owned).collect(),
+            route: path.and_then(|path| find(request.method().as_str(), path)),
+            bearer,
+        }
+    }
+}
+
+/// Who asks; nobody, when the route is open to everybody.
+async fn allowed(app: &App, shown: &Shown) -> Result<Option<Asker>, Problem> {
+    match shown.peer {
+        Some(Peer::Local { uid }) => local(app, uid).await.map(Some),
+        Some(Peer::Network) => network(app, shown).await,
         // A listener that does not say who is there: a mistake of ours, and not one to be generous about.
         None => Err(Problem::forbidden("say who asks: the connection is of no known kind")),
     }
 }
 
-fn local(uid: u32) -> Result<(), Problem> {
+async fn local(app: &App, uid: u32) -> Result<Asker, Problem> {
     let own = nix::unistd::geteuid().as_raw();
-    if uid == own || uid == 0 {
-        return Ok(());
+    if uid != own && uid != 0 {
+        let problem =
+            Problem::forbidden(format!("use the socket as user {uid}: it takes only the daemon's own user and root"));
+        return Err(problem.hint("over TCP a token gives access"));
     }
-    Err(Problem::forbidden(format!("use the socket as user {uid}: it takes only the daemon's own user and root"))
-        .hint("over TCP the token gives access"))
+    // The names of users may come from a server elsewhere.
+    let named = tokio::task::spawn_blocking(move || nix::unistd::User::from_uid(uid.into()).ok().flatten()).await;
+    let Some(user) = named.ok().flatten() else { return Ok(Asker::user(format!("uid {uid}"))) };
+    Ok(match app.people.of_unix(&user.name) {
+        Some(person) => Asker::person(person, Way::Socket),
+        None => Asker::user(user.name),
+    })
 }
 
-fn network(app: &App, request: &Request) -> Result<(), Problem> {
-    let header = request.headers().get(header::HOST).and_then(|value| value.to_str().ok());
-    // A request line with a whole URL names a host of its own, which then counts too.
-    let hosts: Vec<&str> = header.into_iter().chain(request.uri().host()).collect();
-    if hosts.is_empty() || !hosts.iter().all(|host| app.hosts.allow(host)) {
+async fn network(app: &App, shown: &Shown) -> Result<Option<Asker>, Problem> {
+    if shown.hosts.is_empty() || !shown.hosts.iter().all(|host| app.hosts.allow(host)) {
         let hint = "use localhost or the host of `server.public-url` in mainstay.yml";
         return Err(
             Problem::new(StatusCode::MISDIRECTED_REQUEST, "serve that host name: it is not one of ours").hint(hint)
         );
     }
-    let path = request.extensions().get::<MatchedPath>().map(MatchedPath::as_str);
-    if path.is_some_and(|path| is_open(ROUTES, request.method().as_str(), path)) {
-        return Ok(());
+    if shown.route.is_some_and(|route| route.open) {
+        return Ok(None);
     }
-    let shown = request
-        .headers()
-        .get(header::AUTHORIZATION)
-        .and_then(|value| value.to_str().ok())
-        .and_then(|value| value.split_once(' '))
-        .filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"))
-        .map(|(_, token)| token.trim());
-    if shown.is_some_and(|shown| app.token.matches(shown)) {
-        return Ok(());
+    let asker = match &shown.bearer {
+        Some(token) if token.starts_with(TOKEN_PREFIX) => Asker::person(app.people.of_token(token).await?, Way::Token),
+        Some(token) if app.token.matches(token) => Asker::shared_token(),
+        _ => return Err(unknown_token()),
+    };
+    if shown.route.is_some_and(|route| route.local) {
+        return Err(Problem::forbidden(
+            "do that over TCP: personal tokens are made and revoked over the Unix socket only",
+        )
+        .hint("run `mainstay token` on the daemon's machine, as its user or root, without MAINSTAY_URL"));
     }
-    let problem = Problem::new(StatusCode::UNAUTHORIZED, "prove who asks: the token is absent or wrong");
-    Err(problem
-        .hint("send `Authorization: Bearer …` with the content of the file `token` in the daemon's state folder"))
+    Ok(Some(asker))
 }
 
-fn is_open(routes: &[Route], method: &str, path: &str) -> bool {
+/// 401 for a token that is nobody's.
+pub(crate) fn unknown_token() -> Problem {
+    Problem::new(StatusCode::UNAUTHORIZED, "prove who asks: the token is absent or wrong").hint(
+        "send `Authorization: Bearer …` with a personal token, or with the content of the file `token` in the daemon's state folder",
+    )
+}
+
+fn find(method: &str, path: &str) -> Option<&'static Route> {
     // HEAD is answered wherever GET is.
     let method = if method == "HEAD" { "GET" } else { method };
-    routes.iter().any(|route| route.open && route.method == method && route.path == path)
+    ROUTES.iter().find(|route| route.method == method && route.path == path)
 }
 
 #[cfg(test)]

@@ -20,10 +20,11 @@ pub use routes::{ROUTES, Route, router};
 use crate::engine::Engine;
 use crate::logs::hub::LogStore;
 use crate::model::api::{
-    DaemonStatus, HookAccepted, InboxView, Reloaded, RetryRequest, RunDetail, RunFilter, RunSummary, Started,
-    TriggerRequest,
+    AuditEntry, AuditFilter, AuditVerdict, DaemonStatus, HookAccepted, InboxView, Reloaded, RetryRequest, RunDetail,
+    RunFilter, RunSummary, Started, TokenCreated, TokenRequest, TokenView, TriggerRequest,
 };
-use crate::model::{RepoName, RunId};
+use crate::model::{Asker, PersonName, RepoName, RunId};
+use crate::store::Store;
 use async_trait::async_trait;
 use auth::{Hosts, Token};
 use std::collections::HashMap;
@@ -43,7 +44,11 @@ pub struct App {
     pub control: Arc<dyn Control>,
     /// Takes reports.
     pub intake: Arc<dyn Intake>,
-    /// What a TCP client must show.
+    /// Knows who is who, and keeps personal tokens.
+    pub people: Arc<dyn People>,
+    /// Reads who did what.
+    pub audit: Arc<dyn Audit>,
+    /// What a TCP client without a token of its own must show.
     pub token: Token,
     /// Names under which TCP clients may speak to us.
     pub hosts: Hosts,
@@ -92,21 +97,56 @@ impl Runs for Engine {
     }
 }
 
-/// What people ask the daemon to do. Each call returns after its effect is durable, not after it is carried out, and a
-/// caller that goes away cancels nothing. Calls may come at the same time. A wish that makes no sense is a [`Problem`]
+/// What people ask the daemon to do, and who asks: that is recorded with the effect. Each call returns after its effect is
+/// durable, not after it is carried out, and a caller that goes away cancels nothing. Calls may come at the same time. A wish that makes no sense is a [`Problem`]
 /// of the right kind: not found, conflict (the run is over), wrong request.
 #[async_trait]
 pub trait Control: Send + Sync {
     /// Starts pipelines by hand. Several runs may start; none, with notes that say why, is no error.
-    async fn trigger(&self, request: TriggerRequest) -> Result<Started, Problem>;
+    async fn trigger(&self, request: TriggerRequest, by: &Asker) -> Result<Started, Problem>;
     /// Asks a run to stop. Asking twice is fine; a run that is over is a conflict.
-    async fn cancel(&self, run: RunId) -> Result<(), Problem>;
+    async fn cancel(&self, run: RunId, by: &Asker) -> Result<(), Problem>;
     /// Repeats a run that is over.
-    async fn retry(&self, run: RunId, request: RetryRequest) -> Result<Started, Problem>;
+    async fn retry(&self, run: RunId, request: RetryRequest, by: &Asker) -> Result<Started, Problem>;
     /// Reads the configuration again: all of it, or on error nothing.
-    async fn reload(&self) -> Result<Reloaded, Problem>;
+    async fn reload(&self, by: &Asker) -> Result<Reloaded, Problem>;
     /// How the daemon stands. Must answer from memory: health checks ask it without a token, as often as they like.
     async fn status(&self) -> DaemonStatus;
+}
+
+/// Who is who, by the `mainstay.yml` in force and the stored tokens. What is changed here is recorded with who asked.
+#[async_trait]
+pub trait People: Send + Sync {
+    /// The person who is that user of this machine, if any.
+    fn of_unix(&self, user: &str) -> Option<PersonName>;
+    /// The person whose token that is, as things stand at this moment. Otherwise a 401 that says why: to somebody who
+    /// shows the token of a person, what became of it; to anybody else, nothing.
+    async fn of_token(&self, shown: &str) -> Result<PersonName, Problem>;
+    /// All personal tokens, the newest first.
+    async fn tokens(&self) -> Result<Vec<TokenView>, Problem>;
+    /// Makes one. Its text is in the answer, and nowhere else.
+    async fn create_token(&self, request: TokenRequest, by: &Asker) -> Result<TokenCreated, Problem>;
+    /// Ends one.
+    async fn revoke_token(&self, id: u64, by: &Asker) -> Result<TokenView, Problem>;
+}
+
+/// What is read of the audit.
+#[async_trait]
+pub trait Audit: Send + Sync {
+    /// Entries by filter, the newest first.
+    async fn list(&self, filter: &AuditFilter) -> Result<Vec<AuditEntry>, Problem>;
+    /// Walks the whole chain; says which entry has the hash `expected`.
+    async fn verify(&self, expected: Option<String>) -> Result<AuditVerdict, Problem>;
+}
+
+#[async_trait]
+impl Audit for Store {
+    async fn list(&self, filter: &AuditFilter) -> Result<Vec<AuditEntry>, Problem> {
+        Ok(self.list_audit(filter.before, filter.limit).await?)
+    }
+    async fn verify(&self, expected: Option<String>) -> Result<AuditVerdict, Problem> {
+        Ok(self.verify_audit(expected).await?)
+    }
 }
 
 /// A webhook's headers, names in lower case; a header that came twice keeps its first value, and values that are not
@@ -122,7 +162,7 @@ pub trait Intake: Send + Sync {
     /// The newest reports first.
     async fn inbox(&self, limit: u32) -> Result<Vec<InboxView>, Problem>;
     /// Takes a report again, as if it had just come.
-    async fn replay(&self, id: u64) -> Result<Started, Problem>;
+    async fn replay(&self, id: u64, by: &Asker) -> Result<Started, Problem>;
 }
 
 /// Why a webhook was not accepted.

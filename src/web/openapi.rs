@@ -65,6 +65,23 @@ pub(super) fn status(g: &mut SchemaGenerator) -> Bodies {
     Bodies::answer(g.subschema_for::<api::DaemonStatus>())
 }
 
+pub(super) fn tokens(g: &mut SchemaGenerator) -> Bodies {
+    Bodies::answer(g.subschema_for::<Vec<api::TokenView>>())
+}
+pub(super) fn create_token(g: &mut SchemaGenerator) -> Bodies {
+    let request = g.subschema_for::<api::TokenRequest>();
+    Bodies::answer(g.subschema_for::<api::TokenCreated>()).taking(request)
+}
+pub(super) fn revoke_token(g: &mut SchemaGenerator) -> Bodies {
+    Bodies::answer(g.subschema_for::<api::TokenView>())
+}
+pub(super) fn audit(g: &mut SchemaGenerator) -> Bodies {
+    Bodies::answer(g.subschema_for::<Vec<api::AuditEntry>>())
+}
+pub(super) fn audit_verdict(g: &mut SchemaGenerator) -> Bodies {
+    Bodies::answer(g.subschema_for::<api::AuditVerdict>())
+}
+
 pub(super) async fn document() -> Json<Value> {
     Json(make())
 }
@@ -85,7 +102,7 @@ fn make() -> Value {
         "info": {
             "title": "Mainstay",
             "version": env!("CARGO_PKG_VERSION"),
-            "description": "Over the Unix socket in the state folder every request of the daemon's own user is allowed; over TCP a bearer token is needed where an operation says so.",
+            "description": "Over the Unix socket in the state folder every request of the daemon's own user is allowed; over TCP a bearer token is needed where an operation says so: a personal one, or the shared one of the state folder.",
         },
         "paths": paths,
         "components": {

@@ -19,6 +19,8 @@ pub struct Route {
     pub path: &'static str,
     /// Needs no token over TCP.
     pub open: bool,
+    /// Is served over the Unix socket only.
+    pub local: bool,
     /// One sentence for the OpenAPI document.
     pub summary: &'static str,
     /// Query parameters: name, JSON type, meaning.
@@ -34,12 +36,23 @@ const BODY_MAX: usize = 1024 * 1024;
 /// Every request is answered, or its stream begins, in this time; also one whose body comes drop by drop.
 const ANSWER_WITHIN: Duration = Duration::from_secs(30);
 
+/// Who reaches a route.
+enum Access {
+    /// Everybody.
+    Open,
+    /// The Unix socket, and over TCP any token.
+    Token,
+    /// The Unix socket alone.
+    Socket,
+}
+
 macro_rules! route {
     ($method:literal $path:literal, $access:ident, $summary:literal, $good:literal, $bodies:expr, $handler:expr $(, $query:expr)?) => {
         Route {
             method: $method,
             path: $path,
-            open: route!(@$access),
+            open: matches!(Access::$access, Access::Open),
+            local: matches!(Access::$access, Access::Socket),
             summary: $summary,
             query: route!(@query $($query)?),
             good: $good,
@@ -47,8 +60,6 @@ macro_rules! route {
             handler: || $handler,
         }
     };
-    (@open) => { true };
-    (@token) => { false };
     (@query) => { &[] };
     (@query $query:expr) => { $query };
 }
@@ -66,24 +77,33 @@ const LOGS: &[(&str, &str, &str)] = &[
     ("tail", "integer", "Only the last so many lines of each attempt, 10000 at the most; not with `follow`"),
     ("follow", "boolean", "Go on with what is still written, until the run ends"),
 ];
+const AUDIT: &[(&str, &str, &str)] = &[
+    ("before", "integer", "Only entries with a smaller number: the next page"),
+    ("limit", "integer", "At most so many, 500 at the most; 20 when absent"),
+];
 
 /// All routes.
 pub const ROUTES: &[Route] = &[
-    route!("GET" "/healthz", open, "The process answers", 200, openapi::text, get(health::healthz)),
-    route!("GET" "/readyz", open, "Runs can be carried out; 503 with reasons when not", 200, openapi::text, get(health::readyz)),
-    route!("GET" "/metrics", token, "Figures in the OpenMetrics text format", 200, openapi::text, get(health::metrics)),
-    route!("POST" "/hooks/{repo}", open, "A forge reports a push; signed with the repository's webhook secret", 202, openapi::webhook, post(hooks::webhook)),
-    route!("GET" "/api/v1/runs", token, "Runs, the newest first", 200, openapi::runs, get(api::runs), LIST),
-    route!("GET" "/api/v1/runs/{id}", token, "One run, whole; `latest` is the newest", 200, openapi::run, get(api::run)),
-    route!("GET" "/api/v1/runs/{id}/logs", token, "Log lines as JSON lines", 200, openapi::log_lines, get(logs::lines), LOGS),
-    route!("POST" "/api/v1/runs/{id}/cancel", token, "Stop a run", 202, openapi::cancel, post(api::cancel)),
-    route!("POST" "/api/v1/runs/{id}/retry", token, "Repeat a run as a new one", 202, openapi::retry, post(api::retry)),
-    route!("POST" "/api/v1/trigger", token, "Start pipelines by hand", 202, openapi::trigger, post(api::trigger)),
-    route!("GET" "/api/v1/inbox", token, "Reports of the world, the newest first", 200, openapi::inbox, get(api::inbox), &[("limit", "integer", "At most so many, 500 at the most; 20 when absent")]),
-    route!("POST" "/api/v1/inbox/{id}/replay", token, "Take a report again", 202, openapi::replay, post(api::replay)),
-    route!("POST" "/api/v1/reload", token, "Read the configuration again", 200, openapi::reload, post(api::reload)),
-    route!("GET" "/api/v1/status", token, "How the daemon stands", 200, openapi::status, get(api::status)),
-    route!("GET" "/api/v1/openapi.json", token, "This document", 200, openapi::any, get(openapi::document)),
+    route!("GET" "/healthz", Open, "The process answers", 200, openapi::text, get(health::healthz)),
+    route!("GET" "/readyz", Open, "Runs can be carried out; 503 with reasons when not", 200, openapi::text, get(health::readyz)),
+    route!("GET" "/metrics", Token, "Figures in the OpenMetrics text format", 200, openapi::text, get(health::metrics)),
+    route!("POST" "/hooks/{repo}", Open, "A forge reports a push; signed with the repository's webhook secret", 202, openapi::webhook, post(hooks::webhook)),
+    route!("GET" "/api/v1/runs", Token, "Runs, the newest first", 200, openapi::runs, get(api::runs), LIST),
+    route!("GET" "/api/v1/runs/{id}", Token, "One run, whole; `latest` is the newest", 200, openapi::run, get(api::run)),
+    route!("GET" "/api/v1/runs/{id}/logs", Token, "Log lines as JSON lines", 200, openapi::log_lines, get(logs::lines), LOGS),
+    route!("POST" "/api/v1/runs/{id}/cancel", Token, "Stop a run", 202, openapi::cancel, post(api::cancel)),
+    route!("POST" "/api/v1/runs/{id}/retry", Token, "Repeat a run as a new one", 202, openapi::retry, post(api::retry)),
+    route!("POST" "/api/v1/trigger", Token, "Start pipelines by hand", 202, openapi::trigger, post(api::trigger)),
+    route!("GET" "/api/v1/inbox", Token, "Reports of the world, the newest first", 200, openapi::inbox, get(api::inbox), &[("limit", "integer", "At most so many, 500 at the most; 20 when absent")]),
+    route!("POST" "/api/v1/inbox/{id}/replay", Token, "Take a report again", 202, openapi::replay, post(api::replay)),
+    route!("POST" "/api/v1/reload", Token, "Read the configuration again", 200, openapi::reload, post(api::reload)),
+    route!("GET" "/api/v1/tokens", Token, "Personal tokens, without their texts", 200, openapi::tokens, get(api::tokens)),
+    route!("POST" "/api/v1/tokens", Socket, "Make a personal token; over the Unix socket only", 201, openapi::create_token, post(api::create_token)),
+    route!("POST" "/api/v1/tokens/{id}/revoke", Socket, "End a personal token; over the Unix socket only", 200, openapi::revoke_token, post(api::revoke_token)),
+    route!("GET" "/api/v1/audit", Token, "Who did what, the newest first", 200, openapi::audit, get(api::audit), AUDIT),
+    route!("GET" "/api/v1/audit/verify", Token, "Walk the whole chain of the audit", 200, openapi::audit_verdict, get(api::verify_audit), &[("expect", "string", "A hash, noted earlier, that an entry must have")]),
+    route!("GET" "/api/v1/status", Token, "How the daemon stands", 200, openapi::status, get(api::status)),
+    route!("GET" "/api/v1/openapi.json", Token, "This document", 200, openapi::any, get(openapi::document)),
 ];
 
 /// The router over the table, behind the guard.

@@ -1,6 +1,8 @@
 //! Promise: whoever cannot show the token gets nothing over TCP, on any route there is or will be; what comes in is bounded.
 
-use crate::api_daemon::{Daemon, sample};
+use crate::api_daemon::{ANAS_TOKEN, Daemon, sample};
+use crate::support::http;
+use mainstay::model::Way;
 use mainstay::web::{ROUTES, Route};
 use reqwest::{Method, StatusCode};
 use std::time::{Duration, Instant};
@@ -21,6 +23,7 @@ async fn ask(daemon: &Daemon, route: &Route, token: Option<&str>) -> StatusCode 
     if route.method == "POST" {
         request = request.header("content-type", "application/json").body(match route.path {
             "/api/v1/trigger" => r#"{"repo":"shop"}"#,
+            "/api/v1/tokens" => r#"{"person":"ana"}"#,
             _ => "{}",
         });
     }
@@ -51,14 +54,64 @@ async fn every_route_over_tcp_needs_the_token_unless_the_table_says_open() {
                 assert_eq!(status, StatusCode::UNAUTHORIZED, "{name} with token {wrong:?}");
             }
         }
-        if !route.open {
-            let status = ask(&daemon, route, Some(&daemon.token)).await;
-            assert!(status.is_success(), "{name} with the right token answered {status}");
+        for right in [daemon.token.as_str(), ANAS_TOKEN] {
+            let status = ask(&daemon, route, Some(right)).await;
+            if route.local {
+                assert_eq!(status, StatusCode::FORBIDDEN, "{name} is not for TCP, whatever token is shown");
+            } else if !route.open {
+                assert!(status.is_success(), "{name} with a right token answered {status}");
+            }
         }
     }
     let wishes = daemon.memory.wishes();
-    let posts = ROUTES.iter().filter(|route| route.method == "POST" && !route.open).count();
-    assert_eq!(wishes.len(), posts, "a refused request had an effect: {wishes:?}");
+    let posts = ROUTES.iter().filter(|route| route.method == "POST" && !route.open && !route.local).count();
+    assert_eq!(wishes.len(), 2 * posts, "a refused request had an effect: {wishes:?}");
+}
+
+#[tokio::test]
+async fn only_the_socket_makes_and_revokes_tokens() {
+    let daemon = Daemon::start().await;
+    let local: Vec<String> =
+        ROUTES.iter().filter(|route| route.local).map(|route| format!("{} {}", route.method, route.path)).collect();
+    assert_eq!(local, ["POST /api/v1/tokens", "POST /api/v1/tokens/{id}/revoke"]);
+    let over_socket = |path: &'static str, body: &'static str| {
+        let socket = daemon.state().join("mainstay.sock");
+        let headers = [("Content-Type", "application/json")];
+        async move {
+            tokio::task::spawn_blocking(move || http::ask(&socket, "POST", path, &headers, body.as_bytes()).unwrap())
+                .await
+                .unwrap()
+                .0
+        }
+    };
+    assert_eq!(over_socket("/api/v1/tokens", r#"{"person":"ana"}"#).await, 201);
+    assert_eq!(over_socket("/api/v1/tokens", r#"{"person":"a b"}"#).await, 400);
+    assert_eq!(over_socket("/api/v1/tokens/12/revoke", "").await, 200);
+    assert_eq!(over_socket("/api/v1/tokens/x/revoke", "").await, 400);
+    assert_eq!(daemon.memory.wishes(), ["token for ana", "revoke 12"]);
+}
+
+#[tokio::test]
+async fn every_wish_says_who_asks_and_how_that_is_known() {
+    let daemon = Daemon::start().await;
+    let reload = ROUTES.iter().find(|route| route.path == "/api/v1/reload").unwrap();
+    assert!(ask(&daemon, reload, Some(&daemon.token)).await.is_success());
+    assert!(ask(&daemon, reload, Some(ANAS_TOKEN)).await.is_success());
+    let almost = format!("{}b", &ANAS_TOKEN[..ANAS_TOKEN.len() - 1]);
+    assert_eq!(ask(&daemon, reload, Some(&almost)).await, StatusCode::UNAUTHORIZED);
+    let socket = daemon.state().join("mainstay.sock");
+    // A token changes nothing on the socket, where the kernel says who it is.
+    let shown = format!("Bearer {}", daemon.token);
+    let status = tokio::task::spawn_blocking(move || {
+        http::ask(&socket, "POST", "/api/v1/reload", &[("Authorization", &shown)], b"").unwrap().0
+    });
+    assert_eq!(status.await.unwrap(), 200);
+    let askers = daemon.memory.askers();
+    let told: Vec<_> = askers.iter().map(|by| (by.who(), by.as_person().is_some(), by.way())).collect();
+    assert_eq!(
+        told,
+        [("the token file", false, Way::SharedToken), ("ana", true, Way::Token), ("ana", true, Way::Socket)]
+    );
 }
 
 #[tokio::test]

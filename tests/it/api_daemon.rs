@@ -5,14 +5,14 @@ use mainstay::logs::file::{LogLimit, LogWriter};
 use mainstay::logs::hub::LogStore;
 use mainstay::logs::mask::Masker;
 use mainstay::model::api::{
-    DaemonStatus, HookAccepted, InboxView, Reloaded, RetryRequest, RunDetail, RunFilter, RunSummary, Started,
-    TriggerRequest,
+    AuditEntry, AuditFilter, AuditVerdict, DaemonStatus, HookAccepted, InboxView, Reloaded, RetryRequest, RunDetail,
+    RunFilter, RunSummary, Started, TokenCreated, TokenRequest, TokenView, TriggerRequest,
 };
 use mainstay::model::log::{LogChunk, Stream};
-use mainstay::model::{AttemptId, RepoName, RunId, RunStatus};
+use mainstay::model::{Asker, AttemptId, PersonName, RepoName, RunId, RunStatus};
 use mainstay::web::auth::{Hosts, Token};
 use mainstay::web::listen::{Socket, serve};
-use mainstay::web::{App, Control, Headers, HookError, Intake, Problem, Runs, router};
+use mainstay::web::{App, Audit, Control, Headers, HookError, Intake, People, Problem, Runs, router};
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -25,6 +25,7 @@ struct Kept {
     versions: BTreeMap<u64, u64>,
     logs: BTreeMap<AttemptId, (LogWriter, i64)>,
     wishes: Vec<String>,
+    askers: Vec<Asker>,
     reasons: Vec<String>,
 }
 
@@ -75,8 +76,19 @@ impl Memory {
         self.kept.lock().unwrap().reasons.push(reason.into());
     }
 
+    /// Who asked for each of them, webhooks left out.
+    pub(crate) fn askers(&self) -> Vec<Asker> {
+        self.kept.lock().unwrap().askers.clone()
+    }
+
     fn wish(&self, wish: String) {
         self.kept.lock().unwrap().wishes.push(wish);
+    }
+
+    fn wish_of(&self, by: &Asker, wish: String) {
+        let mut kept = self.kept.lock().unwrap();
+        kept.askers.push(by.clone());
+        kept.wishes.push(wish);
     }
 
     fn known(&self, run: RunId) -> Result<RunStatus, Problem> {
@@ -107,32 +119,32 @@ impl Runs for Memory {
 
 #[async_trait]
 impl Control for Memory {
-    async fn trigger(&self, request: TriggerRequest) -> Result<Started, Problem> {
+    async fn trigger(&self, request: TriggerRequest, by: &Asker) -> Result<Started, Problem> {
         if request.repo.as_str() != "shop" {
             return Err(
                 Problem::not_found(format!("find the repository `{}`", request.repo)).hint("mainstay.yml names shop")
             );
         }
-        self.wish(format!(
-            "trigger {} {:?} {:?} {:?}",
-            request.repo, request.git_ref, request.pipeline, request.inputs
-        ));
+        self.wish_of(
+            by,
+            format!("trigger {} {:?} {:?} {:?}", request.repo, request.git_ref, request.pipeline, request.inputs),
+        );
         Ok(Started { runs: vec![RunId(12)], notes: vec![] })
     }
-    async fn cancel(&self, run: RunId) -> Result<(), Problem> {
+    async fn cancel(&self, run: RunId, by: &Asker) -> Result<(), Problem> {
         if self.known(run)?.is_final() {
             return Err(Problem::conflict(format!("cancel run #{run}: it is over already")));
         }
-        self.wish(format!("cancel {run}"));
+        self.wish_of(by, format!("cancel {run}"));
         Ok(())
     }
-    async fn retry(&self, run: RunId, request: RetryRequest) -> Result<Started, Problem> {
+    async fn retry(&self, run: RunId, request: RetryRequest, by: &Asker) -> Result<Started, Problem> {
         self.known(run)?;
-        self.wish(format!("retry {run} {:?}", request.from));
+        self.wish_of(by, format!("retry {run} {:?}", request.from));
         Ok(Started { runs: vec![RunId(run.0 + 1)], notes: vec![] })
     }
-    async fn reload(&self) -> Result<Reloaded, Problem> {
-        self.wish("reload".into());
+    async fn reload(&self, by: &Asker) -> Result<Reloaded, Problem> {
+        self.wish_of(by, "reload".into());
         Ok(Reloaded { changes: vec!["watches `till`".into()] })
     }
     async fn status(&self) -> DaemonStatus {
@@ -177,12 +189,58 @@ impl Intake for Memory {
         });
         Ok(std::iter::repeat_n(serde_json::from_value(entry).unwrap(), 1).take(limit as usize).collect())
     }
-    async fn replay(&self, id: u64) -> Result<Started, Problem> {
+    async fn replay(&self, id: u64, by: &Asker) -> Result<Started, Problem> {
         if id != 41 {
             return Err(Problem::not_found(format!("find report {id} in the inbox")));
         }
-        self.wish(format!("replay {id}"));
+        self.wish_of(by, format!("replay {id}"));
         Ok(Started { runs: vec![RunId(13)], notes: vec![] })
+    }
+}
+
+/// The only personal token there is, and it is Ana's.
+pub(crate) const ANAS_TOKEN: &str = "mainstay_aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa";
+
+fn token(id: u64) -> TokenView {
+    serde_json::from_value(serde_json::json!({
+        "id": id, "person": "ana", "name": null, "state": "in-force", "created_at": "2026-03-01T10:00:00Z",
+        "created_by": "root", "expires_at": null, "revoked_at": null
+    }))
+    .unwrap()
+}
+
+#[async_trait]
+impl People for Memory {
+    fn of_unix(&self, user: &str) -> Option<PersonName> {
+        let own = nix::unistd::User::from_uid(nix::unistd::geteuid()).unwrap().unwrap();
+        (user == own.name).then(|| PersonName::new("ana").unwrap())
+    }
+    async fn of_token(&self, shown: &str) -> Result<PersonName, Problem> {
+        if shown == ANAS_TOKEN {
+            return Ok(PersonName::new("ana").unwrap());
+        }
+        Err(Problem::new(axum::http::StatusCode::UNAUTHORIZED, "prove who asks: no such token"))
+    }
+    async fn tokens(&self) -> Result<Vec<TokenView>, Problem> {
+        Ok(vec![token(12)])
+    }
+    async fn create_token(&self, request: TokenRequest, by: &Asker) -> Result<TokenCreated, Problem> {
+        self.wish_of(by, format!("token for {}", request.person));
+        Ok(TokenCreated { token: ANAS_TOKEN.into(), stored: token(12) })
+    }
+    async fn revoke_token(&self, id: u64, by: &Asker) -> Result<TokenView, Problem> {
+        self.wish_of(by, format!("revoke {id}"));
+        Ok(token(id))
+    }
+}
+
+#[async_trait]
+impl Audit for Memory {
+    async fn list(&self, _: &AuditFilter) -> Result<Vec<AuditEntry>, Problem> {
+        Ok(Vec::new())
+    }
+    async fn verify(&self, _: Option<String>) -> Result<AuditVerdict, Problem> {
+        Ok(AuditVerdict { entries: 0, newest: None, expected_at: None, broken: None })
     }
 }
 
@@ -219,6 +277,8 @@ impl Daemon {
             logs: memory.logs.clone(),
             control: Arc::new(memory.clone()),
             intake: Arc::new(memory.clone()),
+            people: Arc::new(memory.clone()),
+            audit: Arc::new(memory.clone()),
             token,
             hosts: Hosts::new(Some(address), Some("https://ci.example.com")),
             changes: memory.changes.subscribe(),

@@ -4,7 +4,7 @@ use crate::git_transports::git;
 use mainstay::git::Mirror;
 use mainstay::model::ids::PipelineName;
 use mainstay::model::trigger::Feeder;
-use mainstay::model::{EventKind, Oid, RepoName};
+use mainstay::model::{Asker, EventKind, Oid, RepoName};
 use mainstay::store::{Answer, InboxRow, RefReport, Report, ScheduleKey, Seen, Store, Verdict};
 use mainstay::trigger::hook::{self, Notified};
 use mainstay::trigger::{Intake, RefChange, WatchedRepo, WebhookConfig, schedule, socket, spool, watch, webhook};
@@ -470,17 +470,17 @@ async fn manual_triggers_and_replays_are_rows_too() {
         pipeline: Some(PipelineName::new("release").unwrap()),
         inputs: [("level".to_owned(), "full".to_owned())].into(),
     };
-    let id = w.intake.trigger(request.clone(), Some("ana".into())).await.unwrap();
+    let id = w.intake.trigger(request.clone(), &Asker::user("ana")).await.unwrap();
     let row = w.intake.store().inbox_row(id).await.unwrap().unwrap();
     assert_eq!((row.kind, &row.new, row.git_ref.as_str()), (EventKind::Manual, &w.head(), "refs/heads/main"));
     assert_eq!((row.actor.as_deref(), row.inputs["level"].as_str()), (Some("ana"), "full"));
     let bad = mainstay::model::api::TriggerRequest { git_ref: Some("nope".into()), ..request };
-    assert!(w.intake.trigger(bad, None).await.is_err());
-    let again = w.intake.store().replay_inbox(id, Some("ben".into())).await.unwrap();
+    assert!(w.intake.trigger(bad, &Asker::user("ana")).await.is_err());
+    let again = w.intake.store().replay_inbox(id, &Asker::user("ben")).await.unwrap();
     let copy = w.intake.store().inbox_row(again).await.unwrap().unwrap();
     assert_eq!((copy.new, copy.inputs, copy.actor.as_deref()), (row.new, row.inputs, Some("ben")));
     let none = mainstay::store::InboxId(999);
-    assert!(w.intake.store().replay_inbox(none, None).await.is_err());
+    assert!(w.intake.store().replay_inbox(none, &Asker::user("ben")).await.is_err());
 }
 
 #[tokio::test]

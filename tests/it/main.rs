@@ -2,6 +2,7 @@
 
 mod api_auth;
 mod api_daemon;
+mod audit;
 mod cli;
 mod conformance;
 mod demo;
@@ -13,6 +14,7 @@ mod late_leftovers;
 mod logs;
 mod logs_end_to_end;
 mod one_push_one_run;
+mod people;
 mod private_registry;
 mod run_is_stopped;
 mod run_survives_kill;
