@@ -2,8 +2,8 @@
 //!
 //! Enters a project (a folder, or the small one in the binary); leaves two finished runs on the screen, one good and
 //! one with a broken test. Everything is done by the commands a user would type, so what is seen is what users get.
-//! The daemon is a child that is stopped, and waited for, however the demo ends. Here is the story; its [`folder`], its
-//! [`project`], the [`process`]es it runs and the [`telling`] are below.
+//! The daemon is a child that is stopped, and waited for, however the demo ends. Here is the story; its `folder`, its
+//! `project`, the `process`es it runs and the `telling` are below.
 
 mod folder;
 mod process;

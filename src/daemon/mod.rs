@@ -177,11 +177,18 @@ impl Core {
                 );
             }
         }
-        if *old == *new {
-            return Ok(changes);
-        }
         let before = self.parts();
         let wired = wire::wire(&new, self.engine.store().instance(), &before.runtimes)?;
+        // The values of secrets for steps stand in the store alone: the file may be the same, word for word.
+        let held = self.engine.repos();
+        for (name, setup) in &wired.repos {
+            if held.get(name).is_some_and(|before| before.secrets != setup.secrets) {
+                changes.push(format!("{name} has other secrets"));
+            }
+        }
+        if *old == *new && changes.is_empty() {
+            return Ok(changes);
+        }
         for name in new.repos.keys().filter(|name| !old.repos.contains_key(*name)) {
             changes.push(format!("{name} is watched now"));
         }

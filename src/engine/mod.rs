@@ -180,6 +180,11 @@ impl Engine {
         &self.shared.store
     }
 
+    /// The repositories as they were last configured.
+    pub fn repos(&self) -> BTreeMap<RepoName, RepoSetup> {
+        self.shared.repos.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
     /// The logs.
     pub fn logs(&self) -> &LogStore {
         &self.shared.logs

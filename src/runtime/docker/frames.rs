@@ -17,9 +17,9 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 
-/// What one read takes: little at first, since most logs are quiet and there are many; up to about what a Unix socket
-/// holds, once that much has been there.
-const READ_BYTES: (usize, usize) = (8 * 1024, 256 * 1024);
+/// What one read takes: little at first, since most logs are quiet and there are many; more, once that much has been
+/// there. A Unix socket seldom holds more of a log.
+const READ_BYTES: (usize, usize) = (8 * 1024, 64 * 1024);
 /// Batches on their way: one being looked at, one to come. A slow reader holds the engine up, not our memory.
 const BATCHES: usize = 1;
 /// How long a chatty log gathers before it is read. A Unix socket holds some 270 short lines, and engines send fewer in

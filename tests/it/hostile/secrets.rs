@@ -15,13 +15,35 @@ const FORMS: [(&str, &str); 5] = [
     ("split", "printf 'half '; printf %s \"$TOKEN\" | head -c 12; sleep 0.4; printf %s \"$TOKEN\" | tail -c +13; echo"),
 ];
 
+fn store(lab: &Lab, value: &str) {
+    let mut set = lab.command().args(["secrets", "set", "TOKEN"]).stdin(Stdio::piped()).spawn().unwrap();
+    set.stdin.take().unwrap().write_all(format!("{value}\n").as_bytes()).unwrap();
+    assert!(set.wait().unwrap().success());
+}
+
+#[test]
+fn a_changed_secret_reaches_steps_after_a_reload() {
+    let lab = Lab::start_with("", "    secrets: [TOKEN]\n", |lab| store(lab, "the first value"));
+    store(&lab, "the second value");
+    let reloaded = lab.cli(&["reload"]);
+    assert!(reloaded.status.success() && text(&reloaded).contains("other secrets"), "{}", text(&reloaded));
+    let again = text(&lab.cli(&["reload"]));
+    assert!(!again.contains("other secrets"), "nothing changed since: {again}");
+    let pipeline = "steps:
+  ask:
+    image: busybox
+    secrets: [TOKEN]
+    commands: ['test \"$TOKEN\" = \"the second value\"', 'echo \"it is $TOKEN\"']
+";
+    let run = lab.ended(&lab.push("main", &[(".mainstay/ci.yml", pipeline.as_bytes())]));
+    let said = lab.logs(&run);
+    assert_eq!(run["status"], "success", "{said}");
+    assert!(said.contains("it is ***"), "{said}");
+}
+
 #[test]
 fn a_secret_is_stored_nowhere_else_and_shown_to_nobody() {
-    let lab = Lab::start_with("", "    secrets: [TOKEN]\n", |lab| {
-        let mut set = lab.command().args(["secrets", "set", "TOKEN"]).stdin(Stdio::piped()).spawn().unwrap();
-        set.stdin.take().unwrap().write_all(format!("{VALUE}\n").as_bytes()).unwrap();
-        assert!(set.wait().unwrap().success());
-    });
+    let lab = Lab::start_with("", "    secrets: [TOKEN]\n", |lab| store(lab, VALUE));
     let mut pipeline = String::from("steps:\n  show:\n    image: busybox\n    secrets: [TOKEN]\n    commands:\n");
     for (_, command) in FORMS {
         pipeline += &format!("      - |\n        {command}\n");
