@@ -8,6 +8,7 @@ use bollard::models::{ContainerCreateBody, HostConfig, MountType};
 use bollard::query_parameters::{CreateContainerOptions, InspectContainerOptions, WaitContainerOptions};
 use futures_util::StreamExt;
 use std::process::Command;
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Duration;
 
 /// Names what the floor makes, beside our process id.
@@ -62,8 +63,11 @@ async fn host_config(lab: &Lab, api: &Docker) -> HostConfig {
 }
 
 async fn bare_loop(api: &Docker, like: &HostConfig) -> f64 {
-    let own = format!("{FLOOR}-{}", std::process::id());
-    docker(&["network", "create", "--subnet", "10.212.255.0/24", &own]);
+    // Of its own each time: see `remove_network`.
+    static ROUND: AtomicU8 = AtomicU8::new(0);
+    let round = ROUND.fetch_add(1, Ordering::Relaxed);
+    let own = format!("{FLOOR}-{}-{round}", std::process::id());
+    docker(&["network", "create", "--subnet", &format!("10.212.{}.0/24", 255 - round), &own]);
     docker(&["volume", "create", &own]);
     let mut host_config = like.clone();
     host_config.network_mode = Some(own.clone());
