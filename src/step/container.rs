@@ -99,6 +99,8 @@ async fn attempt(job: &mut AttemptJob) -> AttemptResult {
         log.finish();
         return log.result(match error {
             RuntimeError::Image { .. } => AttemptEnd::ImagePull { detail: error.to_string() },
+            // An earlier daemon may have given it, and what it was given to is gone.
+            _ if job.recovered => AttemptEnd::LostContainer { detail: error.to_string() },
             _ => AttemptEnd::EngineError { detail: error.to_string() },
         });
     }
