@@ -81,7 +81,10 @@ pub(super) fn judge(tx: &Transaction<'_>, report: &Report, change: &RefReport) -
     if last == change.new {
         return Ok(Judged::Drop(format!("{} at {} was accepted before", change.git_ref, change.new.short())));
     }
-    if last == change.old { Ok(next) } else { Ok(Judged::AcceptLook(generation + 1, last)) }
+    // A hook's report that is judged here broke the chain of hook reports: it may be an older one with the same ends, and
+    // the hook's report of what the look found may still come.
+    let is_this_change = last == change.old && report.feeder != Feeder::Hook;
+    if is_this_change { Ok(next) } else { Ok(Judged::AcceptLook(generation + 1, last)) }
 }
 
 /// Whether this feeder has reported that generation.
