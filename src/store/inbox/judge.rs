@@ -27,7 +27,8 @@ pub(super) enum Judged {
 /// 1. Only branches and tags count.
 /// 2. A report joins the newest generation with the same old -> new that its feeder has not reported yet; unless it is a
 ///    poll's that looked after the newest generation.
-/// 3. A hook's report that goes on from where a hook left the ref is accepted: hooks see every push, in order.
+/// 3. A hook's report that goes on from where hooks left the ref, having told its last generations, is accepted: hooks see
+///    every push, in order.
 /// 4. Any other is accepted when it is what the ref holds now, and that is not what was accepted last.
 /// 5. The rest came too late.
 pub(super) fn judge(tx: &Transaction<'_>, report: &Report, change: &RefReport) -> Result<Judged, StoreError> {
@@ -87,16 +88,26 @@ pub(super) fn judge(tx: &Transaction<'_>, report: &Report, change: &RefReport) -
     if is_this_change { Ok(next) } else { Ok(Judged::AcceptLook(generation + 1, last)) }
 }
 
-/// Whether this feeder has reported that generation.
+/// So many of the newest generations a hook must have reported for its next report to count as going on from there: one
+/// alone may have been an older report with the same ends.
+const CHAIN: u64 = 4;
+
+/// Whether this feeder has reported that generation and those just before it.
 fn told(tx: &Transaction<'_>, report: &Report, change: &RefReport, generation: u64) -> Result<bool, StoreError> {
     if generation == 0 {
         return Ok(true);
     }
     let untold = tx
         .prepare_cached(&format!(
-            "SELECT 1 FROM inbox WHERE repo = ?1 AND git_ref = ?2 AND generation = ?3 AND {NOT_TOLD_BY} ?4)"
+            "SELECT 1 FROM inbox WHERE repo = ?1 AND git_ref = ?2 AND generation BETWEEN ?3 AND ?4 AND {NOT_TOLD_BY} ?5)"
         ))?
-        .exists(params![report.repo.as_str(), change.git_ref, generation as i64, report.feeder.as_str()])?;
+        .exists(params![
+            report.repo.as_str(),
+            change.git_ref,
+            (generation + 1).saturating_sub(CHAIN).max(1) as i64,
+            generation as i64,
+            report.feeder.as_str()
+        ])?;
     Ok(!untold)
 }
 
