@@ -60,6 +60,13 @@ impl Lab {
         name
     }
 
+    /// A volume that the engine made by itself, for a container made late; its name.
+    fn bare_volume(&self, name: &str) -> String {
+        let name = format!("mainstay-{}-{name}", self.instance);
+        self.make("/volumes/create", &json!({ "Name": name }));
+        name
+    }
+
     fn holds(&self, name: &str) -> bool {
         self.engine.held(&self.instance.0).iter().any(|one| one.split(' ').nth(1) == Some(name))
     }
@@ -127,7 +134,7 @@ async fn they_go_at_the_second_look_and_what_lives_stays() {
         }
     };
 
-    let late = [lab.container(closed, "test"), lab.space("late")];
+    let late = [lab.container(closed, "test"), lab.space("late"), lab.bare_volume("p0123456789abcdef")];
     let mut round = sweep::Late::default();
     round.round(&engine, &runtimes).await.unwrap();
     for name in &late {

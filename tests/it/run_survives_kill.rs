@@ -299,7 +299,7 @@ fn what_was_lost_while_nobody_looked_is_said_and_nothing_is_stuck() {
     daemon.wait_running(run, "long");
     daemon.kill9();
     let instance = daemon.instance();
-    daemon.engine.forget(&instance);
+    daemon.engine.lose(&instance);
     daemon.start();
     let detail = daemon.wait_run(run);
     assert_eq!(detail["status"], "failure", "{detail:#}");

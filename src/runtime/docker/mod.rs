@@ -124,12 +124,22 @@ impl Docker {
         Ok(listed.into_iter().filter_map(|n| Some((n.name?, n.labels.unwrap_or_default()))).collect())
     }
 
+    /// By name, not by label: an engine that makes a container for a daemon which was killed, after the volume was
+    /// removed, makes the volume again by itself, and with no label.
     async fn volumes(&self) -> Result<Vec<(String, HashMap<String, String>)>, RuntimeError> {
         let engine = &self.inner.engine;
-        let options = ListVolumesOptions { filters: Some(engine.ours(None)) };
-        let listed = engine.api.list_volumes(Some(options)).await;
+        let prefix = space::name_prefix(engine);
+        let filters = HashMap::from([("name".to_owned(), vec![prefix.clone()])]);
+        let listed = engine.api.list_volumes(Some(ListVolumesOptions { filters: Some(filters) })).await;
         let listed = listed.map_err(|e| engine.error("list our volumes", &e))?;
-        Ok(listed.volumes.unwrap_or_default().into_iter().map(|v| (v.name, v.labels)).collect())
+        // The engine looks for the prefix anywhere in a name.
+        let ours = listed.volumes.unwrap_or_default().into_iter().filter(|volume| volume.name.starts_with(&prefix));
+        Ok(ours
+            .map(|mut volume| {
+                volume.labels.entry(SPACE.to_owned()).or_insert_with(|| volume.name.clone());
+                (volume.name, volume.labels)
+            })
+            .collect())
     }
 
     async fn remove_containers(&self, names: Vec<String>) -> Result<(), RuntimeError> {

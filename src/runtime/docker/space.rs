@@ -116,7 +116,7 @@ impl Spaces {
             doing: "get random bytes".to_owned(),
             source: std::io::Error::other(error.to_string()),
         })?;
-        let space = SpaceName(format!("mainstay-{}-p{random:016x}", engine.instance));
+        let space = SpaceName(format!("{}p{random:016x}", name_prefix(engine)));
         // Known before it exists: a sweep at this moment must not take its parts for an earlier daemon's.
         let known = Known { base: None, owner: Some((0, 0)), spare: None };
         self.known().insert(space.clone(), known);
@@ -339,6 +339,11 @@ impl Spaces {
         let _ = engine.api.remove_volume(&image::helper_volume(), None::<RemoveVolumeOptions>).await;
         let _ = engine.api.remove_image(&image::helper_image(), None::<RemoveImageOptions>, None).await;
     }
+}
+
+/// What the names of all volumes of a daemon begin with.
+pub(super) fn name_prefix(engine: &Engine) -> String {
+    format!("mainstay-{}-", engine.instance)
 }
 
 pub(super) async fn remove_volume(engine: &Engine, name: &str) -> Result<(), RuntimeError> {

@@ -87,23 +87,41 @@ impl DockerEngine {
         }
     }
 
-    /// Removes all that the engine holds of a daemon, as a reinstalled machine would have lost it.
+    /// Removes all that the engine holds of a daemon, as a reinstalled machine would have lost it, and looks that it
+    /// stays away: an engine may still be making what a killed daemon had asked for.
+    pub(crate) fn lose(&self, instance: &str) {
+        let until = Instant::now() + Duration::from_secs(30);
+        let mut quiet = 0;
+        while quiet < 3 {
+            self.remove_once(instance);
+            let left = self.held(instance);
+            assert!(Instant::now() < until, "the engine does not let go of {left:#?}");
+            quiet = if left.is_empty() { quiet + 1 } else { 0 };
+            std::thread::sleep(Duration::from_millis(100));
+        }
+    }
+
+    /// Removes what the engine holds of a daemon at the end of a test, as far as that goes.
     pub(crate) fn forget(&self, instance: &str) {
         for round in 0..3 {
-            for one in self.held(instance) {
-                let mut words = one.split(' ');
-                let (kind, name) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
-                let path = match kind {
-                    "container" => format!("/containers/{name}?force=1&v=1"),
-                    "network" => format!("/networks/{name}"),
-                    _ => format!("/volumes/{name}?force=1"),
-                };
-                let _ = http::ask(&self.socket, "DELETE", &path, &[], b"");
-            }
+            self.remove_once(instance);
             if self.held(instance).is_empty() {
                 return;
             }
             std::thread::sleep(Duration::from_millis(200 * round));
+        }
+    }
+
+    fn remove_once(&self, instance: &str) {
+        for one in self.held(instance) {
+            let mut words = one.split(' ');
+            let (kind, name) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
+            let path = match kind {
+                "container" => format!("/containers/{name}?force=1&v=1"),
+                "network" => format!("/networks/{name}"),
+                _ => format!("/volumes/{name}?force=1"),
+            };
+            let _ = http::ask(&self.socket, "DELETE", &path, &[], b"");
         }
     }
 }
