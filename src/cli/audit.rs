@@ -92,9 +92,10 @@ fn report(context: &Context, verdict: &AuditVerdict, expect: Option<&str>) -> Ex
         }
         (None, Some(newest)) => {
             ui.out(format!(
-                "{}: {} entries, the newest has the hash {newest}",
+                "{}: {} {}, the newest has the hash {newest}",
                 ui.paint(Tone::Good, "whole"),
-                verdict.entries
+                verdict.entries,
+                if verdict.entries == 1 { "entry" } else { "entries" }
             ));
             ui.say(
                 "keep that hash elsewhere: with `--expect HASH` it shows later that nothing was cut off or made anew",

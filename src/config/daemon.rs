@@ -401,8 +401,13 @@ impl Reader<'_, '_> {
         if let Some(node) = fields.get("host")
             && let Some(text) = self.check.text(node, "`host`")
         {
-            let good = ["unix:///", "tcp://", "http://"].iter().any(|p| text.len() > p.len() && text.starts_with(p));
-            if !good {
+            let at = |prefix: &str| text.strip_prefix(prefix).filter(|rest| !rest.is_empty());
+            let address = at("tcp://").or_else(|| at("http://"));
+            let is_address = address.is_some_and(|address| {
+                let parsed = address.parse::<axum::http::uri::Authority>();
+                parsed.is_ok_and(|address| address.port_u16().is_some() || address.host() == address.as_str())
+            });
+            if !is_address && at("unix:///").is_none() {
                 self.check.error(node.place, "`host` is `unix:///PATH` or `tcp://HOST:PORT`");
             }
             settings.host = Some(text.to_owned());

@@ -285,7 +285,7 @@ impl Mirror {
         };
         if word.is_empty() || word == "HEAD" {
             let head = refs.head.clone().and_then(by_ref);
-            return head.unwrap_or_else(|| Err(not_found(format!("the default branch of {}", self.url))));
+            return head.unwrap_or_else(|| Err(not_found(self.no_default_branch(&refs))));
         }
         for name in [word.to_owned(), format!("refs/heads/{word}"), format!("refs/tags/{word}")] {
             if let Some(found) = by_ref(name) {
@@ -300,6 +300,21 @@ impl Mirror {
             return Ok(Resolved { git_ref: None, commit: from_git(found.id()) });
         }
         Err(not_found(format!("the branch, tag or commit `{}` in {}", shown(word.as_bytes()), self.url)))
+    }
+
+    /// In words why an empty ref stands for nothing. Often a bare repository was made for another first branch than the
+    /// one that was pushed.
+    fn no_default_branch(&self, refs: &RemoteRefs) -> String {
+        let branches: Vec<_> = refs.refs.keys().filter_map(|name| name.strip_prefix("refs/heads/")).collect();
+        let what = format!("the default branch of {}", self.url);
+        let Some(some) = branches.iter().find(|name| **name == "main").or(branches.first()) else {
+            return format!("{what}: nothing was pushed there yet");
+        };
+        let head = refs.head.as_deref().unwrap_or("a branch that does not exist");
+        let more = if branches.len() > 1 { ", among others" } else { "" };
+        format!(
+            "{what}: its HEAD names {head}, and it has `{some}`{more}\nhint: name one, as in `--ref {some}`, or once, in that repository: git symbolic-ref HEAD refs/heads/{some}"
+        )
     }
 
     /// The content of a file at a commit; `None` when there is none. A link anywhere on the way is an error.

@@ -354,3 +354,19 @@ fn many_loose_objects_and_little_packs_become_one_pack_and_all_is_still_there() 
     assert!(all.iter().all(|id| mirror.contains(id).unwrap()));
     git(mirror.dir(), &["fsck", "--full", "--strict"]);
 }
+
+#[test]
+fn a_head_that_names_nothing_is_told_with_the_way_out() {
+    let f = Fixture::new();
+    let mirror = f.mirror();
+    mirror.fetch().unwrap();
+    let said = mirror.resolve("").unwrap_err().to_string();
+    assert!(said.contains("nothing was pushed there yet"), "{said}");
+    git(&f.bare, &["symbolic-ref", "HEAD", "refs/heads/master"]);
+    f.commit("a", "1");
+    f.push("HEAD:refs/heads/aa");
+    f.push("HEAD:refs/heads/main");
+    mirror.fetch().unwrap();
+    let said = mirror.resolve("").unwrap_err().to_string();
+    assert!(said.contains("has `main`, among others\nhint: ") && said.contains("`--ref main`"), "{said}");
+}

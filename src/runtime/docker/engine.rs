@@ -60,18 +60,20 @@ pub(super) fn is_gone(error: &Error) -> bool {
     status(error) == Some(404)
 }
 
-/// The causes below an error, in one line: the connection's own words are at the bottom.
+/// The causes below an error, in one line: the connection's own words are at the bottom. What only names the client's
+/// layers above them says nothing to anybody.
 fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut at = error.source();
+    let mut causes: Vec<String> = Vec::new();
+    let mut at = Some(error);
     while let Some(cause) = at {
         let said = cause.to_string();
-        if !text.contains(&said) {
-            text = format!("{text}: {said}");
+        let of_the_client = said.starts_with("Error in the hyper") || said.starts_with("client error (");
+        if !causes.iter().any(|above| above.contains(&said)) && (!of_the_client || cause.source().is_none()) {
+            causes.push(said);
         }
         at = cause.source();
     }
-    text
+    causes.join(": ")
 }
 
 impl Engine {
