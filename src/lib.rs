@@ -21,14 +21,17 @@
 //!
 //! `docs/ARCHITECTURE.md` walks through a push from the hook to the last log line.
 
+pub mod approval;
 pub mod cli;
 pub mod config;
 pub mod daemon;
+pub mod deploy;
 pub mod engine;
 pub mod failpoint;
 pub mod git;
 pub mod logs;
 pub mod model;
+pub mod notify;
 pub mod plan;
 pub mod runtime;
 pub mod step;

@@ -1,9 +1,13 @@
 //! `mainstay.yml`: what the daemon watches, where it keeps things, and how much it may use. Reference:
 //! `docs/user-guide/configuration.md`.
 
+pub mod environment;
+pub mod notify;
 mod people;
 mod repo;
 
+pub use environment::Environment;
+pub use notify::Notify;
 pub use people::{People, Person};
 
 use super::check::Checker;
@@ -12,7 +16,7 @@ use super::interpolate::{self, Sources};
 use super::pipeline::{cpus, memory, pids};
 use super::secret::{Secret, SecretStore};
 use super::yaml::{self, Node, Value};
-use crate::model::ids::RepoName;
+use crate::model::ids::{EnvironmentName, RepoName};
 use crate::model::plan::Resources;
 use crate::model::{ByteSize, Span};
 use std::collections::BTreeMap;
@@ -38,6 +42,10 @@ pub struct Daemon {
     pub keep: Keep,
     /// The people who may ask, and the groups they are in.
     pub people: People,
+    /// Where releases are deployed to.
+    pub environments: BTreeMap<EnvironmentName, Environment>,
+    /// How people are told.
+    pub notify: Notify,
     /// The watched repositories.
     pub repos: BTreeMap<RepoName, Repo>,
     secrets: Vec<Secret>,
@@ -349,7 +357,9 @@ impl Reader<'_, '_> {
                 self.check.findings.push(finding.hint("name what to watch: `repos: { NAME: PATH-OR-URL }`"));
             }
         }
-        Some(Daemon { server, state, runtime, registries, limits, keep, people, repos, secrets: Vec::new() })
+        let (environments, notify) = (BTreeMap::new(), Notify::default());
+        let secrets = Vec::new();
+        Some(Daemon { server, state, runtime, registries, limits, keep, people, environments, notify, repos, secrets })
     }
 
     fn server(&mut self, node: Option<&Node>) -> Server {

@@ -13,6 +13,7 @@ use super::needs::Needs;
 use super::schedule::Schedule;
 use super::yaml::{self, Key, Node, Place, Value};
 use crate::model::ids::PipelineName;
+pub use crate::model::input::{Input, InputKind};
 use crate::model::plan::{Resources, Retries, RetryOn, WhenStatus};
 use crate::model::{Span, StepName};
 use std::collections::{BTreeMap, HashMap};
@@ -55,52 +56,6 @@ pub struct PushTrigger {
 pub struct ManualTrigger {
     /// The inputs, in the order written.
     pub inputs: Vec<Input>,
-}
-
-/// One input of a manual run.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Input {
-    /// Its name.
-    pub name: String,
-    /// What it takes.
-    pub kind: InputKind,
-    /// Its value when it is not given.
-    pub default: Option<String>,
-    /// It must be given.
-    pub required: bool,
-    /// What it is for, in words.
-    pub description: Option<String>,
-}
-
-/// What an input takes.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum InputKind {
-    /// Any text.
-    Text,
-    /// `true` or `false`.
-    Boolean,
-    /// A decimal number.
-    Number,
-    /// One of these.
-    Choice(Vec<String>),
-}
-
-impl InputKind {
-    /// Checks a value.
-    ///
-    /// # Errors
-    /// What would be right, as a fragment that fits after "must be".
-    pub fn check(&self, value: &str) -> Result<(), String> {
-        match self {
-            InputKind::Text => Ok(()),
-            InputKind::Boolean if matches!(value, "true" | "false") => Ok(()),
-            InputKind::Boolean => Err("`true` or `false`".to_owned()),
-            InputKind::Number if value.parse::<f64>().is_ok_and(f64::is_finite) => Ok(()),
-            InputKind::Number => Err("a number".to_owned()),
-            InputKind::Choice(options) if options.iter().any(|o| o == value) => Ok(()),
-            InputKind::Choice(options) => Err(format!("one of {}", options.join(", "))),
-        }
-    }
 }
 
 /// One step as its file means it.

@@ -33,6 +33,7 @@ fn step(text: &str, needs: &[&str]) -> PlannedStep {
         once: false,
         resources: Resources::default(),
         shares_holder: false,
+        kind: crate::model::plan::StepKind::Container,
     }
 }
 

@@ -16,6 +16,12 @@ pub enum Way {
     SharedToken,
     /// A signal to the process: whoever may send one.
     Signal,
+    /// A link that was mailed to that person.
+    Mail,
+    /// A signed message from a system that may speak for that person.
+    Webhook,
+    /// Nobody asked: the daemon acts by its own rules.
+    Daemon,
 }
 
 impl Way {
@@ -26,6 +32,9 @@ impl Way {
             Way::Token => "token",
             Way::SharedToken => "shared-token",
             Way::Signal => "signal",
+            Way::Mail => "mail",
+            Way::Webhook => "webhook",
+            Way::Daemon => "daemon",
         }
     }
 }
@@ -63,6 +72,10 @@ impl Asker {
     /// Whoever sent that signal.
     pub fn signal(name: &str) -> Self {
         Asker { who: name.to_owned(), person: None, way: Way::Signal }
+    }
+    /// The daemon itself.
+    pub fn daemon() -> Self {
+        Asker { who: "mainstay".to_owned(), person: None, way: Way::Daemon }
     }
     /// The name that is recorded.
     pub fn who(&self) -> &str {

@@ -105,6 +105,40 @@ name_type!(
     "the group's name"
 );
 
+name_type!(
+    /// The name of an environment: its key under `environments` in `mainstay.yml`.
+    EnvironmentName,
+    "the environment's name"
+);
+
+/// The number of a deploy, counted by one daemon from 1 over all environments.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(transparent)]
+pub struct DeployId(pub u64);
+
+/// The number of a request for approval, counted by one daemon from 1.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(transparent)]
+pub struct ApprovalId(pub u64);
+
+macro_rules! number_type {
+    ($name:ident) => {
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.pad(&self.0.to_string())
+            }
+        }
+        impl FromStr for $name {
+            type Err = std::num::ParseIntError;
+            fn from_str(s: &str) -> Result<Self, Self::Err> {
+                s.strip_prefix('#').unwrap_or(s).parse().map(Self)
+            }
+        }
+    };
+}
+number_type!(DeployId);
+number_type!(ApprovalId);
+
 /// The number of a run, counted by one daemon from 1; shown as `#12`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(transparent)]

@@ -3,8 +3,11 @@
 //! Nothing here does I/O and nothing here knows another room.
 
 pub mod api;
+pub mod approval;
 pub mod asker;
+pub mod deploy;
 pub mod ids;
+pub mod input;
 pub mod log;
 pub mod outcome;
 pub mod plan;
@@ -12,7 +15,9 @@ pub mod quantity;
 pub mod trigger;
 
 pub use asker::{Asker, Way};
-pub use ids::{AttemptId, GroupName, InstanceId, Oid, PersonName, RepoName, RunId, StepName};
+pub use ids::{
+    ApprovalId, AttemptId, DeployId, EnvironmentName, GroupName, InstanceId, Oid, PersonName, RepoName, RunId, StepName,
+};
 pub use outcome::{AttemptEnd, RunStatus, StepOutcome};
 pub use plan::{Plan, PlannedStep};
 pub use quantity::{ByteSize, Span};

@@ -1,6 +1,7 @@
 //! What a run will do, decided before it begins and stored with it. Made by `plan`, never changed afterwards.
 
-use super::ids::{PipelineName, StepName};
+use super::ids::{EnvironmentName, PipelineName, StepName};
+use super::input::Input;
 use super::quantity::{ByteSize, Span};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -56,6 +57,57 @@ pub struct PlannedStep {
     pub resources: Resources,
     /// It may use the network namespace of the run's holder: no step that shares it can ever run beside it.
     pub shares_holder: bool,
+    /// What an attempt of it does.
+    #[serde(default)]
+    pub kind: StepKind,
+}
+
+/// What an attempt of a step does.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum StepKind {
+    /// Runs a container of `image`.
+    #[default]
+    Container,
+    /// Brings an environment to the run's commit, and waits until its watch has ended.
+    Deploy(DeployStep),
+    /// Waits for people.
+    Approval(ApprovalStep),
+}
+
+impl StepKind {
+    /// It needs no container, no workspace and no turn: it waits for others.
+    pub fn only_waits(&self) -> bool {
+        !matches!(self, StepKind::Container)
+    }
+}
+
+/// The `deploy` of a step.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeployStep {
+    /// Which environment of `mainstay.yml`.
+    pub environment: EnvironmentName,
+    /// Images by service. Values may hold `${{ steps.NAME.KEY }}` and `${{ inputs.NAME }}`, filled in when it starts.
+    pub images: BTreeMap<String, String>,
+    /// Takes the images, and nothing else, from the release that serves in this environment.
+    pub promote: Option<EnvironmentName>,
+}
+
+/// The `approval` of a step.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ApprovalStep {
+    /// The environment whose policy in `mainstay.yml` decides. Exactly one of this and `from` is there.
+    pub environment: Option<EnvironmentName>,
+    /// Names of people and groups: a gate of the pipeline itself, which whoever may change the pipeline may change.
+    pub from: Vec<String>,
+    /// How many of `from`.
+    pub required: u32,
+    /// Without an answer within this time it is rejected; the environment's own time when it names one.
+    pub expires: Option<Span>,
+    /// What people are told.
+    pub message: Option<String>,
+    /// What they may give along; these become the step's outputs.
+    pub inputs: Vec<Input>,
 }
 
 /// When a failed attempt is followed by another.

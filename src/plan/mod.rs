@@ -63,6 +63,7 @@ pub fn make(pipeline: &Pipeline, file: &str, digest: &str, defaults: &Defaults) 
             once: step.once,
             resources: step.resources,
             shares_holder: sharing.contains(&n),
+            kind: crate::model::plan::StepKind::Container,
         }
     });
     Ok(Plan {

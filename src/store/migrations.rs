@@ -132,6 +132,154 @@ CREATE TABLE audit (
     hash        TEXT NOT NULL
 ) STRICT;
 ",
+    r"
+-- What an environment holds. A row is made when it is first deployed to. Times are milliseconds since 1970.
+CREATE TABLE environments (
+    name        TEXT PRIMARY KEY,
+    current     INTEGER,                           -- the release that should serve
+    verified    INTEGER,                           -- the last one that was verified: what a rollback goes back to
+    observed    TEXT,                              -- JSON Observation when `current` was put in place: what drift is held against
+    attention   TEXT,                              -- why a person has to act, in words
+    drift       TEXT,                              -- JSON list of Drift, as of the last look
+    looked_at   INTEGER                            -- when that was
+) STRICT;
+
+-- Who may act on an environment. A daemon that died leaves its lease; it is taken over once it has run out.
+CREATE TABLE leases (
+    environment TEXT PRIMARY KEY,
+    deploy_id   INTEGER NOT NULL,
+    owner       TEXT NOT NULL,                     -- one process: pid, start and a random number
+    since       INTEGER NOT NULL,
+    until       INTEGER NOT NULL                   -- renewed by a living owner
+) STRICT, WITHOUT ROWID;
+
+-- What was put into environments, for good.
+CREATE TABLE releases (
+    environment TEXT NOT NULL,
+    number      INTEGER NOT NULL,                  -- from 1, without gaps
+    deploy_id   INTEGER NOT NULL,
+    release     TEXT NOT NULL,                     -- JSON Release
+    verified_at INTEGER,
+    recorded    TEXT,                              -- the commit that tells of it in the environment's ref; and where that is
+    PRIMARY KEY (environment, number)
+) STRICT, WITHOUT ROWID;
+
+-- What was asked of environments, and what came of it. The state of a deploy is the fold of its events.
+CREATE TABLE deploys (
+    id          INTEGER PRIMARY KEY AUTOINCREMENT,
+    key         TEXT NOT NULL UNIQUE,              -- the same key is the same request
+    environment TEXT NOT NULL,
+    kind        TEXT NOT NULL,                     -- DeployKind
+    request     TEXT NOT NULL,                     -- JSON DeployRequest
+    status      TEXT NOT NULL,                     -- DeployStatus, follows the events
+    release     INTEGER,                           -- its release, once it has one
+    created_at  INTEGER NOT NULL,
+    finished_at INTEGER
+) STRICT;
+CREATE INDEX deploys_open ON deploys (environment, id) WHERE finished_at IS NULL;
+CREATE INDEX deploys_by_environment ON deploys (environment, id);
+
+CREATE TABLE deploy_events (
+    deploy_id   INTEGER NOT NULL REFERENCES deploys (id),
+    seq         INTEGER NOT NULL,
+    at          INTEGER NOT NULL,
+    event       TEXT NOT NULL,                     -- JSON DeployEvent
+    PRIMARY KEY (deploy_id, seq)
+) STRICT, WITHOUT ROWID;
+
+-- Answers of health rules.
+CREATE TABLE probes (
+    id          INTEGER PRIMARY KEY AUTOINCREMENT,
+    deploy_id   INTEGER NOT NULL,
+    rule        INTEGER NOT NULL,
+    at          INTEGER NOT NULL,
+    good        INTEGER NOT NULL,
+    took_us     INTEGER NOT NULL,
+    said        TEXT NOT NULL
+) STRICT;
+CREATE INDEX probes_by_deploy ON probes (deploy_id, id);
+
+-- Revisions that turned bad: nothing deploys them by itself again.
+CREATE TABLE holds (
+    id          INTEGER PRIMARY KEY AUTOINCREMENT,
+    environment TEXT NOT NULL,
+    repo        TEXT NOT NULL,
+    commit_sha  TEXT NOT NULL,
+    good_sha    TEXT,                              -- what served before it
+    deploy_id   INTEGER,                           -- the deploy that turned bad; none when a person held it
+    reason      TEXT NOT NULL,
+    by          TEXT NOT NULL,
+    strict      INTEGER NOT NULL DEFAULT 0,        -- 1: a later try was rolled back too; only a person lifts it
+    since       INTEGER NOT NULL,
+    lifted_at   INTEGER,
+    lifted_by   TEXT,
+    lifted_why  TEXT
+) STRICT;
+CREATE INDEX holds_in_force ON holds (environment) WHERE lifted_at IS NULL;
+
+-- What people are asked.
+CREATE TABLE approvals (
+    id          INTEGER PRIMARY KEY AUTOINCREMENT,
+    key         TEXT NOT NULL UNIQUE,
+    request     TEXT NOT NULL,                     -- JSON ApprovalRequest
+    state       TEXT NOT NULL,                     -- ApprovalState
+    note        TEXT,                              -- why it ended as it did
+    created_at  INTEGER NOT NULL,
+    expires_at  INTEGER NOT NULL,
+    ended_at    INTEGER
+) STRICT;
+CREATE INDEX approvals_open ON approvals (state) WHERE ended_at IS NULL;
+
+CREATE TABLE decisions (
+    id          INTEGER PRIMARY KEY AUTOINCREMENT,
+    approval_id INTEGER NOT NULL REFERENCES approvals (id),
+    person      TEXT NOT NULL,
+    verdict     TEXT NOT NULL,                     -- Verdict
+    channel     TEXT NOT NULL,                     -- Channel
+    inputs      TEXT NOT NULL,                     -- JSON object
+    at          INTEGER NOT NULL,
+    withdrawn_at INTEGER
+) STRICT;
+CREATE UNIQUE INDEX decisions_standing ON decisions (approval_id, person) WHERE withdrawn_at IS NULL;
+
+-- Links that were mailed. The secret half is not here: it is computed from the state folder's key.
+CREATE TABLE links (
+    id          TEXT PRIMARY KEY,                  -- random, in hex
+    approval_id INTEGER NOT NULL REFERENCES approvals (id),
+    person      TEXT NOT NULL,
+    expires_at  INTEGER NOT NULL,
+    used_at     INTEGER,
+    void_at     INTEGER,
+    code_digest BLOB,                              -- of the six digits mailed last
+    code_until  INTEGER,
+    code_tries  INTEGER NOT NULL DEFAULT 0
+) STRICT, WITHOUT ROWID;
+CREATE INDEX links_by_approval ON links (approval_id, person);
+
+-- Messages that were taken in over a signed webhook: each counts once.
+CREATE TABLE heard (
+    source      TEXT NOT NULL,
+    message     TEXT NOT NULL,
+    at          INTEGER NOT NULL,
+    PRIMARY KEY (source, message)
+) STRICT, WITHOUT ROWID;
+
+-- Messages to people, written with what they tell about and sent afterwards.
+CREATE TABLE outbox (
+    id          INTEGER PRIMARY KEY AUTOINCREMENT,
+    key         TEXT NOT NULL UNIQUE,              -- the same key is the same message
+    channel     TEXT NOT NULL,                     -- `mail`, or the name of a webhook
+    recipient   TEXT NOT NULL,                     -- a person's name, or empty
+    message     TEXT NOT NULL,                     -- JSON Message
+    state       TEXT NOT NULL DEFAULT 'waiting',   -- waiting | sending | sent | given-up
+    tries       INTEGER NOT NULL DEFAULT 0,
+    next_at     INTEGER NOT NULL,
+    created_at  INTEGER NOT NULL,
+    sent_at     INTEGER,
+    error       TEXT
+) STRICT;
+CREATE INDEX outbox_due ON outbox (next_at) WHERE state IN ('waiting', 'sending');
+",
 ];
 
 /// Brings the schema up to date, each step in a transaction of its own.
@@ -175,8 +323,8 @@ mod tests {
             let count = |table: &str| -> i64 {
                 db.query_row(&format!("SELECT count(*) FROM {table}"), [], |row| row.get(0)).unwrap()
             };
-            let counts = ["meta", "inbox", "runs", "run_events", "tokens", "audit"].map(count);
-            assert_eq!(counts, [1, 1, 1, 1, 0, 0], "from step {taken}");
+            let counts = ["meta", "inbox", "runs", "run_events", "tokens", "audit", "deploys", "outbox"].map(count);
+            assert_eq!(counts, [1, 1, 1, 1, 0, 0, 0, 0], "from step {taken}");
             let version: i64 = db.query_row("PRAGMA user_version", [], |row| row.get(0)).unwrap();
             assert_eq!(version, STEPS.len() as i64);
         }

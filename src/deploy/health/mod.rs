@@ -1,0 +1,1 @@
+//! Health rules: asked after a release serves and all through its watch.

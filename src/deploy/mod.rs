@@ -1,0 +1,4 @@
+//! Deploys: an environment is brought to a release, watched, and taken back when it turns bad.
+
+pub mod health;
+pub mod target;
