@@ -279,6 +279,7 @@ CREATE TABLE outbox (
     error       TEXT
 ) STRICT;
 CREATE INDEX outbox_due ON outbox (next_at) WHERE state IN ('waiting', 'sending');
+CREATE INDEX outbox_open ON outbox (channel, recipient, id) WHERE state IN ('waiting', 'sending');
 ",
 ];
 

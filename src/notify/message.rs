@@ -1,0 +1,508 @@
+//! Everything that a person or another system may be told, and every sentence of it.
+//!
+//! Enters: a [`Message`], made where its cause is stored; it is kept as JSON in the outbox, so a variant or a field that
+//! was ever written must stay readable. Leaves: [`Words`], which `letter` makes into a mail and `post` into what chat
+//! systems take.
+
+use super::words::{Action, Body, Tone, Words, block, line};
+use crate::model::approval::{ApprovalState, Channel, Subject, Verdict};
+use crate::model::deploy::{DeployStatus, Drift};
+use crate::model::{ApprovalId, DeployId, EnvironmentName, PersonName, RunId};
+use jiff::{SignedDuration, Timestamp};
+use serde::{Deserialize, Serialize};
+
+/// Commits in a message: a screen or two; the page behind the link has them all.
+const COMMITS_MAX: usize = 30;
+/// Changed settings in a message, for the same reason.
+const DRIFT_MAX: usize = 40;
+/// Lines and bytes of a configuration diff: more is no reading for a phone.
+const DIFF_MAX_LINES: usize = 200;
+const DIFF_MAX_BYTES: usize = 16 << 10;
+
+/// Something to tell.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "kebab-case")]
+#[allow(clippy::large_enum_variant, reason = "a handful live at once, each on its way to or from JSON")]
+pub enum Message {
+    /// Somebody has to say yes or no. To a person with their own link, or to a webhook without one.
+    ApprovalAsked {
+        /// Which request.
+        approval: ApprovalId,
+        /// The environment whose policy asks.
+        environment: Option<EnvironmentName>,
+        /// Whom it is for; nobody in particular when it goes to a webhook.
+        person: Option<PersonName>,
+        /// What it is about.
+        subject: Subject,
+        /// That person's own link. Never sent to a webhook.
+        link: Option<String>,
+        /// How many have to say yes.
+        required: u32,
+        /// Without an answer it is rejected then.
+        expires_at: Timestamp,
+        /// The run that asks; its messages make one thread.
+        run: Option<RunId>,
+        /// Where the run is shown.
+        run_url: Option<String>,
+        /// The command that says yes: `mainstay approve 3`.
+        how_by_cli: String,
+    },
+    /// The six digits that make sure that whoever opened the link reads this mailbox.
+    ApprovalCode {
+        /// Which request.
+        approval: ApprovalId,
+        /// Whom it is for.
+        person: PersonName,
+        /// The digits.
+        code: String,
+        /// How long they are good for.
+        minutes: u32,
+        /// The run that asks.
+        run: Option<RunId>,
+    },
+    /// Somebody said yes or no, or took it back.
+    ApprovalDecided {
+        /// Which request.
+        approval: ApprovalId,
+        /// The environment whose policy asks.
+        environment: Option<EnvironmentName>,
+        /// What it is about, in a line.
+        title: String,
+        /// Who said it.
+        person: PersonName,
+        /// What they said.
+        verdict: Verdict,
+        /// How it came in.
+        channel: Channel,
+        /// They took it back.
+        #[serde(default)]
+        withdrawn: bool,
+        /// How it stands now: `1 of 2`.
+        standing: String,
+        /// How its giver takes it back, as long as that can be done.
+        withdraw_hint: Option<String>,
+        /// The run that asks.
+        run: Option<RunId>,
+        /// Where the run is shown.
+        run_url: Option<String>,
+    },
+    /// A request is over.
+    ApprovalEnded {
+        /// Which request.
+        approval: ApprovalId,
+        /// The environment whose policy asked.
+        environment: Option<EnvironmentName>,
+        /// What it was about, in a line.
+        title: String,
+        /// How it ended.
+        state: ApprovalState,
+        /// Why.
+        note: Option<String>,
+        /// The run that asked.
+        run: Option<RunId>,
+        /// Where the run is shown.
+        run_url: Option<String>,
+    },
+    /// A deploy got somewhere: it is verified, was rolled back, failed.
+    Deploy {
+        /// Where.
+        environment: EnvironmentName,
+        /// Which deploy.
+        deploy: DeployId,
+        /// The release it put there.
+        release: Option<u64>,
+        /// Where it stands.
+        status: DeployStatus,
+        /// What it is, in a few words that a verb can follow: `shop 1a2b3c4`.
+        title: String,
+        /// Why it stands there: the health rule that failed, what it saw.
+        why: Option<String>,
+        /// What to do about it, or how to undo it.
+        way_back: Option<String>,
+        /// The run that asked for it.
+        run: Option<RunId>,
+        /// Where the run is shown.
+        run_url: Option<String>,
+    },
+    /// What runs is not what should.
+    Drift {
+        /// Where.
+        environment: EnvironmentName,
+        /// The release that should run.
+        release: u64,
+        /// What differs.
+        differences: Vec<Drift>,
+        /// What was done about it.
+        stage: DriftStage,
+        /// Why it could not be repaired, when it could not.
+        why: Option<String>,
+    },
+    /// A daemon took over an environment from another that no longer gave a sign of life.
+    LeaseTaken {
+        /// Where.
+        environment: EnvironmentName,
+        /// Who had it.
+        from: String,
+        /// Who has it now.
+        by: String,
+        /// The last sign of life.
+        last_seen: Timestamp,
+        /// The deploy that was under way.
+        deploy: Option<DeployId>,
+    },
+}
+
+/// What was done about a drift.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum DriftStage {
+    /// Nothing: the environment does not heal itself.
+    Found,
+    /// The release was put back.
+    Repaired,
+    /// The release could not be put back.
+    RepairFailed,
+}
+
+impl Message {
+    /// For JSON columns.
+    ///
+    /// # Errors
+    /// None that happen: everything in a message has a JSON form.
+    pub fn to_json(&self) -> Result<serde_json::Value, serde_json::Error> {
+        serde_json::to_value(self)
+    }
+
+    /// What messages of one thread share: they are shown together.
+    pub fn thread(&self) -> String {
+        match self {
+            Message::ApprovalAsked { run: Some(run), .. }
+            | Message::ApprovalCode { run: Some(run), .. }
+            | Message::ApprovalDecided { run: Some(run), .. }
+            | Message::ApprovalEnded { run: Some(run), .. }
+            | Message::Deploy { run: Some(run), .. } => format!("run-{run}"),
+            Message::ApprovalAsked { approval, .. }
+            | Message::ApprovalCode { approval, .. }
+            | Message::ApprovalDecided { approval, .. }
+            | Message::ApprovalEnded { approval, .. } => format!("approval-{approval}"),
+            Message::Deploy { deploy, .. } | Message::LeaseTaken { deploy: Some(deploy), .. } => {
+                format!("deploy-{deploy}")
+            }
+            Message::Drift { environment, release, .. } => format!("drift-{environment}-{release}"),
+            Message::LeaseTaken { environment, .. } => format!("lease-{environment}"),
+        }
+    }
+
+    /// After this moment nobody has any use for it, and it is not sent.
+    pub fn useless_after(&self, written: Timestamp) -> Option<Timestamp> {
+        match self {
+            Message::ApprovalCode { minutes, .. } => {
+                written.checked_add(SignedDuration::from_mins(i64::from(*minutes))).ok()
+            }
+            Message::ApprovalAsked { expires_at, .. } => Some(*expires_at),
+            _ => None,
+        }
+    }
+
+    /// Only its reader may see it: it never goes to a webhook.
+    pub fn is_private(&self) -> bool {
+        matches!(self, Message::ApprovalCode { .. })
+    }
+
+    /// The same without what only its reader may know: what a webhook is told, and what is kept once it is sent.
+    pub fn without_secrets(mut self) -> Message {
+        match &mut self {
+            Message::ApprovalAsked { link, .. } => *link = None,
+            Message::ApprovalCode { code, .. } => code.clear(),
+            _ => {}
+        }
+        self
+    }
+
+    /// The sentences.
+    pub(super) fn words(&self) -> Words {
+        match self {
+            Message::ApprovalAsked { .. } => self.asked(),
+            Message::ApprovalCode { approval, code, minutes, .. } => code_words(*approval, code, *minutes),
+            Message::ApprovalDecided { .. } => self.decided(),
+            Message::ApprovalEnded { approval, environment, title, state, note, run, run_url } => {
+                let (word, said, tone) = ended(*state);
+                Words {
+                    intro: vec![format!("Request {approval} {said}: {}.", line(title))],
+                    facts: facts([("Why", note.as_deref().map(line)), ("Run", run.map(|run| format!("#{run}")))]),
+                    action: run_action(run_url.as_deref()),
+                    ..Words::new(prefixed(environment.as_ref(), &format!("{word}: {}", line(title))), tone)
+                }
+            }
+            Message::Deploy { .. } => self.deploy(),
+            Message::Drift { environment, release, differences, stage, why } => {
+                drift(environment, *release, differences, *stage, why.as_deref())
+            }
+            Message::LeaseTaken { environment, from, by, last_seen, deploy } => Words {
+                intro: vec![
+                    format!(
+                        "{} held {environment} and has given no sign of life since {}. {} has taken it over.",
+                        line(from),
+                        time(*last_seen),
+                        line(by)
+                    ),
+                    "If the other one is alive after all, it will find that the environment is no longer its own, and \
+                     stop touching it."
+                        .into(),
+                ],
+                facts: facts([("Deploy under way", deploy.map(|deploy| deploy.to_string()))]),
+                ..Words::new(prefixed(Some(environment), "taken over from a daemon that is gone"), Tone::Note)
+            },
+        }
+    }
+
+    fn asked(&self) -> Words {
+        let Message::ApprovalAsked {
+            approval,
+            environment,
+            subject,
+            link,
+            required,
+            expires_at,
+            run,
+            run_url,
+            how_by_cli,
+            ..
+        } = self
+        else {
+            unreachable!("only called for that variant");
+        };
+        let short: String = subject.commit.chars().take(8).collect();
+        let what = if subject.repo.is_empty() {
+            line(&subject.title)
+        } else {
+            line(&format!("{} {short}", subject.repo)).trim_end().to_owned()
+        };
+        let mut words = Words::new(prefixed(environment.as_ref(), &format!("approve {what}?")), Tone::Ask);
+        words.headline = capital(&format!("{}?", line(&subject.title).trim_end_matches(['?', '.'])));
+        words.warning = subject.warning.as_deref().map(line);
+        words.intro.push(match required {
+            0 | 1 => format!("One yes is enough, one no ends it. It is rejected by itself on {}.", time(*expires_at)),
+            n => format!(
+                "{n} people have to say yes, one no ends it. It is rejected by itself on {}.",
+                time(*expires_at)
+            ),
+        });
+        words.facts = facts([
+            ("Environment", environment.as_ref().map(ToString::to_string)),
+            ("Repository", some(&subject.repo)),
+            ("Branch", some(subject.git_ref.trim_start_matches("refs/heads/"))),
+            ("Commit", some(&subject.commit)),
+            ("Run", run.map(|run| format!("#{run}"))),
+            ("Request", Some(approval.to_string())),
+            ("Before it", subject.staging.as_deref().map(line)),
+            ("Way back", some(&subject.way_back)),
+        ]);
+        words.action = match link {
+            Some(url) => Some(Action {
+                label: "Look at it and decide",
+                url: url.clone(),
+                note: "The link is yours alone and good for one decision. Opening it decides nothing: the page asks.",
+            }),
+            None => run_action(run_url.as_deref()),
+        };
+        if let Some(message) = subject.message.as_deref().filter(|m| !m.trim().is_empty()) {
+            words.section("The pipeline says", Body::Text(block(message, DIFF_MAX_LINES, DIFF_MAX_BYTES)));
+        }
+        words.lines("Commits since the last release", &subject.commits, COMMITS_MAX);
+        if !subject.results.is_empty() {
+            let results = subject.results.iter().map(|(step, end)| (line(step), line(end))).collect();
+            words.section("Steps so far", Body::Pairs(results));
+        }
+        words.section(
+            "Configuration",
+            if subject.config_diff.trim().is_empty() {
+                Body::Text("Nothing changes in the rendered configuration.".into())
+            } else {
+                Body::Diff(block(&subject.config_diff, DIFF_MAX_LINES, DIFF_MAX_BYTES))
+            },
+        );
+        if !subject.images.is_empty() {
+            let images = subject.images.iter().map(|(service, image)| (line(service), line(image))).collect();
+            words.section("Images", Body::Pairs(images));
+        }
+        words.command = Some(("On the command line", line(how_by_cli)));
+        words
+    }
+
+    fn decided(&self) -> Words {
+        let Message::ApprovalDecided {
+            approval,
+            environment,
+            title,
+            person,
+            verdict,
+            channel,
+            withdrawn,
+            standing,
+            withdraw_hint,
+            run,
+            run_url,
+        } = self
+        else {
+            unreachable!("only called for that variant");
+        };
+        let (said, tone) = match (withdrawn, verdict) {
+            (true, Verdict::Approve) => ("took back their yes to", Tone::Note),
+            (true, Verdict::Reject) => ("took back their no to", Tone::Note),
+            (false, Verdict::Approve) => ("approved", Tone::Good),
+            (false, Verdict::Reject) => ("rejected", Tone::Bad),
+        };
+        let way = match channel {
+            Channel::Mail => "with the link in their mail",
+            Channel::Webhook => "through another system that may speak for them",
+            Channel::Cli => "on the command line",
+        };
+        let (title, standing) = (line(title), line(standing));
+        let mut intro = vec![format!("{person} {said} “{title}” {way}.")];
+        intro.extend(withdraw_hint.as_deref().map(line));
+        intro.push(format!("If you are {person} and this was not you, tell the others at once."));
+        Words {
+            intro,
+            facts: facts([
+                ("Yes so far", some(&standing)),
+                ("Environment", environment.as_ref().map(ToString::to_string)),
+                ("Run", run.map(|run| format!("#{run}"))),
+                ("Request", Some(approval.to_string())),
+            ]),
+            action: run_action(run_url.as_deref()),
+            ..Words::new(prefixed(environment.as_ref(), &format!("{person} {said} {title} ({standing})")), tone)
+        }
+    }
+
+    fn deploy(&self) -> Words {
+        let Message::Deploy { environment, deploy, release, status, title, why, way_back, run, run_url } = self else {
+            unreachable!("only called for that variant");
+        };
+        let (said, tone) = deployed(*status);
+        let said = format!("{} {said}", line(title));
+        Words {
+            headline: capital(&said),
+            facts: facts([
+                ("Why", why.as_deref().map(line)),
+                ("What now", way_back.as_deref().map(line)),
+                ("Release", release.map(|number| format!("{environment}/{number}"))),
+                ("Deploy", Some(deploy.to_string())),
+                ("Run", run.map(|run| format!("#{run}"))),
+            ]),
+            action: run_action(run_url.as_deref()),
+            ..Words::new(prefixed(Some(environment), &said), tone)
+        }
+    }
+}
+
+fn code_words(approval: ApprovalId, code: &str, minutes: u32) -> Words {
+    Words {
+        code: Some(line(code)),
+        intro: vec![
+            format!("Somebody opened your link of request {approval} and is about to decide in your name."),
+            format!("If that is you, type this code into the page. It is good for {minutes} minutes."),
+            "If it is not you, do nothing: without the code nothing is decided. Your mail was passed on or is read by \
+             somebody else; tell the others."
+                .into(),
+        ],
+        // Not in the subject: phones show subjects on locked screens.
+        ..Words::new(format!("Your code for request {approval}"), Tone::Ask)
+    }
+}
+
+fn drift(
+    environment: &EnvironmentName,
+    release: u64,
+    differences: &[Drift],
+    stage: DriftStage,
+    why: Option<&str>,
+) -> Words {
+    let (said, tone, rest) = match stage {
+        DriftStage::Found => (
+            "what runs is not what was released",
+            Tone::Bad,
+            "Nothing was changed. Deploy again to put the release back, or let `self-heal: true` do it.",
+        ),
+        DriftStage::Repaired => ("a change made by hand was put back", Tone::Note, "The release runs again as it was."),
+        DriftStage::RepairFailed => (
+            "a change made by hand could not be put back",
+            Tone::Bad,
+            "A person has to look at it; it is tried again with the next comparison.",
+        ),
+    };
+    let mut words = Words::new(prefixed(Some(environment), said), tone);
+    words.intro = vec![format!("Release {environment}/{release} should run, and this differed."), rest.into()];
+    words.facts = facts([("Why", why.map(line))]);
+    let shown = |value: &Option<String>| value.as_deref().map_or("nothing".to_owned(), line);
+    let lines: Vec<String> = differences
+        .iter()
+        .map(|d| format!("{}: {} instead of {}", line(&d.item), shown(&d.found), shown(&d.wanted)))
+        .collect();
+    words.lines("Found", &lines, DRIFT_MAX);
+    words
+}
+
+/// The word for a subject line, the same in a sentence, and how it is meant.
+fn ended(state: ApprovalState) -> (&'static str, &'static str, Tone) {
+    match state {
+        ApprovalState::Open => ("open", "is open", Tone::Note),
+        ApprovalState::Granted => ("approved", "has all the answers it needs", Tone::Good),
+        ApprovalState::Used => {
+            ("approved and under way", "was approved, and what it was asked for has begun", Tone::Good)
+        }
+        ApprovalState::Rejected => ("rejected", "was rejected", Tone::Bad),
+        ApprovalState::Expired => ("expired", "expired before enough people answered, which counts as a no", Tone::Bad),
+        ApprovalState::Void => {
+            ("void", "is void: what it was asked for has changed or is no longer wanted", Tone::Note)
+        }
+    }
+}
+
+fn deployed(status: DeployStatus) -> (&'static str, Tone) {
+    match status {
+        DeployStatus::Queued => ("waits for the deploy before it", Tone::Note),
+        DeployStatus::Waiting => ("waits for people", Tone::Note),
+        DeployStatus::Applying => ("is being deployed", Tone::Note),
+        DeployStatus::Checking => ("serves and is being checked", Tone::Note),
+        DeployStatus::Watching => ("serves and is being watched", Tone::Note),
+        DeployStatus::RollingBack => ("turned bad and is being rolled back", Tone::Bad),
+        DeployStatus::Verified => ("is verified", Tone::Good),
+        DeployStatus::Unverified => ("serves, and nobody watched it", Tone::Note),
+        DeployStatus::RolledBack => ("was rolled back", Tone::Bad),
+        DeployStatus::Failed => ("failed, and nothing was put back", Tone::Bad),
+        DeployStatus::RollbackFailed => ("turned bad, and the ROLLBACK FAILED: a person has to act", Tone::Bad),
+        DeployStatus::Refused => ("was refused", Tone::Bad),
+        DeployStatus::Superseded => ("gave way to a newer one", Tone::Note),
+        DeployStatus::Cancelled => ("was cancelled", Tone::Note),
+    }
+}
+
+fn prefixed(environment: Option<&EnvironmentName>, rest: &str) -> String {
+    match environment {
+        Some(environment) => format!("[{environment}] {rest}"),
+        None => capital(rest),
+    }
+}
+
+fn run_action(url: Option<&str>) -> Option<Action> {
+    url.map(|url| Action { label: "See the run", url: url.to_owned(), note: "" })
+}
+
+fn facts<const N: usize>(all: [(&'static str, Option<String>); N]) -> Vec<(&'static str, String)> {
+    all.into_iter().filter_map(|(name, value)| Some((name, value?))).collect()
+}
+
+fn some(text: &str) -> Option<String> {
+    Some(line(text)).filter(|text| !text.is_empty())
+}
+
+fn capital(text: &str) -> String {
+    let mut chars = text.chars();
+    chars.next().map_or_else(String::new, |first| first.to_uppercase().chain(chars).collect())
+}
+
+/// One zone for everybody: people who approve sit in several.
+fn time(at: Timestamp) -> String {
+    at.strftime("%a %-d %b %Y at %H:%M UTC").to_string()
+}
