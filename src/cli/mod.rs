@@ -6,9 +6,12 @@ pub mod cancel;
 pub mod client;
 pub mod completions;
 pub mod demo;
+mod deploys;
 pub mod doctor;
+pub mod environments;
 pub mod exit;
 pub mod graph;
+pub mod hold;
 pub mod hook;
 pub mod inbox;
 pub mod init;
@@ -16,8 +19,13 @@ pub mod logs;
 pub mod man;
 pub mod place;
 pub mod plan;
+pub mod promote;
+pub mod release_hold;
+pub mod releases;
 pub mod reload;
+pub mod repair;
 pub mod retry;
+pub mod rollback;
 pub mod run;
 pub mod runs;
 pub mod schema;
@@ -99,6 +107,14 @@ enum Command {
     Cancel(cancel::Args),
     Retry(retry::Args),
     Inbox(inbox::Args),
+    // deploys
+    Environments(environments::Args),
+    Releases(releases::Args),
+    Promote(promote::Args),
+    Rollback(rollback::Args),
+    Repair(repair::Args),
+    Hold(hold::Args),
+    ReleaseHold(release_hold::Args),
     // keeping
     Secrets(secrets::Args),
     Token(token::Args),
@@ -113,6 +129,7 @@ const GROUPS: &[(&str, &[&str])] = &[
     ("Start", &["init", "demo", "doctor", "serve", "reload", "status", "hook", "completions", "man"]),
     ("Pipelines", &["validate", "schema", "graph", "plan", "run"]),
     ("Runs", &["trigger", "runs", "show", "logs", "cancel", "retry", "inbox"]),
+    ("Deploys", &["environments", "releases", "promote", "rollback", "repair", "hold", "release-hold"]),
     ("Keeping", &["secrets", "token", "audit"]),
 ];
 

@@ -1,6 +1,6 @@
 //! Deploys as plain data: what is asked for, what a release holds, where a deploy stands, what a target shows.
 
-use super::ids::{DeployId, EnvironmentName, Oid, PipelineName, RepoName, RunId, StepName};
+use super::ids::{EnvironmentName, Oid, PipelineName, RepoName, RunId, StepName};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -156,6 +156,8 @@ pub struct DeployRequest {
     pub key: String,
     /// Where the code comes from. For a rollback and a repair: that of the release that is put back.
     pub provenance: Provenance,
+    /// Everybody who pushed, triggered, repeated or promoted it: none of them may say yes to it.
+    pub started_by: Vec<String>,
     /// The step of that run, when a step asks.
     pub step: Option<StepName>,
     /// Images by the name of the service they are for, each as a digest reference or an image id.
@@ -164,8 +166,6 @@ pub struct DeployRequest {
     pub release: Option<u64>,
     /// The environment and release whose bytes these are, for a promotion.
     pub promoted_from: Option<(EnvironmentName, u64)>,
-    /// The deploy that turned bad, for a rollback that happens by itself.
-    pub undoes: Option<DeployId>,
     /// Who asked, for people; `mainstay` for the daemon itself.
     pub by: String,
     /// Serve without a watch: the deploy ends `unverified`.

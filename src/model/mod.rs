@@ -6,6 +6,7 @@ pub mod api;
 pub mod approval;
 pub mod asker;
 pub mod deploy;
+pub mod deploy_view;
 pub mod ids;
 pub mod input;
 pub mod log;

@@ -50,6 +50,22 @@ pub enum ActKind {
     TokenCreate,
     /// A personal token was revoked.
     TokenRevoke,
+    /// A release of one environment was asked for in another.
+    Promote,
+    /// A rollback was asked for, or happened by itself.
+    Rollback,
+    /// What was changed by hand in an environment is put back.
+    Repair,
+    /// Nothing is deployed to an environment any more, or a revision not.
+    Hold,
+    /// A hold is over.
+    ReleaseHold,
+    /// The watch of a deploy was ended early.
+    EndWatch,
+    /// A deploy that had not begun was stopped.
+    CancelDeploy,
+    /// The lease of a process that died was taken over.
+    LeaseTaken,
 }
 
 impl ActKind {
@@ -62,6 +78,14 @@ impl ActKind {
             ActKind::Reload => "reload",
             ActKind::TokenCreate => "token-create",
             ActKind::TokenRevoke => "token-revoke",
+            ActKind::Promote => "promote",
+            ActKind::Rollback => "rollback",
+            ActKind::Repair => "repair",
+            ActKind::Hold => "hold",
+            ActKind::ReleaseHold => "release-hold",
+            ActKind::EndWatch => "end-watch",
+            ActKind::CancelDeploy => "cancel-deploy",
+            ActKind::LeaseTaken => "lease-taken",
         }
     }
 }

@@ -174,7 +174,8 @@ CREATE TABLE deploys (
     status      TEXT NOT NULL,                     -- DeployStatus, follows the events
     release     INTEGER,                           -- its release, once it has one
     created_at  INTEGER NOT NULL,
-    finished_at INTEGER
+    finished_at INTEGER,
+    recorded    INTEGER NOT NULL DEFAULT 0         -- 1 once the environment's ref in Git tells of it
 ) STRICT;
 CREATE INDEX deploys_open ON deploys (environment, id) WHERE finished_at IS NULL;
 CREATE INDEX deploys_by_environment ON deploys (environment, id);

@@ -5,6 +5,9 @@
 //! connections of their own. One file per noun adds methods to [`Store`].
 
 mod audit;
+mod deploys;
+mod environments;
+mod holds;
 mod inbox;
 mod migrations;
 mod open;
@@ -15,6 +18,9 @@ mod schedules;
 mod tokens;
 
 pub use audit::{Act, ActKind};
+pub use deploys::{DeployEventRow, DeployRow, Effects};
+pub use environments::{EnvironmentRow, Lease, ReleaseRow, Taken};
+pub use holds::{HoldRow, NewHold};
 pub use inbox::*;
 pub use open::{Store, StoreError};
 pub use outbox::{OutboxFigures, OutboxRow, OutboxState};

@@ -1,0 +1,162 @@
+//! `mainstay environments`: what runs where, and whether it is what should.
+
+use super::client::Client;
+use super::exit::{Exit, Failure};
+use super::table::{self, Cell};
+use super::ui::{Tone, Ui};
+use super::{Context, deploys, words};
+use crate::model::EnvironmentName;
+use crate::model::deploy_view::EnvironmentView;
+use jiff::Timestamp;
+
+/// Show the environments, or one of them whole
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  mainstay environments               a line each; exit code 1 when a person has to act
+  mainstay environments production    what runs there, what differs, what is held, the last answers of its health rules")]
+pub struct Args {
+    /// Only this one, whole
+    environment: Option<EnvironmentName>,
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// When the daemon does not answer or knows no such environment.
+pub async fn run(args: &Args, context: &Context) -> Result<Exit, Failure> {
+    let client = Client::new(&context.place)?;
+    let ui = &context.ui;
+    let found: Vec<EnvironmentView> = match &args.environment {
+        Some(name) => vec![client.get(&format!("environments/{name}"), &[]).await?],
+        None => client.get("environments", &[]).await?,
+    };
+    let exit = if found.iter().any(|one| one.attention.is_some()) { Exit::Bad } else { Exit::Good };
+    if ui.json {
+        match (&args.environment, found.first()) {
+            (Some(_), Some(one)) => ui.json(one),
+            _ => ui.json(&found),
+        }
+        return Ok(exit);
+    }
+    if found.is_empty() {
+        ui.say("mainstay.yml has no `environments`");
+    }
+    let now = Timestamp::now();
+    if args.environment.is_some() {
+        found.iter().for_each(|one| whole(ui, one, now));
+        return Ok(exit);
+    }
+    let rows: Vec<Vec<Cell>> = found.iter().map(|one| row(one, now)).collect();
+    if !rows.is_empty() {
+        for line in table::lines(ui, &["ENVIRONMENT", "STATE", "RELEASE", "WHAT", "SINCE", "NOTE"], &rows, ui.columns()) {
+            ui.out(line);
+        }
+    }
+    Ok(exit)
+}
+
+fn tone(state: &str) -> Tone {
+    match state {
+        "verified" => Tone::Good,
+        "attention" | "held" | "drifted" | "rolling-back" => Tone::Bad,
+        "empty" | "unverified" => Tone::Dim,
+        _ => Tone::Strong,
+    }
+}
+
+fn what(one: &EnvironmentView) -> String {
+    one.current.as_ref().map_or(String::new(), |current| {
+        let from = &current.release.provenance;
+        format!("{} {}", from.repo, &from.commit.as_str()[..7])
+    })
+}
+
+fn note(one: &EnvironmentView) -> String {
+    let hold = one.holds.first();
+    let held = hold.map(|hold| match &hold.commit {
+        Some(commit) => format!("{} is held: {}", &commit[..commit.len().min(7)], hold.reason),
+        None => format!("held by {}: {}", hold.by, hold.reason),
+    });
+    let waits = one.deploys.iter().find_map(|deploy| Some(format!("mainstay approve {}", deploy.approval?)));
+    let drift = (!one.drift.is_empty()).then(|| format!("{} settings differ", one.drift.len()));
+    let frozen = one.frozen_until.map(|until| format!("frozen until {}", until.strftime("%Y-%m-%d %H:%MZ")));
+    one.attention.clone().or(waits).or(drift).or(held).or(frozen).unwrap_or_default()
+}
+
+fn row(one: &EnvironmentView, now: Timestamp) -> Vec<Cell> {
+    let number = one.current.as_ref().map_or(String::new(), |current| current.release.number.to_string());
+    let since = one.current.as_ref().map_or(String::new(), |current| words::ago(current.release.at, now));
+    vec![
+        Cell::toned(Tone::Strong, one.name.as_str()),
+        Cell::toned(tone(&one.state), one.state.as_str()),
+        number.into(),
+        what(one).into(),
+        since.into(),
+        words::clean(&note(one)).into(),
+    ]
+}
+
+fn whole(ui: &Ui, one: &EnvironmentView, now: Timestamp) {
+    let (name, state) = (ui.paint(Tone::Strong, one.name.as_str()), ui.paint(tone(&one.state), &one.state));
+    ui.out(format!("{name} ({}): {state}", one.target));
+    if let Some(attention) = &one.attention {
+        ui.out(format!("  {} {}", ui.paint(Tone::Bad, "a person has to act:"), words::clean(attention)));
+    }
+    match &one.current {
+        Some(current) => {
+            let verified = if one.verified == Some(current.release.number) { "verified" } else { "not verified" };
+            let at = words::ago(current.release.at, now);
+            ui.out(format!("  release {} of {}, {at}, {verified}", current.release.number, what(one)));
+            for (service, image) in &current.release.images {
+                ui.out(format!("    {} {}", words::clean(service), words::clean(image)));
+            }
+            if let Some(place) = &current.recorded {
+                ui.out(format!("    written down as {}", words::clean(place)));
+            }
+        }
+        None => ui.out("  nothing was deployed here yet"),
+    }
+    for deploy in &one.deploys {
+        ui.out(format!("  {}", deploys::line(ui, deploy)));
+    }
+    for hold in &one.holds {
+        let held = hold.commit.as_deref().map_or("everything", |commit| &commit[..commit.len().min(7)]);
+        let strict = if hold.strict { ", until somebody releases it" } else { "" };
+        ui.out(format!("  held: {held}{strict}, by {}: {}", words::clean(&hold.by), words::clean(&hold.reason)));
+    }
+    if let Some(until) = one.frozen_until {
+        ui.out(format!("  frozen until {}", until.strftime("%Y-%m-%d %H:%M:%SZ")));
+    }
+    for drift in &one.drift {
+        ui.out(format!("  {} {}", ui.paint(Tone::Strong, "drift:"), words::clean(&drift.item)));
+        let side = |sign: &str, tone: Tone, value: &Option<String>| {
+            if let Some(value) = value {
+                ui.out(ui.paint(tone, format!("    {sign} {}", words::clean(value))));
+            }
+        };
+        side("-", Tone::Bad, &drift.wanted);
+        side("+", Tone::Good, &drift.found);
+    }
+    if !one.drift.is_empty() {
+        ui.say(format!("`mainstay repair {}` puts the release back", one.name));
+    }
+    let rows: Vec<Vec<Cell>> = one
+        .instances
+        .iter()
+        .map(|instance| {
+            let tone = if instance.healthy { Tone::Good } else { Tone::Bad };
+            vec![
+                words::clean(&instance.service).into(),
+                words::clean(&instance.name).into(),
+                Cell::toned(tone, words::clean(&instance.state)),
+                instance.restarts.to_string().into(),
+                words::clean(&instance.image).into(),
+            ]
+        })
+        .collect();
+    if !rows.is_empty() {
+        for line in table::lines(ui, &["  SERVICE", "INSTANCE", "STATE", "RESTARTS", "IMAGE"], &rows, ui.columns()) {
+            ui.out(line);
+        }
+    }
+}

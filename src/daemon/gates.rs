@@ -1,0 +1,133 @@
+//! Steps that wait, for the engine: answered from `deploy` and `approval`. And the targets of the environments.
+
+use crate::config::daemon::Daemon;
+use crate::config::daemon::environment::TargetConfig;
+use crate::deploy::gate::{Asking, Passed};
+use crate::deploy::target::Target;
+use crate::deploy::target::{command, compose, swarm};
+use crate::deploy::{Deploys, Setup, Setups};
+use crate::engine::gate::{GateAsk, Gates};
+use crate::git::Mirror;
+use crate::model::deploy::Provenance;
+use crate::model::outcome::AttemptResult;
+use crate::model::plan::StepKind;
+use crate::model::{AttemptEnd, EnvironmentName, InstanceId, RepoName};
+use anyhow::Context;
+use async_trait::async_trait;
+use jiff::Timestamp;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::watch;
+
+/// Pause before the store is asked again when it failed.
+const AGAIN_AFTER: Duration = Duration::from_secs(2);
+
+/// Lets waiting steps pass as deploys and approvals say.
+pub(super) struct DaemonGates {
+    pub(super) deploys: Deploys,
+}
+
+#[async_trait]
+impl Gates for DaemonGates {
+    async fn pass(&self, ask: GateAsk, cancel: watch::Receiver<bool>) -> AttemptResult {
+        let asking = asking(&ask);
+        let passed = loop {
+            let passed = match &ask.kind {
+                StepKind::Deploy(step) => self.deploys.pass_deploy(&asking, step, cancel.clone()).await,
+                StepKind::Approval(step) => {
+                    self.deploys.pass_approval(&asking, step, &ask.deploy_images, cancel.clone()).await
+                }
+                StepKind::Container => Ok(Passed::Refused("it is no step that waits".to_owned())),
+            };
+            match passed {
+                Ok(passed) => break passed,
+                Err(error) => {
+                    tracing::warn!(attempt = %ask.attempt, %error, "failed to look after a waiting step; trying again");
+                    tokio::time::sleep(AGAIN_AFTER).await;
+                }
+            }
+        };
+        let (end, outputs) = match passed {
+            Passed::Yes(outputs) => (AttemptEnd::Exited { code: 0 }, outputs),
+            Passed::Refused(detail) => (AttemptEnd::Refused { detail }, BTreeMap::new()),
+            Passed::RolledBack(detail) => (AttemptEnd::RolledBack { detail }, BTreeMap::new()),
+            Passed::Failed(detail) => (AttemptEnd::DeployFailed { detail }, BTreeMap::new()),
+            Passed::Cancelled => (AttemptEnd::Cancelled, BTreeMap::new()),
+        };
+        AttemptResult { end, outputs, began_at: None, ended_at: Timestamp::now() }
+    }
+}
+
+fn asking(ask: &GateAsk) -> Asking {
+    // The first in the chain pushed it; whoever repeated it started it too.
+    let actor = ask.original_actor.last().cloned().or_else(|| ask.trigger.actor.clone());
+    let started_by = ask.original_actor.iter().cloned().chain(ask.trigger.actor.clone()).collect();
+    Asking {
+        attempt: ask.attempt.clone(),
+        provenance: Provenance {
+            repo: ask.trigger.repo.clone(),
+            git_ref: ask.trigger.git_ref.clone(),
+            commit: ask.trigger.commit.sha.clone(),
+            pipeline: ask.pipeline.clone(),
+            run: ask.attempt.run,
+            actor,
+        },
+        started_by,
+        results: ask.results.clone(),
+    }
+}
+
+/// What deploys need of the configuration.
+///
+/// # Errors
+/// When a target's settings cannot be used.
+pub(super) fn setups(
+    config: &Daemon,
+    instance: &InstanceId,
+    mirrors: &BTreeMap<RepoName, Arc<Mirror>>,
+) -> anyhow::Result<Setups> {
+    let mut environments = BTreeMap::new();
+    let mut told = BTreeMap::new();
+    for (name, environment) in &config.environments {
+        let target = target(config, instance, name, mirrors)
+            .with_context(|| format!("use the target of the environment {name}"))?;
+        environments.insert(name.clone(), Arc::new(Setup { config: environment.clone(), target }));
+        told.insert(name.clone(), told_about(config, name));
+    }
+    Ok(Setups {
+        environments,
+        mirrors: mirrors.clone(),
+        told,
+        public_url: Some(config.server.public_url.clone()).filter(|url| !url.is_empty()),
+    })
+}
+
+/// Whoever decides about an environment hears what came of it; where nobody decides, everybody who has an address.
+fn told_about(config: &Daemon, name: &EnvironmentName) -> Vec<(String, String)> {
+    let environment = config.environments.get(name);
+    let people = match environment.and_then(|environment| environment.approval.as_ref()) {
+        Some(policy) => config.people.members(&policy.from),
+        None => config.people.users.keys().cloned().collect(),
+    };
+    let by_mail = people
+        .into_iter()
+        .filter(|person| config.notify.smtp.is_some() && config.people.users.get(person).is_some_and(|p| p.mail.is_some()))
+        .map(|person| ("mail".to_owned(), person.to_string()));
+    let by_webhook = config.notify.webhooks.keys().map(|name| (name.clone(), String::new()));
+    by_mail.chain(by_webhook).collect()
+}
+
+fn target(
+    config: &Daemon,
+    instance: &InstanceId,
+    name: &EnvironmentName,
+    mirrors: &BTreeMap<RepoName, Arc<Mirror>>,
+) -> anyhow::Result<Arc<dyn Target>> {
+    let Some(environment) = config.environments.get(name) else { anyhow::bail!("there is no environment {name}") };
+    Ok(match &environment.target {
+        TargetConfig::Swarm(settings) => Arc::new(swarm::Swarm::new(name.clone(), settings.clone(), environment.downtime_allowed)?),
+        TargetConfig::Compose(settings) => todo_compose(settings, environment, instance)?,
+        TargetConfig::Command(settings) => todo_command(settings, mirrors)?,
+    })
+}

@@ -1,0 +1,56 @@
+//! What people are told about deploys: rows for the outbox, written with the fact they tell about.
+
+use super::candidate::short;
+use super::{Setups, Shared};
+use crate::model::deploy::{DeployRequest, DeployStatus};
+use crate::model::{DeployId, EnvironmentName};
+use crate::notify::message::Message;
+
+/// A message for the outbox: key, channel, recipient, document.
+pub(super) type Outgoing = (String, String, String, serde_json::Value);
+
+impl Shared {
+    /// That a deploy got somewhere, for everybody who is told about its environment.
+    pub(super) fn told(
+        &self,
+        id: DeployId,
+        request: &DeployRequest,
+        release: Option<u64>,
+        status: DeployStatus,
+        why: Option<String>,
+    ) -> Vec<Outgoing> {
+        let setups = self.setups();
+        let environment = &request.environment;
+        let from = &request.provenance;
+        let way_back = match status {
+            DeployStatus::RollbackFailed | DeployStatus::Failed => Some(format!(
+                "look at it: mainstay environments {environment}; then mainstay release-hold {environment}"
+            )),
+            DeployStatus::Verified | DeployStatus::Unverified => Some(format!("mainstay rollback {environment}")),
+            _ => None,
+        };
+        let message = Message::Deploy {
+            environment: environment.clone(),
+            deploy: id,
+            release,
+            status,
+            title: format!("{} {} to {environment}", from.repo, short(&from.commit)),
+            why,
+            way_back,
+            run: Some(from.run),
+            run_url: self.run_url(from.run),
+        };
+        outgoing(&setups, environment, &format!("deploy/{id}/{status}"), &message)
+    }
+}
+
+/// A message to everybody who is told about an environment.
+pub(super) fn outgoing(setups: &Setups, environment: &EnvironmentName, key: &str, message: &Message) -> Vec<Outgoing> {
+    let Ok(document) = serde_json::to_value(message) else { return Vec::new() };
+    let told = setups.told.get(environment).map(Vec::as_slice).unwrap_or_default();
+    told.iter()
+        .map(|(channel, recipient)| {
+            (format!("{key}/{channel}/{recipient}"), channel.clone(), recipient.clone(), document.clone())
+        })
+        .collect()
+}
