@@ -227,6 +227,35 @@ impl<'s> Checker<'s> {
         }
     }
 
+    /// A text with something in it, such as a command.
+    pub(super) fn line<'n>(&mut self, node: &'n Node, what: &str) -> Option<&'n str> {
+        if let Value::Map(_) = node.value {
+            self.error_with_hint(
+                node.place,
+                format!("{what} is a text, but YAML reads a map here"),
+                "`: ` inside a text makes it a map; put the whole text in quotes",
+            );
+            return None;
+        }
+        let text = self.text(node, what)?;
+        if text.trim().is_empty() {
+            self.error(node.place, format!("{what} is empty"));
+            return None;
+        }
+        Some(text)
+    }
+
+    /// One such text, or a list of them.
+    pub(super) fn lines(&mut self, node: &Node, what: &str) -> Vec<String> {
+        if let Value::List(items) = &node.value {
+            if items.is_empty() {
+                self.error(node.place, format!("{what} is empty"));
+            }
+            return items.iter().filter_map(|item| self.line(item, what)).map(str::to_owned).collect();
+        }
+        self.line(node, what).map(str::to_owned).into_iter().collect()
+    }
+
     /// One of a few words.
     pub(super) fn word<T: Copy>(&mut self, node: &Node, what: &str, words: &[(&str, T)]) -> Option<T> {
         let text = self.text(node, what)?;

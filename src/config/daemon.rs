@@ -2,6 +2,7 @@
 //! `docs/user-guide/configuration.md`.
 
 pub mod environment;
+pub mod freeze;
 pub mod notify;
 mod people;
 mod repo;
@@ -19,6 +20,7 @@ use super::yaml::{self, Node, Value};
 use crate::model::ids::{EnvironmentName, RepoName};
 use crate::model::plan::Resources;
 use crate::model::{ByteSize, Span};
+use environment::Around;
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Component, Path, PathBuf};
@@ -231,8 +233,9 @@ pub enum WebhookKind {
     Generic,
 }
 
-pub(super) const TOP_KEYS: &[&str] = &["server", "state", "runtime", "registries", "limits", "keep", "people", "repos"];
-const TOP_LATER: &[&str] = &["repository", "notify", "environments", "backups"];
+pub(super) const TOP_KEYS: &[&str] =
+    &["server", "state", "runtime", "registries", "limits", "keep", "people", "repos", "environments", "notify"];
+const TOP_LATER: &[&str] = &["repository", "backups"];
 pub(super) const SERVER_KEYS: &[&str] = &["listen", "public-url"];
 pub(super) const DOCKER_KEYS: &[&str] = &["host", "networks"];
 pub(super) const CREDENTIAL_KEYS: &[&str] = &["username", "password"];
@@ -243,6 +246,63 @@ pub(super) const PEOPLE_KEYS: &[&str] = &["users", "groups"];
 pub(super) const PERSON_KEYS: &[&str] = &["mail", "git", "forge", "unix"];
 pub(super) const REPO_KEYS: &[&str] = &["url", "branch", "poll", "webhook", "secrets", "trusted", "runtime", "auth"];
 pub(super) const WEBHOOK_KEYS: &[&str] = &["kind", "secret"];
+pub(super) const ENVIRONMENT_KEYS: &[&str] = &[
+    "from",
+    "target",
+    "health",
+    "watch",
+    "timeout",
+    "rollback",
+    "approval",
+    "freeze",
+    "lease",
+    "reconcile",
+    "self-heal",
+    "downtime",
+    "promote-from",
+    "hooks",
+    "schema",
+    "variables",
+];
+pub(super) const SOURCE_KEYS: &[&str] = &["repo", "branches", "pipelines"];
+pub(super) const TARGET_KEYS: &[&str] = &["swarm", "compose", "command"];
+pub(super) const SWARM_KEYS: &[&str] = &["stack", "repo", "name", "host"];
+pub(super) const COMPOSE_KEYS: &[&str] = &["file", "repo", "project", "host", "switch"];
+pub(super) const COMMAND_TARGET_KEYS: &[&str] = &["image", "repo", "up", "status", "down"];
+/// What a health rule asks; it has exactly one of these.
+pub(super) const CHECK_KEYS: [&str; 5] = ["http", "tcp", "command", "restarts", "prometheus"];
+pub(super) const HEALTH_KEYS: &[&str] = &[
+    "http",
+    "tcp",
+    "command",
+    "restarts",
+    "prometheus",
+    "status",
+    "body",
+    "latency",
+    "every",
+    "failures",
+    "within",
+    "timeout",
+];
+pub(super) const PROMETHEUS_KEYS: &[&str] = &["url", "query", "expect"];
+pub(super) const ROLLBACK_KEYS: &[&str] = &["auto", "git"];
+pub(super) const APPROVAL_KEYS: &[&str] = &["from", "required", "expires", "by", "allow-self", "allow-unknown-pusher"];
+pub(super) const FREEZE_KEYS: &[&str] = &["from", "to"];
+pub(super) const HOOKS_KEYS: &[&str] = &["before", "after", "rollback"];
+pub(super) const SCHEMA_KEYS: &[&str] = &["version", "reversible"];
+pub(super) const NOTIFY_KEYS: &[&str] = &["smtp", "webhooks"];
+pub(super) const SMTP_KEYS: &[&str] = &["url", "from", "password", "authority"];
+pub(super) const NOTIFY_WEBHOOK_KEYS: &[&str] = &["url", "format", "secret", "inbound"];
+pub(super) const INBOUND_KEYS: &[&str] = &["secret", "people"];
+
+/// A lease is renewed several times in its time, each a write to the disk; a disk that is slow for a moment must not
+/// make a living daemon look dead.
+const LEASE_LEAST: Duration = Duration::from_secs(5);
+/// Each look asks the engine about everything it runs.
+const COMPARED_LEAST: Duration = Duration::from_secs(1);
+
+type Environments = BTreeMap<EnvironmentName, Environment>;
 
 /// How often refs are looked at when nothing says how often.
 const POLL: Span = Span(Duration::from_secs(60));
@@ -337,9 +397,11 @@ impl Reader<'_, '_> {
         let people = fields.get("people").map(|node| self.people(node)).unwrap_or_default();
         let registries = fields.get("registries").map(|node| self.registries(node)).unwrap_or_default();
         let mut repos = BTreeMap::new();
+        let mut repo_names = Vec::new();
         match fields.get("repos") {
             Some(node) => {
                 for (key, node) in self.check.entries(node, "`repos`").unwrap_or_default() {
+                    repo_names.push(key.name.as_str());
                     match RepoName::new(key.name.as_str()) {
                         Ok(name) => {
                             if let Some(repo) = self.repo(&name, node, &runtime) {
@@ -357,7 +419,21 @@ impl Reader<'_, '_> {
                 self.check.findings.push(finding.hint("name what to watch: `repos: { NAME: PATH-OR-URL }`"));
             }
         }
-        let (environments, notify) = (BTreeMap::new(), Notify::default());
+        let notify = fields.get("notify").map(|node| self.notify(node, &people)).unwrap_or_default();
+        let environments = match fields.get("environments") {
+            Some(node) => {
+                let around = Around {
+                    repo_names,
+                    repos: &repos,
+                    people: &people,
+                    notify: &notify,
+                    has_smtp: fields.get("notify").is_some_and(|node| has_key(node, "smtp")),
+                    names: keys_of(node),
+                };
+                self.environments(node, &around)
+            }
+            None => Environments::new(),
+        };
         let secrets = Vec::new();
         Some(Daemon { server, state, runtime, registries, limits, keep, people, environments, notify, repos, secrets })
     }
@@ -408,24 +484,26 @@ impl Reader<'_, '_> {
             return None;
         };
         let fields = self.check.fields(node, "`docker`", DOCKER_KEYS, &[])?;
-        if let Some(node) = fields.get("host")
-            && let Some(text) = self.check.text(node, "`host`")
-        {
-            let at = |prefix: &str| text.strip_prefix(prefix).filter(|rest| !rest.is_empty());
-            let address = at("tcp://").or_else(|| at("http://"));
-            let is_address = address.is_some_and(|address| {
-                let parsed = address.parse::<axum::http::uri::Authority>();
-                parsed.is_ok_and(|address| address.port_u16().is_some() || address.host() == address.as_str())
-            });
-            if !is_address && at("unix:///").is_none() {
-                self.check.error(node.place, "`host` is `unix:///PATH` or `tcp://HOST:PORT`");
-            }
-            settings.host = Some(text.to_owned());
-        }
+        settings.host = fields.get("host").and_then(|node| self.engine_host(node));
         if let Some(node) = fields.get("networks") {
             settings.networks = self.check.parsed(node, "`networks`").unwrap_or(settings.networks);
         }
         Some(RuntimeChoice::Docker(settings))
+    }
+
+    /// Where an engine answers.
+    fn engine_host(&mut self, node: &Node) -> Option<String> {
+        let text = self.check.text(node, "`host`")?;
+        let at = |prefix: &str| text.strip_prefix(prefix).filter(|rest| !rest.is_empty());
+        let address = at("tcp://").or_else(|| at("http://"));
+        let is_address = address.is_some_and(|address| {
+            let parsed = address.parse::<axum::http::uri::Authority>();
+            parsed.is_ok_and(|address| address.port_u16().is_some() || address.host() == address.as_str())
+        });
+        if !is_address && at("unix:///").is_none() {
+            self.check.error(node.place, "`host` is `unix:///PATH` or `tcp://HOST:PORT`");
+        }
+        Some(text.to_owned())
     }
 
     fn registries(&mut self, node: &Node) -> BTreeMap<String, Credentials> {
@@ -528,6 +606,18 @@ impl Reader<'_, '_> {
         }
         limits
     }
+}
+
+/// The keys of a map as written.
+fn keys_of(node: &Node) -> Vec<&str> {
+    match &node.value {
+        Value::Map(entries) => entries.iter().map(|(key, _)| key.name.as_str()).collect(),
+        _ => Vec::new(),
+    }
+}
+
+fn has_key(node: &Node, key: &str) -> bool {
+    keys_of(node).contains(&key)
 }
 
 /// Without `.` and inner `..`, which other programs would show to people.

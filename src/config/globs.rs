@@ -1,5 +1,7 @@
 //! Branch and tag patterns with include and exclude.
 
+use super::check::Checker;
+use super::yaml::{Node, Place, Value};
 use globset::{GlobBuilder, GlobSet, GlobSetBuilder};
 
 /// Which names match: any of the included (all, when none is named) and none of the excluded. `*` stops at `/`,
@@ -48,6 +50,51 @@ impl Globs {
     /// The patterns as written, `**` when there are none.
     pub fn words(&self) -> String {
         if self.patterns.is_empty() { "**".to_owned() } else { self.patterns.join(", ") }
+    }
+}
+
+/// The keys of the long form.
+const KEYS: &[&str] = &["include", "exclude"];
+
+impl Checker<'_> {
+    /// Patterns with include and exclude, in either form.
+    pub(super) fn globs(&mut self, node: &Node, what: &str) -> Globs {
+        let mut include: Vec<(&str, Place)> = Vec::new();
+        let mut exclude: Vec<(&str, Place)> = Vec::new();
+        if let Value::Map(_) = node.value {
+            let Some(fields) = self.fields(node, what, KEYS, &[]) else { return Globs::all() };
+            for (key, list) in [("include", &mut include), ("exclude", &mut exclude)] {
+                for item in fields.get(key).map(|n| self.items(n, &format!("`{key}`"))).unwrap_or_default() {
+                    list.extend(self.text(item, "a pattern").map(|text| (text, item.place)));
+                }
+            }
+        } else {
+            for item in self.items(node, what) {
+                let Some(text) = self.text(item, "a pattern") else { continue };
+                match text.strip_prefix('!') {
+                    Some(text) => exclude.push((text, item.place)),
+                    None => include.push((text, item.place)),
+                }
+            }
+            if include.is_empty() && exclude.is_empty() && matches!(node.value, Value::List(_)) {
+                self.error(node.place, format!("{what} is empty: nothing would match"));
+            }
+        }
+        for (text, place) in include.iter().chain(&exclude) {
+            if text.is_empty() || text.len() > 255 {
+                self.error(*place, "a pattern has 1 to 255 bytes");
+                return Globs::all();
+            }
+        }
+        let texts = |list: &[(&'_ str, Place)]| list.iter().map(|(text, _)| (*text).to_owned()).collect::<Vec<_>>();
+        let (include_texts, exclude_texts) = (texts(&include), texts(&exclude));
+        let include_texts: Vec<&str> = include_texts.iter().map(String::as_str).collect();
+        let exclude_texts: Vec<&str> = exclude_texts.iter().map(String::as_str).collect();
+        Globs::new(&include_texts, &exclude_texts).unwrap_or_else(|(n, why)| {
+            let place = include.iter().chain(&exclude).nth(n).map_or(node.place, |(_, place)| *place);
+            self.error(place, format!("this pattern does not read: {why}"));
+            Globs::all()
+        })
     }
 }
 

@@ -108,7 +108,6 @@ pub(super) const ON_KEYS: &[&str] = &["push", "schedule", "manual"];
 const ON_LATER: &[&str] = &["pull_request", "pull-request"];
 pub(super) const PUSH_KEYS: &[&str] = &["branches", "tags"];
 const PUSH_LATER: &[&str] = &["paths"];
-const GLOB_KEYS: &[&str] = &["include", "exclude"];
 pub(super) const INPUT_KEYS: &[&str] = &["type", "options", "default", "required", "description"];
 pub(super) const STEP_KEYS: &[&str] = &[
     "name",

@@ -2,7 +2,9 @@
 //! `pipeline` and `daemon`; a test holds the keys here and there together.
 #![allow(dead_code, reason = "the fields exist for their names and types; values are read by deserialising in tests")]
 
-use crate::model::ids::{GroupName, PersonName, RepoName, StepName};
+mod deploys;
+
+use crate::model::ids::{EnvironmentName, GroupName, PersonName, RepoName, StepName};
 use crate::model::plan::RetryOn;
 use crate::model::{ByteSize, Span};
 use schemars::JsonSchema;
@@ -236,6 +238,10 @@ pub(super) struct DaemonFile {
     people: Option<People>,
     /// The watched repositories, by name.
     repos: BTreeMap<RepoName, RepoEntry>,
+    /// Where releases are deployed to, by name.
+    environments: Option<BTreeMap<EnvironmentName, deploys::Environment>>,
+    /// How people are told.
+    notify: Option<deploys::Notify>,
 }
 
 #[derive(Debug, Deserialize, JsonSchema)]
@@ -424,6 +430,23 @@ mod tests {
             (&daemon["$defs"]["Person"], settings::PERSON_KEYS),
             (&daemon["$defs"]["Repo"], settings::REPO_KEYS),
             (&daemon["$defs"]["Webhook"], settings::WEBHOOK_KEYS),
+            (&daemon["$defs"]["Environment"], settings::ENVIRONMENT_KEYS),
+            (&daemon["$defs"]["Source"], settings::SOURCE_KEYS),
+            (&daemon["$defs"]["Target"], settings::TARGET_KEYS),
+            (&daemon["$defs"]["SwarmTarget"], settings::SWARM_KEYS),
+            (&daemon["$defs"]["ComposeTarget"], settings::COMPOSE_KEYS),
+            (&daemon["$defs"]["CommandTarget"], settings::COMMAND_TARGET_KEYS),
+            (&daemon["$defs"]["HealthRule"], settings::HEALTH_KEYS),
+            (&daemon["$defs"]["Prometheus"], settings::PROMETHEUS_KEYS),
+            (&daemon["$defs"]["Rollback"], settings::ROLLBACK_KEYS),
+            (&daemon["$defs"]["EnvironmentApproval"], settings::APPROVAL_KEYS),
+            (&daemon["$defs"]["Freeze"], settings::FREEZE_KEYS),
+            (&daemon["$defs"]["Hooks"], settings::HOOKS_KEYS),
+            (&daemon["$defs"]["Schema"], settings::SCHEMA_KEYS),
+            (&daemon["$defs"]["Notify"], settings::NOTIFY_KEYS),
+            (&daemon["$defs"]["Smtp"], settings::SMTP_KEYS),
+            (&daemon["$defs"]["NotifyWebhook"], settings::NOTIFY_WEBHOOK_KEYS),
+            (&daemon["$defs"]["Inbound"], settings::INBOUND_KEYS),
         ];
         for (schema, known) in table {
             let mut known = known.to_vec();

@@ -4,6 +4,7 @@
 //! engine, triggers, listeners, then recovery, then readiness. Stop (SIGTERM, SIGINT): no new work is taken, processes of
 //! steps are left running for the next daemon, everyone is waited for. SIGHUP reads the configuration again.
 
+mod changed;
 mod control;
 mod lock;
 mod loops;
@@ -207,6 +208,7 @@ impl Core {
             changes.push("old runs are kept for another time".into());
         }
         changes.extend(people::changes(&old.people, &new.people));
+        changes.extend(changed::deploys(&old, &new));
         // First the record, then the deed, which cannot fail any more. A daemon killed in between starts with the new file.
         let details = serde_json::json!({ "changes": changes });
         let act = Act { by, kind: ActKind::Reload, subject: "mainstay.yml".into(), details };

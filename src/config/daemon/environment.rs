@@ -1,5 +1,12 @@
 //! `environments`: where things are deployed to, by whom, after whose yes, and how it is known that they are well.
 
+mod approval;
+mod health;
+mod read;
+mod target;
+
+pub(super) use read::Around;
+
 use crate::config::globs::Globs;
 use crate::config::secret::Secret;
 use crate::model::Span;
@@ -286,3 +293,6 @@ impl TargetConfig {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -23,6 +23,43 @@ impl People {
     pub fn of_unix(&self, user: &str) -> Option<&PersonName> {
         self.users.iter().find(|(_, person)| person.unix.iter().any(|name| name == user)).map(|(name, _)| name)
     }
+
+    /// The person whose commits carry that address. Someone without a `git` address commits under their `mail`.
+    pub fn of_git(&self, address: &str) -> Option<&PersonName> {
+        let has = |name: &String| same(name, address);
+        let by_git = self.users.iter().find(|(_, person)| person.git.iter().any(has));
+        by_git.or_else(|| self.users.iter().find(|(_, person)| person.mail.iter().any(has))).map(|(name, _)| name)
+    }
+
+    /// The person who has that name on a forge.
+    pub fn of_forge(&self, login: &str) -> Option<&PersonName> {
+        let found = self.users.iter().find(|(_, person)| person.forge.iter().any(|name| same(name, login)));
+        found.map(|(name, _)| name)
+    }
+
+    /// The people behind names of people and groups; a name that nobody has stands for nobody.
+    pub fn members(&self, names: &[String]) -> BTreeSet<PersonName> {
+        let mut members = BTreeSet::new();
+        for name in names {
+            match self.users.get_key_value(name.as_str()) {
+                Some((person, _)) => {
+                    members.insert(person.clone());
+                }
+                None => members.extend(self.groups.get(name.as_str()).into_iter().flatten().cloned()),
+            }
+        }
+        members
+    }
+
+    /// Where mail to that person goes.
+    pub fn address(&self, person: &PersonName) -> Option<&str> {
+        self.users.get(person)?.mail.as_deref()
+    }
+}
+
+/// Mail and forges do not tell letters' cases apart.
+fn same(one: &str, other: &str) -> bool {
+    one.to_lowercase() == other.to_lowercase()
 }
 
 /// A person's names elsewhere.
@@ -166,7 +203,7 @@ fn is_login(text: &str) -> Result<(), &'static str> {
     Ok(())
 }
 
-fn is_address(text: &str) -> Result<(), &'static str> {
+pub(super) fn is_address(text: &str) -> Result<(), &'static str> {
     is_login(text)?;
     match text.split_once('@') {
         Some((user, host)) if !host.contains('@') => {
@@ -210,9 +247,30 @@ mod tests {
         assert_eq!(people.users["cem"], Person::default());
         assert_eq!(people.of_unix("1000").unwrap().as_str(), "ben");
         assert_eq!(people.of_unix("Ana"), None);
+        let name = |found: Option<&PersonName>| found.map(ToString::to_string).unwrap_or_default();
+        assert_eq!(name(people.of_git("ANA@home.example")), "ana");
+        assert_eq!(name(people.of_git("ben@example.com")), "ben");
+        assert_eq!((name(people.of_forge("BEN-2")), people.of_forge("ana")), ("ben".to_owned(), None));
+        let members = |names: &[&str]| -> Vec<String> {
+            let names: Vec<String> = names.iter().map(|&name| name.to_owned()).collect();
+            people.members(&names).iter().map(ToString::to_string).collect()
+        };
+        assert_eq!(members(&["release-managers"]), ["ana", "ben"]);
+        assert_eq!(members(&["cem", "alone", "ben", "nobody"]), ["ben", "cem"]);
+        assert!(members(&[]).is_empty());
+        assert_eq!(people.address(&PersonName::new("ana").unwrap()), Some("ana@example.com"));
+        assert_eq!(people.address(&PersonName::new("ben").unwrap()), None);
         let members: Vec<_> = people.groups["release-managers"].iter().map(PersonName::as_str).collect();
         assert_eq!(members, ["ana", "ben"]);
         assert_eq!(people.groups["alone"].len(), 1);
+    }
+
+    #[test]
+    fn who_has_no_git_address_commits_under_their_mail() {
+        let people = read("{ users: { ana: { mail: a@b }, ben: { git: a@b }, cem: { mail: c@d } } }").unwrap().people;
+        assert_eq!(people.of_git("A@b").unwrap().as_str(), "ben");
+        assert_eq!(people.of_git("c@D").unwrap().as_str(), "cem");
+        assert_eq!(people.of_git(""), None);
     }
 
     #[test]

@@ -1,13 +1,13 @@
 //! What stands under `on`: pushes, times, people.
 
 use super::{
-    GLOB_KEYS, Globs, INPUT_KEYS, INPUTS_MAX, Input, InputKind, ManualTrigger, ON_KEYS, ON_LATER, PUSH_KEYS,
-    PUSH_LATER, PushTrigger, Reader, Triggers,
+    Globs, INPUT_KEYS, INPUTS_MAX, Input, InputKind, ManualTrigger, ON_KEYS, ON_LATER, PUSH_KEYS, PUSH_LATER,
+    PushTrigger, Reader, Triggers,
 };
 use crate::config::expression;
 use crate::config::finding::{Finding, shown};
 use crate::config::schedule::Schedule;
-use crate::config::yaml::{Key, Node, Place, Value};
+use crate::config::yaml::{Key, Node, Value};
 
 impl Reader<'_> {
     pub(super) fn triggers(&mut self, node: &Node) -> Triggers {
@@ -48,68 +48,37 @@ impl Reader<'_> {
 
     fn push(&mut self, node: &Node) -> Option<PushTrigger> {
         let fields = self.check.fields(node, "`push`", PUSH_KEYS, PUSH_LATER)?;
-        let branches = fields.get("branches").map(|node| self.globs(node, "`branches`"));
-        let tags = fields.get("tags").map(|node| self.globs(node, "`tags`"));
+        let branches = fields.get("branches").map(|node| self.check.globs(node, "`branches`"));
+        let tags = fields.get("tags").map(|node| self.check.globs(node, "`tags`"));
         // With `tags` alone, branches do not start it; with nothing, branches do.
         let branches = if branches.is_none() && tags.is_none() { Some(Globs::all()) } else { branches };
         Some(PushTrigger { branches, tags })
     }
 
-    fn globs(&mut self, node: &Node, what: &str) -> Globs {
-        let mut include: Vec<(&str, Place)> = Vec::new();
-        let mut exclude: Vec<(&str, Place)> = Vec::new();
-        if let Value::Map(_) = node.value {
-            let Some(fields) = self.check.fields(node, what, GLOB_KEYS, &[]) else { return Globs::all() };
-            for (key, list) in [("include", &mut include), ("exclude", &mut exclude)] {
-                for item in fields.get(key).map(|n| self.check.items(n, &format!("`{key}`"))).unwrap_or_default() {
-                    list.extend(self.check.text(item, "a pattern").map(|text| (text, item.place)));
-                }
-            }
-        } else {
-            for item in self.check.items(node, what) {
-                let Some(text) = self.check.text(item, "a pattern") else { continue };
-                match text.strip_prefix('!') {
-                    Some(text) => exclude.push((text, item.place)),
-                    None => include.push((text, item.place)),
-                }
-            }
-            if include.is_empty() && exclude.is_empty() && matches!(node.value, Value::List(_)) {
-                self.check.error(node.place, format!("{what} is empty: nothing would match"));
-            }
-        }
-        for (text, place) in include.iter().chain(&exclude) {
-            if text.is_empty() || text.len() > 255 {
-                self.check.error(*place, "a pattern has 1 to 255 bytes");
-                return Globs::all();
-            }
-        }
-        let texts = |list: &[(&'_ str, Place)]| list.iter().map(|(text, _)| (*text).to_owned()).collect::<Vec<_>>();
-        let (include_texts, exclude_texts) = (texts(&include), texts(&exclude));
-        let include_texts: Vec<&str> = include_texts.iter().map(String::as_str).collect();
-        let exclude_texts: Vec<&str> = exclude_texts.iter().map(String::as_str).collect();
-        Globs::new(&include_texts, &exclude_texts).unwrap_or_else(|(n, why)| {
-            let place = include.iter().chain(&exclude).nth(n).map_or(node.place, |(_, place)| *place);
-            self.check.error(place, format!("this pattern does not read: {why}"));
-            Globs::all()
-        })
-    }
-
     fn manual(&mut self, node: &Node) -> ManualTrigger {
         let mut manual = ManualTrigger::default();
         let Some(fields) = self.check.fields(node, "`manual`", &["inputs"], &[]) else { return manual };
-        let Some(inputs) = fields.get("inputs") else { return manual };
+        if let Some(node) = fields.get("inputs") {
+            manual.inputs = self.inputs(node);
+        }
+        manual
+    }
+
+    /// What people may give along with a trigger or an approval.
+    pub(super) fn inputs(&mut self, inputs: &Node) -> Vec<Input> {
+        let mut list = Vec::new();
         for (key, node) in self.check.entries(inputs, "`inputs`").unwrap_or_default() {
             if !expression::is_key(&key.name) {
                 let message =
                     format!("`{}` is not a name for an input: letters, digits, `_` and `-`", shown(&key.name));
                 self.check.error(key.place, message);
             }
-            manual.inputs.extend(self.input(key, node));
+            list.extend(self.input(key, node));
         }
-        if manual.inputs.len() > INPUTS_MAX {
-            self.check.error(inputs.place, format!("there are {} inputs; at most {INPUTS_MAX}", manual.inputs.len()));
+        if list.len() > INPUTS_MAX {
+            self.check.error(inputs.place, format!("there are {} inputs; at most {INPUTS_MAX}", list.len()));
         }
-        manual
+        list
     }
 
     fn input(&mut self, key: &Key, node: &Node) -> Option<Input> {
