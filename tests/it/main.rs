@@ -20,4 +20,5 @@ mod run_is_stopped;
 mod run_survives_kill;
 mod schedules_end_to_end;
 mod support;
+mod targets;
 mod webhooks;
