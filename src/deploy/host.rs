@@ -1,16 +1,14 @@
 //! Commands of this machine around a deploy: hooks, and the version of a database schema. `mainstay.yml` alone names them.
 
+use super::shell::{self, Line};
 use crate::model::deploy::Release;
 use std::collections::BTreeMap;
-use std::os::unix::process::CommandExt;
-use std::process::Stdio;
 use std::time::Duration;
-use tokio::io::{AsyncRead, AsyncReadExt};
 
 /// A hook that takes longer is stopped: a deploy waits for it, and with it the environment.
 const WITHIN: Duration = Duration::from_secs(600);
-/// So much of the end of its output is told when it fails.
-const TOLD_BYTES: usize = 2_000;
+/// So much of a line is shown when it fails.
+const SHOWN_CHARS: usize = 120;
 
 /// What a command is told about the deploy, as variables.
 pub(super) fn environment(release: &Release, previous: Option<u64>) -> BTreeMap<String, String> {
@@ -24,64 +22,22 @@ pub(super) fn environment(release: &Release, previous: Option<u64>) -> BTreeMap<
     variables
 }
 
-/// Runs lines under `sh -e`; what they print at the end, or why they failed in words.
+/// Runs lines one after the other, up to the first that fails; what they printed, or why one failed in words.
 pub(super) async fn run(lines: &[String], variables: &BTreeMap<String, String>) -> Result<String, String> {
-    if lines.is_empty() {
-        return Ok(String::new());
-    }
-    let mut command = std::process::Command::new("sh");
-    command.args(["-e", "-c", &lines.join("\n")]).envs(variables);
-    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    // A group of its own, so that what it started ends with it.
-    command.process_group(0);
-    let mut child = tokio::process::Command::from(command)
-        .kill_on_drop(true)
-        .spawn()
-        .map_err(|error| format!("`{}` cannot be started: {error}", shown(lines)))?;
-    let group = child.id();
-    let (out, err) = (child.stdout.take(), child.stderr.take());
-    let whole = async {
-        let (out, err) = tokio::join!(end_of(out), end_of(err));
-        (child.wait().await, out, err)
-    };
-    let Ok((status, out, err)) = tokio::time::timeout(WITHIN, whole).await else {
-        if let Some(group) = group {
-            let _ = nix::sys::signal::killpg(nix::unistd::Pid::from_raw(group as i32), nix::sys::signal::Signal::SIGKILL);
-        }
-        return Err(format!("`{}` did not end within {} s", shown(lines), WITHIN.as_secs()));
-    };
-    match status {
-        Ok(status) if status.success() => Ok(out),
-        Ok(status) => {
-            let said = if err.trim().is_empty() { out } else { err };
-            Err(format!("`{}` ended with {status}: {}", shown(lines), said.trim()))
-        }
-        Err(error) => Err(format!("`{}`: {error}", shown(lines))),
-    }
-}
-
-fn shown(lines: &[String]) -> String {
-    let text = lines.join("; ");
-    match text.char_indices().nth(120) {
-        Some((at, _)) => format!("{}…", &text[..at]),
-        None => text,
-    }
-}
-
-/// Reads to the end, and keeps the end.
-async fn end_of(stream: Option<impl AsyncRead + Unpin>) -> String {
-    let Some(mut stream) = stream else { return String::new() };
-    let (mut kept, mut chunk) = (Vec::new(), [0_u8; 4096]);
-    while let Ok(count) = stream.read(&mut chunk).await {
-        if count == 0 {
-            break;
-        }
-        kept.extend_from_slice(&chunk[..count]);
-        if kept.len() > 2 * TOLD_BYTES {
-            kept.drain(..kept.len() - TOLD_BYTES);
+    let environment: Vec<_> = variables.iter().map(|(name, value)| (name.clone(), value.clone())).collect();
+    let mut said = String::new();
+    for line in lines {
+        let shown: String = line.chars().take(SHOWN_CHARS).collect();
+        let ended = shell::run(&Line { line, folder: None, environment: &environment, timeout: WITHIN }).await;
+        let ended = ended.map_err(|error| format!("`{shown}` cannot be started: {error}"))?;
+        let last = ended.last_line().unwrap_or("it said nothing").to_owned();
+        match ended.code {
+            Some(0) => said.push_str(&ended.stdout),
+            Some(code) => return Err(format!("`{shown}` ended with {code}: {last}")),
+            None => return Err(format!("`{shown}` did not end within {} s: {last}", WITHIN.as_secs())),
         }
     }
-    String::from_utf8_lossy(&kept).into_owned()
+    Ok(said)
 }
 
 #[cfg(test)]
@@ -89,14 +45,12 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn lines_run_until_one_fails_and_the_end_of_what_was_said_is_told() {
+    async fn lines_run_until_one_fails_and_the_last_word_is_told() {
         let none = BTreeMap::new();
         assert_eq!(run(&[], &none).await, Ok(String::new()));
         let named = BTreeMap::from([("MAINSTAY_RELEASE".to_owned(), "7".to_owned())]);
         assert_eq!(run(&["echo $MAINSTAY_RELEASE".into()], &named).await, Ok("7\n".into()));
-        let why = run(&["echo first".into(), "echo why >&2; false".into(), "echo never".into()], &none).await.unwrap_err();
-        assert!(why.contains("exit status: 1: why") && !why.contains("never\n"), "{why}");
-        let much = run(&["seq 1 100000".into()], &none).await.unwrap();
-        assert!(much.ends_with("100000\n") && much.len() <= 2 * TOLD_BYTES + 4096, "{}", much.len());
+        let why = run(&["echo first".into(), "echo why >&2; exit 3".into(), "touch /never".into()], &none).await;
+        assert_eq!(why, Err("`echo why >&2; exit 3` ended with 3: why".into()));
     }
 }

@@ -21,6 +21,7 @@ pub mod health;
 mod host;
 pub mod owner;
 mod record;
+pub mod shell;
 pub mod state;
 pub mod target;
 mod tell;

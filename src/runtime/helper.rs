@@ -46,7 +46,7 @@ pub(crate) fn order(word: &Word, image_command: &[String], cwd: &str, output: &s
 }
 
 /// One script of all commands, each shown before it runs. `printf`, since `echo` of some shells reads backslashes.
-fn script(commands: &[String]) -> String {
+pub(crate) fn script(commands: &[String]) -> String {
     let mut script = String::new();
     for command in commands {
         let command = command.trim_end_matches('\n');

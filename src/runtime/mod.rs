@@ -4,9 +4,12 @@
 //! `docker` (any Docker-compatible socket) and `process` (plain processes, for trusted repositories only). The suite
 //! in `tests/it/conformance.rs` runs on both.
 
+pub mod apart;
 pub mod docker;
 mod helper;
 pub mod process;
+
+pub(crate) use helper::script as script_of;
 
 use crate::model::log::{LogChunk, LogCursor, Stream};
 use crate::model::plan::Resources;

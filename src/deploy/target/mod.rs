@@ -3,9 +3,13 @@
 //! In comes a release; out goes what serves. Three implementations: `swarm`, `compose`, `command`; a Kubernetes one has
 //! its place beside them. The suite in `tests/it/targets.rs` runs on all.
 
+pub mod command;
+mod notes;
+
 use crate::model::deploy::{Observation, Release};
 use crate::model::{EnvironmentName, Oid};
 use async_trait::async_trait;
+use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -113,4 +117,12 @@ pub trait Target: Send + Sync {
 
     /// Removes everything of the environment. Nothing there is success.
     async fn remove(&self) -> Result<(), TargetError>;
+}
+
+/// A text as an observation shows it: as it is, or as a short digest when it holds a secret.
+pub(crate) fn hide(text: &str, secrets: &BTreeMap<String, String>) -> String {
+    match secrets.values().any(|secret| !secret.is_empty() && text.contains(secret.as_str())) {
+        true => format!("sha256:{}", hex::encode(&Sha256::digest(text.as_bytes())[..8])),
+        false => text.to_owned(),
+    }
 }

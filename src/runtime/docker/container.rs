@@ -30,7 +30,7 @@ const OUTPUT_PATH: &str = "/.mainstay-out/output";
 /// The outputs file may have 64 KiB; a little more lets the helper see that there is too much.
 const OUTPUT_MOUNT: &str = "size=256k,mode=0777";
 /// Enough for any build, and an end for what only multiplies itself.
-const PIDS_DEFAULT: i64 = 4_096;
+pub(super) const PIDS_DEFAULT: i64 = 4_096;
 /// The engine copies the word and closes at once; one that does not in this time is not well.
 const WORD_WITHIN: Duration = Duration::from_secs(10);
 /// A removal, or a making, that another call has begun: how often and how long we look for its end, together 10 s.
@@ -38,7 +38,7 @@ pub(super) const REMOVAL_LOOKS: u32 = 200;
 pub(super) const REMOVAL_LOOK_EVERY: Duration = Duration::from_millis(50);
 
 /// The capabilities a step's root has. Never NET_RAW, NET_ADMIN, MKNOD, AUDIT_WRITE.
-const CAPABILITIES: [&str; 10] = [
+pub(super) const CAPABILITIES: [&str; 10] = [
     // Package managers and build tools unpack files of other owners and modes,
     "CHOWN",
     "DAC_OVERRIDE",
@@ -66,14 +66,14 @@ pub(super) async fn state_of(engine: &Engine, name: &str) -> Result<Found, Runti
     })
 }
 
-enum State {
+pub(super) enum State {
     Absent,
     Created,
     Running,
     Exited { code: i32, out_of_memory: bool },
 }
 
-async fn look(engine: &Engine, name: &str) -> Result<State, RuntimeError> {
+pub(super) async fn look(engine: &Engine, name: &str) -> Result<State, RuntimeError> {
     Ok(look_closer(engine, name).await?.0)
 }
 
@@ -150,7 +150,7 @@ fn body(engine: &Engine, spec: &StepSpec, defaults: Resources) -> ContainerCreat
 
 /// Lines are read from the engine's log after a crash of ours, so none may have been rotated away. The size overrides
 /// what the engine's own settings say for containers that say nothing.
-fn log_without_rotation() -> HostConfigLogConfig {
+pub(super) fn log_without_rotation() -> HostConfigLogConfig {
     HostConfigLogConfig {
         typ: Some("json-file".to_owned()),
         config: Some(HashMap::from([("max-size".to_owned(), "1000p".to_owned())])),
@@ -274,19 +274,24 @@ pub(super) async fn release(
     spaces: &Spaces,
 ) -> Result<bool, RuntimeError> {
     let name = engine.container(&spec.id);
-    let user = user_of(engine, &spec.id, &facts.user).await?;
+    let user = user_of(engine, &name, &facts.user).await?;
     spaces.own(engine, &spec.space, user).await?;
     let order = helper::order(word, &facts.command(&word.args), WORKSPACE, OUTPUT_PATH);
+    say(engine, &name, &order).await
+}
+
+/// Gives a container's helper its word. False when it has ended and nobody listens any more.
+pub(super) async fn say(engine: &Engine, name: &str, order: &wire::Order) -> Result<bool, RuntimeError> {
     let doing = || format!("give the word to {name}");
     let options = AttachContainerOptions { stream: true, stdin: true, ..Default::default() };
-    let AttachContainerResults { mut output, mut input } = match engine.api.attach_container(&name, Some(options)).await
+    let AttachContainerResults { mut output, mut input } = match engine.api.attach_container(name, Some(options)).await
     {
         Ok(attached) => attached,
         // It has ended since: nothing to say any more, and `wait` tells how.
         Err(e) if status(&e) == Some(409) => return Ok(false),
         Err(e) => return Err(engine.error(doing(), &e)),
     };
-    let line = wire::word_line(&order);
+    let line = wire::word_line(order);
     let say = async {
         input.write_all(&line).await?;
         input.flush().await?;
@@ -299,7 +304,7 @@ pub(super) async fn release(
     };
     match tokio::time::timeout(WORD_WITHIN, say).await {
         Ok(said) => said.map(|()| true).map_err(|e| engine.error(doing(), &e)),
-        Err(_) => match look(engine, &name).await? {
+        Err(_) => match look(engine, name).await? {
             State::Exited { .. } => Ok(false),
             _ => Err(engine.unreachable("it does not take the word")),
         },
@@ -307,7 +312,7 @@ pub(super) async fn release(
 }
 
 /// User and group number of a container's image user; names are looked up in the container's own files.
-async fn user_of(engine: &Engine, id: &AttemptId, user: &str) -> Result<(u32, u32), RuntimeError> {
+pub(super) async fn user_of(engine: &Engine, name: &str, user: &str) -> Result<(u32, u32), RuntimeError> {
     let (user, group) = user.split_once(':').map_or((user, None), |(user, group)| (user, Some(group)));
     if user.is_empty() {
         return Ok((0, 0));
@@ -315,8 +320,7 @@ async fn user_of(engine: &Engine, id: &AttemptId, user: &str) -> Result<(u32, u3
     if let (Ok(user), Some(Ok(group))) = (user.parse(), group.map(str::parse)) {
         return Ok((user, group));
     }
-    let name = engine.container(id);
-    let passwd = image::read_file(engine, &name, "/etc/passwd").await?.unwrap_or_default();
+    let passwd = image::read_file(engine, name, "/etc/passwd").await?.unwrap_or_default();
     let field = |file: &[u8], key: &str, at: usize| -> Option<Vec<String>> {
         let lines = String::from_utf8_lossy(file);
         let found = lines.lines().map(|l| l.split(':').map(str::to_owned).collect::<Vec<_>>());
@@ -337,7 +341,7 @@ async fn user_of(engine: &Engine, id: &AttemptId, user: &str) -> Result<(u32, u3
         None => entry.as_deref().and_then(|e| number(e, 3)).unwrap_or(0),
         Some((_, Ok(number))) => number,
         Some((group, Err(_))) => {
-            let file = image::read_file(engine, &name, "/etc/group").await?.unwrap_or_default();
+            let file = image::read_file(engine, name, "/etc/group").await?.unwrap_or_default();
             let entry = field(&file, group, 0).ok_or_else(|| refused(&format!("group `{group}`")))?;
             number(&entry, 2).ok_or_else(|| refused(&format!("group `{group}`")))?
         }
@@ -363,17 +367,21 @@ pub(super) async fn undisturbed(engine: &Engine, space: &SpaceName, id: &Attempt
 
 /// Waits until the process has ended.
 pub(super) async fn wait(engine: &Engine, id: &AttemptId) -> Result<Found, RuntimeError> {
-    let name = engine.container(id);
+    wait_named(engine, &engine.container(id)).await
+}
+
+/// Waits until a container's process has ended.
+pub(super) async fn wait_named(engine: &Engine, name: &str) -> Result<Found, RuntimeError> {
     let doing = || format!("wait for {name}");
     loop {
-        match look(engine, &name).await? {
+        match look(engine, name).await? {
             State::Absent => return Err(RuntimeError::Gone { what: format!("the container {name}") }),
             State::Exited { code, out_of_memory } => return Ok(Found::Exited { code, out_of_memory }),
             // Between making and starting it; `not-running` would be true already.
             State::Created => tokio::time::sleep(REMOVAL_LOOK_EVERY).await,
             State::Running => {
                 let options = WaitContainerOptions { condition: "not-running".to_owned() };
-                let mut waiting = engine.api.wait_container(&name, Some(options)).boxed();
+                let mut waiting = engine.api.wait_container(name, Some(options)).boxed();
                 match waiting.next().await {
                     Some(Ok(_) | Err(Error::DockerContainerWaitError { .. })) => {}
                     Some(Err(e)) if is_gone(&e) => {}
@@ -385,7 +393,7 @@ pub(super) async fn wait(engine: &Engine, id: &AttemptId) -> Result<Found, Runti
     }
 }
 
-async fn signal(engine: &Engine, name: &str, signal: &str) -> Result<(), RuntimeError> {
+pub(super) async fn signal(engine: &Engine, name: &str, signal: &str) -> Result<(), RuntimeError> {
     let options = KillContainerOptions { signal: signal.to_owned() };
     match engine.api.kill_container(name, Some(options)).await {
         // Not there, or not running any more.
@@ -398,22 +406,26 @@ async fn signal(engine: &Engine, name: &str, signal: &str) -> Result<(), Runtime
 
 /// TERM, then KILL after `grace`.
 pub(super) async fn stop(engine: &Engine, id: &AttemptId, grace: Duration) -> Result<(), RuntimeError> {
-    let name = engine.container(id);
-    match look(engine, &name).await? {
+    stop_named(engine, &engine.container(id), grace).await
+}
+
+/// The same for a container by its name.
+pub(super) async fn stop_named(engine: &Engine, name: &str, grace: Duration) -> Result<(), RuntimeError> {
+    match look(engine, name).await? {
         State::Absent | State::Exited { .. } => return Ok(()),
         // Never started: there is no process to end, and nobody may start it now.
-        State::Created => return remove(engine, &name).await,
-        State::Running => signal(engine, &name, "SIGTERM").await?,
+        State::Created => return remove(engine, name).await,
+        State::Running => signal(engine, name, "SIGTERM").await?,
     }
     let ended = |waited: Result<Found, RuntimeError>| match waited {
         Ok(_) | Err(RuntimeError::Gone { .. }) => Ok(()),
         Err(error) => Err(error),
     };
-    if let Ok(waited) = tokio::time::timeout(grace, wait(engine, id)).await {
+    if let Ok(waited) = tokio::time::timeout(grace, wait_named(engine, name)).await {
         return ended(waited);
     }
-    signal(engine, &name, "SIGKILL").await?;
-    ended(wait(engine, id).await)
+    signal(engine, name, "SIGKILL").await?;
+    ended(wait_named(engine, name).await)
 }
 
 /// Removes a container with its anonymous volumes, running or not. Nothing there is success.

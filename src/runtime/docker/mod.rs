@@ -11,6 +11,7 @@ mod holder;
 mod image;
 mod logs;
 mod network;
+pub(crate) mod oneoff;
 mod space;
 
 pub use image::Registries;

@@ -9,10 +9,12 @@
 //! DIR/attempts/r1-test-a1/         lock, shim, log, output, exit
 //! ```
 
+mod alone;
 mod files;
 mod logs;
 mod shim;
 
+pub use alone::{Alone, Task};
 pub use shim::shim_main;
 
 use super::helper::wire;
@@ -169,41 +171,42 @@ impl Process {
         }
         Ok(())
     }
+}
 
-    async fn start_shim(&self, attempt: &Attempt, line: &[u8]) -> Result<(), RuntimeError> {
-        let doing = "start the step's shim";
-        let environment = |name: &str, default: &str| std::env::var_os(name).unwrap_or_else(|| default.into());
-        let mut child = tokio::process::Command::new(&self.shim)
-            .arg("shim")
-            .arg(&attempt.dir)
-            // The daemon's environment holds its secrets.
-            .env_clear()
-            .env("PATH", environment("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"))
-            .env("HOME", environment("HOME", "/"))
-            .current_dir("/")
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            .kill_on_drop(false)
-            .spawn()
-            .map_err(io_error(doing))?;
-        let (stdin, stdout) = (child.stdin.take(), child.stdout.take());
-        // Somebody has to take its exit code from the kernel, for as long as this daemon lives.
-        tokio::spawn(async move { child.wait().await });
-        let talk = async {
-            let (Some(mut stdin), Some(mut stdout)) = (stdin, stdout) else {
-                return Err(io::Error::other("it has no pipes"));
-            };
-            stdin.write_all(line).await?;
-            drop(stdin);
-            let mut said = String::new();
-            stdout.read_to_string(&mut said).await?;
-            if said.trim() == "ready" { Ok(()) } else { Err(io::Error::other(said.trim().to_owned())) }
+/// Starts the shim of an attempt and tells it the word.
+async fn start_shim(shim: &Path, attempt: &Attempt, line: &[u8]) -> Result<(), RuntimeError> {
+    let doing = "start the step's shim";
+    let environment = |name: &str, default: &str| std::env::var_os(name).unwrap_or_else(|| default.into());
+    let mut child = tokio::process::Command::new(shim)
+        .arg("shim")
+        .arg(&attempt.dir)
+        // The daemon's environment holds its secrets.
+        .env_clear()
+        .env("PATH", environment("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"))
+        .env("HOME", environment("HOME", "/"))
+        .current_dir("/")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .kill_on_drop(false)
+        .spawn()
+        .map_err(io_error(doing))?;
+    let (stdin, stdout) = (child.stdin.take(), child.stdout.take());
+    // Somebody has to take its exit code from the kernel, for as long as this daemon lives.
+    tokio::spawn(async move { child.wait().await });
+    let talk = async {
+        let (Some(mut stdin), Some(mut stdout)) = (stdin, stdout) else {
+            return Err(io::Error::other("it has no pipes"));
         };
-        match tokio::time::timeout(SHIM_STARTS_WITHIN, talk).await {
-            Ok(talked) => talked.map_err(io_error(doing)),
-            Err(_) => Err(io_error(doing)(io::ErrorKind::TimedOut.into())),
-        }
+        stdin.write_all(line).await?;
+        drop(stdin);
+        let mut said = String::new();
+        stdout.read_to_string(&mut said).await?;
+        if said.trim() == "ready" { Ok(()) } else { Err(io::Error::other(said.trim().to_owned())) }
+    };
+    match tokio::time::timeout(SHIM_STARTS_WITHIN, talk).await {
+        Ok(talked) => talked.map_err(io_error(doing)),
+        Err(_) => Err(io_error(doing)(io::ErrorKind::TimedOut.into())),
     }
 }
 
@@ -279,7 +282,7 @@ impl Runtime for Process {
         let mut order = helper::order(word, &word.args, &cwd, &output);
         // The marks' nonce goes to the shim in front of the word, like everything by pipe.
         order.env.insert(0, (b"MAINSTAY_NONCE".to_vec(), nonce(&self.instance, &spec.id).into_bytes()));
-        self.start_shim(&attempt, &wire::word_line(&order)).await.map(|()| true)
+        start_shim(&self.shim, &attempt, &wire::word_line(&order)).await.map(|()| true)
     }
 
     async fn logs(
