@@ -21,6 +21,12 @@ impl Letter {
         let words = message.words();
         Letter { text: text(&words), html: html(&words), subject: words.subject }
     }
+
+    /// The same for many readers: without the link.
+    pub(super) fn without_link(message: &Message) -> Letter {
+        let words = Words { action: None, ..message.words() };
+        Letter { text: text(&words), html: html(&words), subject: words.subject }
+    }
 }
 
 const FOOTER: &str = "Sent by Mainstay. Nobody reads answers to this address.";
