@@ -113,6 +113,7 @@ fn sentence(step: &PlannedStep, plan: &Plan, ui: &Ui) -> String {
             WhenStatus::Success => "success",
             WhenStatus::Failure => "failure",
             WhenStatus::Cancelled => "cancel",
+            WhenStatus::RolledBack => "rollback",
         })
         .collect();
     match status.as_slice() {

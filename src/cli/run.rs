@@ -11,7 +11,9 @@ use crate::git::{WorkingTree, working_tree};
 use crate::logs::hub::LogStore;
 use crate::model::api::{LogLineView, RunDetail};
 use crate::model::ids::PipelineName;
-use crate::model::{Asker, AttemptId, EventKind, Plan, RepoName, RunId, RunStatus, StepName, TriggerEvent};
+use crate::model::{
+    Asker, AttemptEnd, AttemptId, EventKind, Plan, RepoName, RunId, RunStatus, StepName, StepOutcome, TriggerEvent,
+};
 use crate::plan;
 use crate::store::{NewRun, Store};
 use futures_util::StreamExt;
@@ -75,11 +77,13 @@ pub async fn run(args: &Args, context: &Context) -> Result<Exit, Failure> {
     runtime.drain_pool().await;
     let detail = engine.run_detail(id).await.map_err(anyhow::Error::from)?;
     let status = status?;
+    let refused = detail.as_ref().is_some_and(was_refused);
     if let Some(detail) = detail {
         tell(context, &detail);
     }
     Ok(match status {
         RunStatus::Succeeded => Exit::Good,
+        RunStatus::Failed if refused => Exit::Refused,
         RunStatus::Cancelled => Exit::Interrupted,
         _ => Exit::Bad,
     })
@@ -183,7 +187,7 @@ async fn drive(engine: &Engine, run: RunId, wake: &Notify, context: &Context) ->
         let detail = engine.run_detail(run).await.map_err(anyhow::Error::from)?;
         let Some(detail) = detail else { return Err(Failure::wrong("find the run")) };
         let printer = printer.get_or_insert_with(|| Printer::new(context, &detail, &Wish::default()));
-        for step in &detail.steps {
+        for step in detail.steps.iter().filter(|step| step.has_log()) {
             for attempt in &step.attempts {
                 if let Some(sender) = &sender
                     && followed.insert((step.name.clone(), attempt.attempt))
@@ -237,6 +241,13 @@ fn follow(engine: &Engine, id: AttemptId, sender: mpsc::Sender<LogLineView>) {
             }
         }
     });
+}
+
+/// Whether a step was refused, and nothing else failed.
+fn was_refused(detail: &RunDetail) -> bool {
+    let failed = detail.steps.iter().filter(|step| step.outcome == Some(StepOutcome::Failed));
+    let mut ends = failed.map(|step| step.attempts.last().and_then(|last| last.end.as_ref())).peekable();
+    ends.peek().is_some() && ends.all(|end| matches!(end, Some(AttemptEnd::Refused { .. })))
 }
 
 fn tell(context: &Context, detail: &RunDetail) {

@@ -62,6 +62,7 @@ fn head(ui: &Ui, run: &RunDetail, now: Timestamp) -> Vec<String> {
     let time = words::span(s.started_at, s.finished_at, now);
     let status = match s.status {
         RunStatus::Queued => format!("{sign} waits since {}", words::ago(s.created_at, now)),
+        RunStatus::Running if run.parked => format!("{sign} waits, begun {time} ago"),
         RunStatus::Running => format!("{sign} runs for {time}"),
         other if time.is_empty() => format!("{sign} {other}"),
         other => format!("{sign} {other} after {time}"),
@@ -136,7 +137,11 @@ fn cell(step: &StepView, now: Timestamp) -> plan::show::Cell {
         Tone::Strong => DrawTone::Plain,
     };
     // Ends are told by the sign, and below the drawing in full; it should fit a terminal.
-    let word = if step.state == StepState::Running { "runs" } else { "" };
+    let word = match step.state {
+        StepState::Running if step.has_log() => "runs",
+        StepState::Running => "waits",
+        _ => "",
+    };
     plan::show::Cell { glyph: sign.chars().next().unwrap_or(' '), word: word.into(), time: step_time(step, now), tone }
 }
 
@@ -193,7 +198,7 @@ fn note(step: &StepView) -> String {
 }
 
 async fn last_lines(client: &Client, run: &RunDetail, step: &StepView) -> Vec<LogLineView> {
-    let Some(last) = step.attempts.last() else { return Vec::new() };
+    let Some(last) = step.attempts.last().filter(|_| step.has_log()) else { return Vec::new() };
     let query =
         [("step", step.name.to_string()), ("attempt", last.attempt.to_string()), ("tail", LAST_LINES.to_string())];
     // The log is a help here: without it the rest is still worth showing.
@@ -213,11 +218,11 @@ fn failed(ui: &Ui, run: &RunDetail, step: &StepView, last: &[LogLineView]) -> Ve
     out.extend(
         last.iter().map(|line| format!("  {} {}", ui.paint(Tone::Dim, "|"), words::safe_log(&line.text, ui.color))),
     );
-    let mut table = vec![
-        ("the whole log".to_owned(), format!("mainstay logs {id} {name}")),
-        (format!("again from `{name}` on"), format!("mainstay retry {id} --from {name}")),
-    ];
-    if let Some(file) = &run.file {
+    let mut table = vec![(format!("again from `{name}` on"), format!("mainstay retry {id} --from {name}"))];
+    if step.has_log() {
+        table.insert(0, ("the whole log".to_owned(), format!("mainstay logs {id} {name}")));
+    }
+    if let Some(file) = run.file.as_ref().filter(|_| step.has_log()) {
         table.push(("here, from your working tree".to_owned(), format!("mainstay run {file}")));
     }
     let rows: Vec<Vec<Cell>> = table

@@ -210,11 +210,12 @@ struct When {
 }
 
 #[derive(Debug, Deserialize, JsonSchema)]
-#[serde(rename_all = "lowercase")]
+#[serde(rename_all = "kebab-case")]
 enum Status {
     Success,
     Failure,
     Cancelled,
+    RolledBack,
     Always,
 }
 

@@ -85,7 +85,7 @@ impl Intake for Core {
                 }
                 for verdict in verdicts {
                     match verdict {
-                        Verdict::Accepted(id) | Verdict::Joined(id) | Verdict::OverLimit(id) => {
+                        Verdict::Accepted(id) | Verdict::Joined(id) | Verdict::OverLimit(id) | Verdict::Own(id) => {
                             accepted.inbox.push(id.0);
                         }
                         Verdict::Replayed => accepted.notes.push("this delivery was taken before".into()),

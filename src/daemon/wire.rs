@@ -2,7 +2,7 @@
 
 use crate::config::daemon::{Credentials, Daemon, DockerSettings, Repo, RuntimeChoice};
 use crate::config::secret::Secret;
-use crate::engine::{GRACE, KEEP_FAILED, Origin, RepoSetup, Settings};
+use crate::engine::{GRACE, KEEP_FAILED, Origin, PARK_AFTER, RepoSetup, Settings};
 use crate::git::{Auth, Mirror, without_credentials};
 use crate::logs::file::LogLimit;
 use crate::model::plan::Resources;
@@ -83,6 +83,7 @@ pub fn settings(config: &Daemon) -> Settings {
         log: LogLimit { bytes: limits.log.0, ..LogLimit::default() },
         grace: GRACE,
         keep: Some(KEEP_FAILED),
+        park_after: PARK_AFTER,
         keep_spaces_ready: true,
         public_url: Some(config.server.public_url.clone()).filter(|url| !url.is_empty()),
         masked: config.secret_values().iter().map(|secret| secret.expose().to_owned()).collect(),

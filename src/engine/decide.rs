@@ -1,9 +1,9 @@
 //! What comes next: a pure function of the state. `drive` asks it after every event, until nothing is left.
 
 use super::state::RunState;
-use crate::model::plan::{PlannedStep, WhenStatus};
+use crate::model::plan::{PlannedStep, StepKind, WhenStatus};
 use crate::model::{RunStatus, StepName, StepOutcome};
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, VecDeque};
 
 /// One thing to do now.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -81,7 +81,7 @@ pub fn decide(state: &RunState) -> Vec<Decision> {
 /// Steps that will probably become ready next, nearest first: their containers may be made and started ahead.
 ///
 /// Never steps marked `once` or with limits of their own (they may be large), never those that would be skipped as
-/// things stand, and only first attempts.
+/// things stand or that stand behind one that waits for people, and only first attempts.
 pub fn likely_next(state: &RunState) -> Vec<&PlannedStep> {
     let plan = state.plan();
     if state.status != RunStatus::Running || state.cancelled_by.is_some() {
@@ -95,7 +95,9 @@ pub fn likely_next(state: &RunState) -> Vec<&PlannedStep> {
                 .get(&step.name)
                 .is_some_and(|p| p.attempts.is_empty() && p.skipped.is_none() && p.carried.is_none());
             let modest = !step.once && step.resources == crate::model::plan::Resources::default();
-            untouched && modest && runs_when(step, WhenStatus::Success) && failed_ancestor(state, step).is_none()
+            let runs = runs_when(step, WhenStatus::Success) && trouble(state, step).is_none();
+            let waits = step.kind.only_waits() || waiting_ancestor(state, step);
+            untouched && modest && runs && !waits
         })
         .collect()
 }
@@ -116,9 +118,10 @@ fn standing(state: &RunState, step: &PlannedStep) -> Standing {
             Standing::Skipped { reason: format!("the run was cancelled by {by}"), cancelled: true }
         };
     }
-    match failed_ancestor(state, step) {
+    match trouble(state, step) {
         Some(_) if runs_when(step, WhenStatus::Failure) => Standing::Runs,
-        Some(failed) => Standing::Skipped { reason: format!("`{failed}` failed"), cancelled: false },
+        Some(trouble) if trouble.rolled_back && runs_when(step, WhenStatus::RolledBack) => Standing::Runs,
+        Some(trouble) => Standing::Skipped { reason: trouble.reason, cancelled: false },
         None if runs_when(step, WhenStatus::Success) => Standing::Runs,
         None => Standing::Skipped { reason: "nothing that it needs failed".into(), cancelled: false },
     }
@@ -128,23 +131,50 @@ fn runs_when(step: &PlannedStep, status: WhenStatus) -> bool {
     step.when_status.contains(&status)
 }
 
-/// The first step that failed among all that this one needs, directly or through others.
-fn failed_ancestor<'a>(state: &'a RunState, step: &'a PlannedStep) -> Option<&'a StepName> {
-    let plan = state.plan();
-    let mut seen = BTreeSet::new();
-    let mut open: Vec<&StepName> = step.needs.iter().collect();
-    while let Some(name) = open.pop() {
-        if !seen.insert(name) {
-            continue;
-        }
-        if state.outcome(name) == Some(StepOutcome::Failed) {
-            return Some(name);
-        }
-        if let Some(step) = plan.step(name) {
-            open.extend(&step.needs);
-        }
+/// What went wrong with the steps that a step needs.
+struct Trouble {
+    /// In words.
+    reason: String,
+    /// A deploy among them was rolled back.
+    rolled_back: bool,
+}
+
+/// What went wrong among all that this step needs, directly or through others. An approval counts as given only when
+/// somebody gave it: one that was skipped, or whose failure is allowed, is trouble for whatever comes after it.
+fn trouble(state: &RunState, step: &PlannedStep) -> Option<Trouble> {
+    let mut found: Option<Trouble> = None;
+    for ancestor in ancestors(state, step) {
+        let reason = match (state.outcome(&ancestor.name), &ancestor.kind) {
+            (Some(StepOutcome::Failed), _) => format!("`{}` failed", ancestor.name),
+            (Some(StepOutcome::Skipped | StepOutcome::FailedAllowed), StepKind::Approval(_)) => {
+                format!("the approval `{}` was not given", ancestor.name)
+            }
+            _ => continue,
+        };
+        let rolled_back = state.was_rolled_back(&ancestor.name);
+        found.get_or_insert(Trouble { reason, rolled_back: false }).rolled_back |= rolled_back;
     }
-    None
+    found
+}
+
+/// Whether a step that this one needs, near or far, waits for others than the engine, and is not over.
+fn waiting_ancestor(state: &RunState, step: &PlannedStep) -> bool {
+    ancestors(state, step).any(|ancestor| ancestor.kind.only_waits() && state.outcome(&ancestor.name).is_none())
+}
+
+/// All that the step needs, directly or through others; the nearest first.
+fn ancestors<'a>(state: &'a RunState, step: &'a PlannedStep) -> impl Iterator<Item = &'a PlannedStep> {
+    let mut seen = BTreeSet::new();
+    let mut open: VecDeque<&StepName> = step.needs.iter().collect();
+    std::iter::from_fn(move || {
+        loop {
+            let name = open.pop_front()?;
+            if let Some(found) = state.plan().step(name).filter(|_| seen.insert(name)) {
+                open.extend(&found.needs);
+                return Some(found);
+            }
+        }
+    })
 }
 
 fn final_status(state: &RunState) -> RunStatus {
@@ -162,9 +192,32 @@ fn final_status(state: &RunState) -> RunStatus {
 pub fn status_seen_by(state: &RunState, step: &PlannedStep) -> &'static str {
     if state.cancelled_by.is_some() {
         RunStatus::Cancelled.as_str()
-    } else if failed_ancestor(state, step).is_some() {
-        RunStatus::Failed.as_str()
     } else {
-        RunStatus::Succeeded.as_str()
+        match trouble(state, step) {
+            Some(trouble) if trouble.rolled_back => "rolled-back",
+            Some(_) => RunStatus::Failed.as_str(),
+            None => RunStatus::Succeeded.as_str(),
+        }
     }
+}
+
+/// Whether nothing of the run is under way but steps that wait for others: it could be parked. The caller looks whether
+/// anything is about to start.
+pub fn only_waits(state: &RunState) -> bool {
+    let mut waits = false;
+    for step in &state.plan().steps {
+        match state.running_attempt(&step.name) {
+            Some(_) if !step.kind.only_waits() => return false,
+            Some(_) => waits = true,
+            None => {}
+        }
+    }
+    // A space that is not filled yet is just being got.
+    let settled = state.filled || state.space.is_none();
+    waits && settled && state.cancelled_by.is_none() && state.status == RunStatus::Running
+}
+
+/// Whether anything that is left of the run takes place in its space.
+pub fn needs_space(state: &RunState) -> bool {
+    state.plan().steps.iter().any(|step| !step.kind.only_waits() && state.outcome(&step.name).is_none())
 }

@@ -2,11 +2,13 @@
 //!
 //! Exactly one driver per run records events (`Shared::ensure_driver`). Everything slow happens in tasks that report
 //! back as a [`Message`]; the driver itself only folds, decides and records. After a crash the same loop starts from
-//! the stored events and finds what it had made by name. What concerns the run's [`space`] and its [`attempt`]s has a
-//! file each.
+//! the stored events and finds what it had made by name. What concerns the run's [`space`], its [`attempt`]s, steps that
+//! [`wait`] for others and how a run is [`park`]ed meanwhile has a file each.
 
 mod attempt;
+mod park;
 mod space;
+mod wait;
 
 use super::decide::{Decision, decide};
 use super::event::RunEvent;
@@ -22,7 +24,7 @@ use crate::store::{Act, ActKind, EventRow, RowChange, RunRow};
 use jiff::Timestamp;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot, watch};
 use tokio::task::{JoinHandle, JoinSet};
 
@@ -37,6 +39,15 @@ enum Message {
     Image { reference: String, result: Result<ResolvedImage, RuntimeError> },
     Turn { step: StepName, turn: Turn },
     Ended { step: StepName, attempt: u32, result: AttemptResult },
+}
+
+/// A run's place under the limit of runs, while it is parked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Place {
+    /// It counts.
+    Held,
+    /// Given up; whether it is asked for again.
+    GivenUp { wanted: bool },
 }
 
 struct Driver<'a> {
@@ -61,6 +72,14 @@ struct Driver<'a> {
     running: JoinSet<()>,
     /// Containers made and started ahead.
     ahead: BTreeMap<StepName, JoinHandle<Option<OwnedSemaphorePermit>>>,
+    /// Who pushed or triggered the runs that this one repeats.
+    original_actor: Vec<String>,
+    /// Its place under the limit of runs.
+    place: Place,
+    /// Since when the run only waits.
+    waits_since: Option<Instant>,
+    /// What a parked run gives back, on its way out.
+    giving_back: Option<JoinHandle<()>>,
     /// Events that `state` holds and the store does not yet, and what waits for them to be durable.
     noted: Noted,
 }
@@ -73,6 +92,8 @@ struct Noted {
     acts: Vec<Act>,
     /// Attempts to begin, each with its turn.
     starts: Vec<(StepName, u32, Turn)>,
+    /// Attempts that wait for others.
+    waits: Vec<(StepName, u32)>,
     /// People to answer.
     answers: Vec<oneshot::Sender<Result<(), EngineError>>>,
 }
@@ -93,6 +114,7 @@ pub(super) async fn drive(
     if state.runtime.as_deref().is_some_and(|name| name != repo.runtime.name()) {
         return give_up(shared, run, state, "its repository was given another runtime while it ran").await;
     }
+    let original_actor = wait::original_actor(shared, &row).await?;
     let (sender, messages) = mpsc::unbounded_channel();
     let mut driver = Driver {
         shared,
@@ -110,6 +132,10 @@ pub(super) async fn drive(
         attempts: BTreeMap::new(),
         running: JoinSet::new(),
         ahead: BTreeMap::new(),
+        original_actor,
+        place: Place::Held,
+        waits_since: None,
+        giving_back: None,
         noted: Noted::default(),
     };
     let mut stop = shared.stop.subscribe();
@@ -159,13 +185,20 @@ impl Driver<'_> {
         self.commit().await?;
         self.begin().await?;
         if self.state.status == RunStatus::Running {
-            self.open_space(commands).await?;
+            if self.state.parked {
+                self.park_again();
+            } else {
+                self.open_space(commands).await?;
+            }
             self.take_up_attempts();
         }
         while !self.state.status.is_final() {
             self.settle().await?;
             if self.state.status.is_final() {
                 break;
+            }
+            if self.tend_space(commands).await? {
+                continue;
             }
             self.look_ahead();
             self.next_reports(commands).await?;
@@ -214,10 +247,11 @@ impl Driver<'_> {
 
     /// Waits for the next report, and takes those that have come together with it.
     async fn next_reports(&mut self, commands: &mut mpsc::UnboundedReceiver<Command>) -> Result<(), EngineError> {
+        let time_to_park = self.time_to_park();
         tokio::select! {
             Some(message) = self.messages.recv() => self.take(message)?,
             Some(command) = commands.recv() => self.obey(command),
-            else => return Ok(()),
+            () = time_to_park => return Ok(()),
         }
         for _ in 0..REPORTS_AT_ONCE {
             let Ok(message) = self.messages.try_recv() else { break };
@@ -255,7 +289,7 @@ impl Driver<'_> {
         for decision in decide(&self.state) {
             let Decision::Start { step: name, attempt } = decision else { continue };
             let Some(step) = self.row.plan.step(&name).cloned() else { continue };
-            if self.image_of(&step).as_deref() == Ok(reference) {
+            if !step.kind.only_waits() && self.image_of(&step).as_deref() == Ok(reference) {
                 let end = AttemptEnd::ImagePull { detail: detail.to_owned() };
                 self.fail_unstarted(&name, attempt, end)?;
             }
@@ -264,7 +298,14 @@ impl Driver<'_> {
     }
 
     fn obey(&mut self, command: Command) {
-        let Command::Cancel { by, done } = command;
+        let (by, done) = match command {
+            Command::Cancel { by, done } => (by, done),
+            Command::Resume => {
+                self.shared.parked().remove(&self.run);
+                self.place = Place::Held;
+                return;
+            }
+        };
         match self.note(&RunEvent::CancelRequested { by: by.who().to_owned() }) {
             Ok(()) => {
                 let (subject, details) = (format!("run {}", self.run), serde_json::json!({}));
@@ -284,7 +325,7 @@ impl Driver<'_> {
 
     /// Makes what was noted durable in one write, then does what waited for it.
     async fn commit(&mut self) -> Result<(), EngineError> {
-        let Noted { events, acts, starts, answers } = std::mem::take(&mut self.noted);
+        let Noted { events, acts, starts, waits, answers } = std::mem::take(&mut self.noted);
         if !events.is_empty() {
             self.shared.store.append_events(self.run, events, acts).await?;
             self.shared.announce();
@@ -292,6 +333,10 @@ impl Driver<'_> {
         for (step, attempt, turn) in starts {
             crate::failpoint!("engine.started");
             self.spawn_attempt(&step, attempt, Timestamp::now(), turn, false);
+        }
+        for (step, attempt) in waits {
+            crate::failpoint!("engine.started");
+            self.spawn_wait(&step, attempt, Timestamp::now());
         }
         for answer in answers {
             let _ = answer.send(Ok(()));
@@ -311,6 +356,12 @@ impl Driver<'_> {
         if tokio::time::timeout(MAKING_WITHIN, made).await.is_err() {
             tracing::debug!(run = %self.run, "the engine does not finish the containers made ahead");
         }
+        // What is given back now would be removed twice at once.
+        if let Some(task) = self.giving_back.take()
+            && tokio::time::timeout(MAKING_WITHIN, task).await.is_err()
+        {
+            tracing::debug!(run = %self.run, "the engine does not take back what the run gave up");
+        }
     }
 }
 
@@ -321,6 +372,9 @@ impl Drop for Driver<'_> {
             task.abort();
         }
         for task in self.ahead.values() {
+            task.abort();
+        }
+        if let Some(task) = &self.giving_back {
             task.abort();
         }
     }

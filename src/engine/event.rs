@@ -24,6 +24,17 @@ pub enum RunEvent {
         /// Its name.
         space: SpaceName,
     },
+    /// The run only waits: everything of its space but the workspace is about to be given back, and its place in the
+    /// limit of runs is.
+    Parked {
+        /// Its name; a run that was never going to need one has none.
+        space: Option<SpaceName>,
+    },
+    /// The run has a place again, and its space can be used again.
+    Unparked {
+        /// Its name.
+        space: SpaceName,
+    },
     /// The workspace holds the commit.
     WorkspaceFilled,
     /// For this run the image's name means this content.

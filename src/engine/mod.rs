@@ -15,6 +15,7 @@ mod close;
 pub mod decide;
 mod drive;
 pub mod event;
+pub mod gate;
 pub mod state;
 #[cfg(test)]
 mod tests;
@@ -26,10 +27,12 @@ use crate::git::Mirror;
 use crate::logs::file::LogLimit;
 use crate::logs::hub::LogStore;
 use crate::logs::mask::Masker;
+use crate::model::plan::{PlannedStep, StepKind};
 use crate::model::{Asker, RepoName, RunId, RunStatus, StepName, StepOutcome};
 use crate::runtime::{Runtime, SpaceName, WorkspaceSource};
-use crate::store::{NewRun, RunRow, Store, StoreError};
+use crate::store::{NewRun, OpenRun, RunRow, Store, StoreError};
 use futures_util::FutureExt as _;
+use gate::Gates;
 use state::{Carried, CarriedStep, RunState};
 use std::collections::{BTreeMap, BTreeSet};
 use std::panic::AssertUnwindSafe;
@@ -80,6 +83,8 @@ pub struct Settings {
     pub grace: Duration,
     /// How long the workspace of a failed run is kept; `None` keeps none.
     pub keep: Option<Duration>,
+    /// A run that only waits for others is parked after this long: it gives back what it holds but its workspace.
+    pub park_after: Duration,
     /// Makes a space ready for the next run of a repository when one has ended.
     pub keep_spaces_ready: bool,
     /// Where people see runs, if anywhere.
@@ -94,6 +99,10 @@ pub struct Settings {
 pub const GRACE: Duration = Duration::from_secs(10);
 /// How long the workspace of a failed run is kept for `retry --from`.
 pub const KEEP_FAILED: Duration = Duration::from_secs(24 * 3600);
+
+/// When a run that only waits is parked: giving a space back and making it anew costs two seconds or so, which a deploy
+/// without a watch or an answer at once should not pay.
+pub const PARK_AFTER: Duration = Duration::from_secs(15);
 
 /// Why the engine refused a request. `Display` fits after "failed to ...".
 #[derive(Debug, thiserror::Error)]
@@ -134,13 +143,21 @@ struct Shared {
     wake: Arc<Notify>,
     drivers: Mutex<BTreeMap<RunId, mpsc::UnboundedSender<Command>>>,
     beginning: Mutex<BTreeSet<RepoName>>,
+    gates: RwLock<Arc<dyn Gates>>,
+    /// Runs that gave up their place under the limit, and whether they want one again.
+    parked: Mutex<BTreeMap<RunId, bool>>,
     stop: watch::Sender<bool>,
     changed: watch::Sender<u64>,
 }
 
 /// What a person asks of a run being driven.
 enum Command {
-    Cancel { by: Asker, done: oneshot::Sender<Result<(), EngineError>> },
+    Cancel {
+        by: Asker,
+        done: oneshot::Sender<Result<(), EngineError>>,
+    },
+    /// A place under the limit of runs is free for this parked one.
+    Resume,
 }
 
 impl Engine {
@@ -156,6 +173,8 @@ impl Engine {
             wake,
             drivers: Mutex::default(),
             beginning: Mutex::default(),
+            gates: RwLock::new(Arc::new(gate::Nobody)),
+            parked: Mutex::default(),
             stop: watch::Sender::new(false),
             changed: watch::Sender::new(0),
         };
@@ -168,6 +187,12 @@ impl Engine {
         *self.shared.settings.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(settings);
         *self.shared.repos.write().unwrap_or_else(PoisonError::into_inner) = repos;
         self.shared.wake.notify_one();
+    }
+
+    /// Who lets steps pass that wait for people and deploys; [`gate::Nobody`] until this is called. Belongs before
+    /// [`Engine::recover`]: attempts that are under way then ask whom they were told to ask.
+    pub fn set_gates(&self, gates: Arc<dyn Gates>) {
+        *self.shared.gates.write().unwrap_or_else(PoisonError::into_inner) = gates;
     }
 
     /// Ticks whenever any run changes.
@@ -245,11 +270,15 @@ impl Engine {
         let limit = self.shared.settings().steps.max(1);
         let mut active: BTreeMap<RepoName, usize> = BTreeMap::new();
         let driven: BTreeSet<RunId> = self.shared.drivers().keys().copied().collect();
-        for run in open.iter().filter(|run| driven.contains(&run.id)) {
+        let parked = self.shared.parked().clone();
+        for run in open.iter().filter(|run| driven.contains(&run.id) && !parked.contains_key(&run.id)) {
             *active.entry(run.repo.clone()).or_default() += 1;
         }
-        let mut queued: Vec<_> =
-            open.iter().filter(|run| run.status == RunStatus::Queued && !driven.contains(&run.id)).collect();
+        let waits = |run: &&OpenRun| match parked.get(&run.id) {
+            Some(wants_place) => *wants_place,
+            None => run.status == RunStatus::Queued && !driven.contains(&run.id),
+        };
+        let mut queued: Vec<_> = open.iter().filter(waits).collect();
         while active.values().sum::<usize>() < limit && !queued.is_empty() {
             // Fair between repositories: the one with the fewest runs under way comes first, its oldest run first.
             let next =
@@ -257,7 +286,11 @@ impl Engine {
             let Some(next) = next else { break };
             let run = queued.remove(next);
             *active.entry(run.repo.clone()).or_default() += 1;
-            self.shared.ensure_driver(run.id, None);
+            if parked.contains_key(&run.id) {
+                self.shared.resume(run.id);
+            } else {
+                self.shared.ensure_driver(run.id, None);
+            }
         }
         for run in &open {
             // Its driver broke off, as when nothing could be recorded on a full disk.
@@ -373,6 +406,14 @@ fn carry_over(
             again.insert(&other.name);
         }
     }
+    // A yes is given for one run. Where nothing that it opened the way for runs again, it need not be asked for again.
+    for other in row.plan.steps.iter().rev() {
+        let opens = |later: &PlannedStep| again.contains(&later.name) && later.needs.contains(&other.name);
+        if matches!(other.kind, StepKind::Approval(_)) && row.plan.steps.iter().any(opens) && again.insert(&other.name)
+        {
+            notes.push(format!("`{}` is asked again: an approval is given for one run only", other.name));
+        }
+    }
     let steps = row
         .plan
         .steps
@@ -409,6 +450,23 @@ impl Shared {
 
     fn drivers(&self) -> std::sync::MutexGuard<'_, BTreeMap<RunId, mpsc::UnboundedSender<Command>>> {
         self.drivers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn gates(&self) -> Arc<dyn Gates> {
+        Arc::clone(&self.gates.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn parked(&self) -> std::sync::MutexGuard<'_, BTreeMap<RunId, bool>> {
+        self.parked.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Gives a parked run its place.
+    fn resume(&self, run: RunId) {
+        self.parked().remove(&run);
+        if let Some(commands) = self.drivers().get(&run) {
+            // A driver that has just ended needs no place.
+            let _ = commands.send(Command::Resume);
+        }
     }
 
     fn announce(&self) {
@@ -457,6 +515,7 @@ impl Shared {
             let mut drivers = shared.drivers();
             if drivers.get(&run).is_some_and(|current| current.same_channel(&sender)) {
                 drivers.remove(&run);
+                shared.parked().remove(&run);
             }
             drop(drivers);
             shared.wake.notify_one();

@@ -84,6 +84,8 @@ pub struct RunState {
     pub lost: Vec<SpaceName>,
     /// The workspace holds the commit.
     pub filled: bool,
+    /// It only waits: of its space only the workspace is there.
+    pub parked: bool,
     /// Images pinned so far, by the name written in the pipeline.
     pub images: BTreeMap<String, ResolvedImage>,
     /// Who asked for it to stop.
@@ -111,6 +113,7 @@ impl RunState {
             space: None,
             lost: Vec::new(),
             filled: false,
+            parked: false,
             images: BTreeMap::new(),
             cancelled_by: None,
             steps,
@@ -156,7 +159,7 @@ impl RunState {
                 self.space = Some(space.clone());
             }
             RunEvent::SpaceLost { space } => {
-                if self.space.as_ref() != Some(space) || self.filled {
+                if self.space.as_ref() != Some(space) || self.filled || self.parked {
                     return refuse("only the run's own space, before it is filled, can be given up".into());
                 }
                 self.space = None;
@@ -168,6 +171,21 @@ impl RunState {
                 }
                 self.filled = true;
             }
+            RunEvent::Parked { space } => {
+                if self.space != *space || self.filled != space.is_some() || self.parked {
+                    return refuse("only the run's own space, filled and in use, can be parked".into());
+                }
+                if self.plan.steps.iter().any(|s| !s.kind.only_waits() && self.running_attempt(&s.name).is_some()) {
+                    return refuse("a step of the run is using its space".into());
+                }
+                self.parked = true;
+            }
+            RunEvent::Unparked { space } => {
+                if self.space.as_ref() != Some(space) || !self.parked {
+                    return refuse("only a parked space can be taken up again".into());
+                }
+                self.parked = false;
+            }
             RunEvent::ImagePinned { image } => {
                 self.images.entry(image.reference.clone()).or_insert_with(|| image.clone());
             }
@@ -178,6 +196,9 @@ impl RunState {
                 };
                 if progress.skipped.is_some() || progress.carried.is_some() {
                     return refuse("the step does not run".into());
+                }
+                if self.parked && !self.plan.step(step).is_some_and(|step| step.kind.only_waits()) {
+                    return refuse("the run's space is parked".into());
                 }
                 let under_way = progress.attempts.last().is_some_and(|a| a.result.is_none());
                 if under_way || *attempt as usize != progress.attempts.len() + 1 {
@@ -252,9 +273,18 @@ impl RunState {
             AttemptEnd::TimedOut => RetryOn::Timeout,
             AttemptEnd::LostContainer { .. } | AttemptEnd::EngineError { .. } => RetryOn::LostContainer,
             AttemptEnd::ImagePull { .. } => RetryOn::ImagePull,
-            AttemptEnd::Cancelled => return false,
+            AttemptEnd::DeployFailed { .. } => RetryOn::Failure,
+            // Asked again it would be refused again; what was rolled back is held.
+            AttemptEnd::Cancelled | AttemptEnd::Refused { .. } | AttemptEnd::RolledBack { .. } => return false,
         };
         step.retries.on.contains(&kind)
+    }
+
+    /// Whether the step is a deploy that turned bad and was taken back.
+    pub fn was_rolled_back(&self, name: &StepName) -> bool {
+        let last = self.steps.get(name).and_then(|progress| progress.attempts.last());
+        let end = last.and_then(|attempt| attempt.result.as_ref()).map(|result| &result.end);
+        matches!(end, Some(AttemptEnd::RolledBack { .. }))
     }
 
     /// The attempt under way, if any.

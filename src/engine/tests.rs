@@ -305,3 +305,171 @@ proptest! {
         prop_assert_eq!(replayed.seq, state.seq);
     }
 }
+
+mod waiting {
+    //! Approvals and deploys: what counts as given, what a rollback means, and when a run may be parked.
+
+    use super::*;
+    use crate::engine::decide::{needs_space, only_waits, status_seen_by};
+    use crate::model::ids::EnvironmentName;
+    use crate::model::plan::{ApprovalStep, DeployStep, StepKind};
+    use crate::runtime::SpaceName;
+
+    fn approval(text: &str, needs: &[&str]) -> PlannedStep {
+        let kind = StepKind::Approval(ApprovalStep {
+            environment: None,
+            from: vec!["ana".into()],
+            required: 1,
+            expires: None,
+            message: None,
+            inputs: Vec::new(),
+        });
+        PlannedStep { kind, image: String::new(), ..step(text, needs) }
+    }
+
+    fn deploy(text: &str, needs: &[&str]) -> PlannedStep {
+        let environment = EnvironmentName::new("production").unwrap();
+        let kind = StepKind::Deploy(DeployStep { environment, images: BTreeMap::new(), promote: None });
+        PlannedStep { kind, image: String::new(), ..step(text, needs) }
+    }
+
+    fn start(state: &mut RunState, step: &str) {
+        apply(state, RunEvent::StepStarted { step: name(step), attempt: 1 });
+    }
+
+    fn end(state: &mut RunState, step: &str, end: AttemptEnd) {
+        start(state, step);
+        apply(state, ended(step, 1, end));
+    }
+
+    fn good() -> AttemptEnd {
+        AttemptEnd::Exited { code: 0 }
+    }
+
+    fn space(state: &mut RunState) -> SpaceName {
+        let space = SpaceName("s".into());
+        apply(state, RunEvent::SpaceTaken { space: space.clone() });
+        apply(state, RunEvent::WorkspaceFilled);
+        space
+    }
+
+    #[test]
+    fn a_refused_approval_ends_what_comes_after_and_is_never_asked_again() {
+        let mut go = approval("go", &[]);
+        go.retries = Retries { max: 3, on: vec![RetryOn::Failure, RetryOn::Timeout, RetryOn::LostContainer] };
+        let mut state = begun(vec![go, deploy("production", &["go"])]);
+        end(&mut state, "go", AttemptEnd::Refused { detail: "superseded by run #13".into() });
+        run_to_end(&mut state, |_, _| panic!("something was started"));
+        assert_eq!(state.outcome(&name("go")), Some(StepOutcome::Failed));
+        assert_eq!(state.outcome(&name("production")), Some(StepOutcome::Skipped));
+        assert_eq!(state.status, RunStatus::Failed);
+    }
+
+    #[test]
+    fn an_approval_that_was_skipped_or_may_fail_was_not_given() {
+        let mut only_on_failure = approval("go", &["test"]);
+        only_on_failure.when_status = vec![WhenStatus::Failure];
+        let mut may_fail = approval("go", &["test"]);
+        may_fail.allow_failure = true;
+        for (go, refused) in [(only_on_failure, false), (may_fail, true)] {
+            let after = step("after", &["production"]);
+            let mut state = begun(vec![step("test", &[]), go, deploy("production", &["go"]), after]);
+            end(&mut state, "test", good());
+            if refused {
+                end(&mut state, "go", AttemptEnd::Refused { detail: "ben said no".into() });
+                assert_eq!(state.outcome(&name("go")), Some(StepOutcome::FailedAllowed));
+            }
+            run_to_end(&mut state, |step, _| panic!("{step} was started"));
+            assert_eq!(state.outcome(&name("production")), Some(StepOutcome::Skipped));
+            assert_eq!(state.outcome(&name("after")), Some(StepOutcome::Skipped), "far behind it too");
+            let why = &state.steps[&name("production")].skipped.as_ref().unwrap().reason;
+            assert_eq!(why, "the approval `go` was not given");
+        }
+        let mut state = begun(vec![approval("go", &[]), deploy("production", &["go"])]);
+        run_to_end(&mut state, |_, _| 0);
+        assert_eq!(state.outcome(&name("production")), Some(StepOutcome::Succeeded), "one that was given");
+    }
+
+    #[test]
+    fn a_rollback_is_a_failure_with_a_word_of_its_own() {
+        let when =
+            |text: &str, when: WhenStatus| PlannedStep { when_status: vec![when], ..step(text, &["production"]) };
+        let mut production = deploy("production", &[]);
+        production.retries = Retries { max: 3, on: vec![RetryOn::Failure] };
+        let steps = vec![
+            production,
+            when("rolled", WhenStatus::RolledBack),
+            when("failed", WhenStatus::Failure),
+            when("fine", WhenStatus::Success),
+        ];
+        let mut state = begun(steps.clone());
+        end(&mut state, "production", AttemptEnd::RolledBack { detail: "500s".into() });
+        assert_eq!(state.outcome(&name("production")), Some(StepOutcome::Failed), "what is held is not tried again");
+        assert_eq!(status_seen_by(&state, &steps[1]), "rolled-back");
+        run_to_end(&mut state, |_, _| 0);
+        assert_eq!(state.status, RunStatus::Failed);
+        let ran = |state: &RunState| {
+            let ran = |step: &&PlannedStep| state.outcome(&step.name) == Some(StepOutcome::Succeeded);
+            state.plan().steps.iter().filter(ran).map(|step| step.name.to_string()).collect::<Vec<_>>()
+        };
+        assert_eq!(ran(&state), ["rolled", "failed"]);
+
+        // One that failed without a rollback, after its retries.
+        let mut state = begun(steps.clone());
+        for attempt in 1..=4 {
+            apply(&mut state, RunEvent::StepStarted { step: name("production"), attempt });
+            apply(&mut state, ended("production", attempt, AttemptEnd::DeployFailed { detail: "no image".into() }));
+        }
+        assert_eq!(status_seen_by(&state, &steps[1]), "failure");
+        run_to_end(&mut state, |_, _| 0);
+        assert_eq!(ran(&state), ["failed"]);
+    }
+
+    #[test]
+    fn a_run_is_parked_only_while_nothing_but_waits_is_under_way() {
+        let mut state = begun(vec![
+            step("build", &[]),
+            approval("go", &["build"]),
+            step("beside", &["build"]),
+            step("after", &["go"]),
+        ]);
+        let space = space(&mut state);
+        let parked = RunEvent::Parked { space: Some(space.clone()) };
+        assert!(!only_waits(&state) && needs_space(&state), "nothing is under way");
+        start(&mut state, "build");
+        assert!(!only_waits(&state) && state.clone().apply(&parked, Timestamp::UNIX_EPOCH).is_err());
+        apply(&mut state, ended("build", 1, good()));
+        start(&mut state, "go");
+        assert!(only_waits(&state), "the caller sees that `beside` is ready");
+        start(&mut state, "beside");
+        assert!(!only_waits(&state));
+        apply(&mut state, ended("beside", 1, good()));
+        let ahead: Vec<_> = likely_next(&state).into_iter().map(|step| step.name.to_string()).collect();
+        assert!(ahead.is_empty(), "nothing is made ahead behind an approval: {ahead:?}");
+        apply(&mut state, parked.clone());
+        assert!(state.clone().apply(&parked, Timestamp::UNIX_EPOCH).is_err(), "twice");
+        let lost = RunEvent::SpaceLost { space: space.clone() };
+        assert!(state.clone().apply(&lost, Timestamp::UNIX_EPOCH).is_err(), "its workspace is all it has");
+
+        apply(&mut state, ended("go", 1, good()));
+        let begin = RunEvent::StepStarted { step: name("after"), attempt: 1 };
+        assert!(decide(&state).contains(&Decision::Start { step: name("after"), attempt: 1 }));
+        assert!(state.clone().apply(&begin, Timestamp::UNIX_EPOCH).is_err(), "in a space that is not there");
+        apply(&mut state, RunEvent::Unparked { space });
+        run_to_end(&mut state, |_, _| 0);
+        assert_eq!(state.status, RunStatus::Succeeded);
+    }
+
+    #[test]
+    fn a_run_without_containers_is_parked_without_a_space() {
+        let mut state = begun(vec![approval("go", &[]), deploy("production", &["go"])]);
+        assert!(!needs_space(&state));
+        start(&mut state, "go");
+        assert!(only_waits(&state));
+        apply(&mut state, RunEvent::Parked { space: None });
+        apply(&mut state, ended("go", 1, good()));
+        // Steps that wait themselves need no place.
+        run_to_end(&mut state, |_, _| 0);
+        assert_eq!(state.status, RunStatus::Succeeded);
+    }
+}

@@ -20,7 +20,8 @@ impl Engine {
         let steps = row.plan.steps.iter().map(|step| step_view(&state, step)).collect();
         let inputs = row.trigger.inputs.clone();
         let file = (!row.plan.steps.is_empty()).then(|| row.plan.file.clone());
-        Ok(Some(RunDetail { summary: row.summary(), steps, inputs, file }))
+        let parked = state.parked && !state.status.is_final();
+        Ok(Some(RunDetail { summary: row.summary(), steps, inputs, parked, file }))
     }
 }
 
@@ -43,6 +44,7 @@ fn step_view(state: &RunState, step: &PlannedStep) -> StepView {
         (Some(skip), _, _) => Some(skip.reason.clone()),
         (_, Some(_), _) => Some("kept from the run that this one repeats".to_owned()),
         (_, _, Some(end)) if !end.is_success() => Some(end.to_string()),
+        (None, None, None) if shown == StepState::Running => step.kind.waits_for(),
         _ => None,
     };
     let attempts = progress
@@ -59,6 +61,7 @@ fn step_view(state: &RunState, step: &PlannedStep) -> StepView {
         .collect();
     StepView {
         name: step.name.clone(),
+        kind: step.kind.as_str().to_owned(),
         image: step.image.clone(),
         needs: step.needs.clone(),
         state: shown,

@@ -62,17 +62,17 @@ impl SmartSubtransport for Subtransport {
         let Location::Http(url) = &self.target.location else {
             return Err(git2::Error::from_str("not an http address"));
         };
-        let post = match action {
-            Service::UploadPackLs => false,
-            Service::UploadPack => true,
-            Service::ReceivePackLs | Service::ReceivePack => {
-                return Err(git2::Error::from_str("pushing over http is not supported"));
-            }
+        let (service, post) = match action {
+            Service::UploadPackLs => ("git-upload-pack", false),
+            Service::UploadPack => ("git-upload-pack", true),
+            Service::ReceivePackLs => ("git-receive-pack", false),
+            Service::ReceivePack => ("git-receive-pack", true),
         };
         Ok(Box::new(Stream {
             url: url.clone(),
             auth: self.target.auth.clone(),
             base: Arc::clone(&self.base),
+            service,
             post,
             request: Vec::new(),
             answer: None,
@@ -90,6 +90,8 @@ struct Stream {
     url: String,
     auth: Option<Auth>,
     base: Arc<Mutex<Option<Url>>>,
+    /// The program on the other side, as the protocol names it.
+    service: &'static str,
     post: bool,
     request: Vec<u8>,
     answer: Option<Response>,
@@ -102,20 +104,21 @@ impl Stream {
     }
 
     async fn send(&mut self, client: &Client) -> Result<Response, GitError> {
+        let service = self.service;
         if self.post {
             let known = self.base.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone();
             let base = known.map_or_else(|| self.url.clone(), String::from);
             let body = std::mem::take(&mut self.request);
             let request = client
-                .post(format!("{}/git-upload-pack", base.trim_end_matches('/')))
-                .header(CONTENT_TYPE, "application/x-git-upload-pack-request")
-                .header(ACCEPT, "application/x-git-upload-pack-result")
+                .post(format!("{}/{service}", base.trim_end_matches('/')))
+                .header(CONTENT_TYPE, format!("application/x-{service}-request"))
+                .header(ACCEPT, format!("application/x-{service}-result"))
                 .body(body);
             let answer = self.with_auth(request, &base).send().await.map_err(|e| self.unreachable(causes(&e)))?;
-            return self.check(answer, "application/x-git-upload-pack-result");
+            return self.check(answer, &format!("application/x-{service}-result"));
         }
-        const ASK: &str = "/info/refs?service=git-upload-pack";
-        let mut at = Url::parse(&format!("{}{ASK}", self.url.trim_end_matches('/')))
+        let ask = format!("/info/refs?service={service}");
+        let mut at = Url::parse(&format!("{}{ask}", self.url.trim_end_matches('/')))
             .map_err(|e| self.unreachable(e.to_string()))?;
         for _ in 0..=REDIRECTS_MAX {
             let answer = self
@@ -125,10 +128,10 @@ impl Stream {
                 .map_err(|e| self.unreachable(causes(&e)))?;
             if !answer.status().is_redirection() {
                 // Where the listing came from is where the pack comes from.
-                if let Some(base) = at.as_str().strip_suffix(ASK).and_then(|b| Url::parse(b).ok()) {
+                if let Some(base) = at.as_str().strip_suffix(ask.as_str()).and_then(|b| Url::parse(b).ok()) {
                     *self.base.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(base);
                 }
-                return self.check(answer, "application/x-git-upload-pack-advertisement");
+                return self.check(answer, &format!("application/x-{service}-advertisement"));
             }
             let next = answer
                 .headers()
@@ -139,7 +142,7 @@ impl Stream {
             if at.scheme() == "https" && next.scheme() != "https" {
                 return Err(self.unreachable("it redirects from https to an open connection"));
             }
-            if !next.as_str().ends_with(ASK) {
+            if !next.as_str().ends_with(&ask) {
                 return Err(self.unreachable("it redirects to something that is no Git repository (a login page?)"));
             }
             at = next;

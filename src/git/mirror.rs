@@ -110,6 +110,10 @@ impl Mirror {
         &self.url
     }
 
+    pub(super) fn auth(&self) -> Option<&Auth> {
+        self.auth.as_ref()
+    }
+
     /// Where the repository is.
     pub fn location(&self) -> &Location {
         &self.location
@@ -347,12 +351,12 @@ impl Mirror {
         super::tidy::tidy(&self.repo()?, &self.dir)
     }
 
-    fn repo(&self) -> Result<Repository, GitError> {
+    pub(super) fn repo(&self) -> Result<Repository, GitError> {
         Repository::open_bare(&self.dir).map_err(GitError::git(format!("open the mirror {}", self.dir.display())))
     }
 
     /// One writer at a time, also across processes.
-    fn lock(&self) -> Result<Flock<File>, GitError> {
+    pub(super) fn lock(&self) -> Result<Flock<File>, GitError> {
         let path = self.dir.join("mainstay.lock");
         let doing = || format!("lock the mirror {}", self.dir.display());
         let file = File::options().create(true).append(true).open(&path).map_err(GitError::io(doing()))?;
@@ -405,7 +409,7 @@ fn moved(have: &RemoteRefs, now: &RemoteRefs) -> Vec<git2::Oid> {
     now.refs.iter().filter(|(name, id)| have.refs.get(*name) != Some(id)).map(|(_, id)| to_git(id)).collect()
 }
 
-fn find_commit<'r>(repo: &'r Repository, id: &Oid) -> Result<git2::Commit<'r>, GitError> {
+pub(super) fn find_commit<'r>(repo: &'r Repository, id: &Oid) -> Result<git2::Commit<'r>, GitError> {
     repo.find_object(to_git(id), None)
         .and_then(|object| object.peel(ObjectType::Commit))
         .and_then(|object| object.into_commit().map_err(|_| git2::Error::from_str("not a commit")))

@@ -2,19 +2,24 @@
 //!
 //! Enters: a URL or a path from `config`, commit ids from `trigger`. Leaves: commits and files read from the mirror,
 //! and a stream of changes that make a workspace. Called by `trigger` (what moved), `engine` (read the pipeline file),
-//! `runtime` (fill a workspace) and `cli`. All functions block; async callers use `spawn_blocking`.
+//! `runtime` (fill a workspace), `deploy` (what changed since, the history of an environment) and `cli`. All functions block; async callers use `spawn_blocking`.
 //!
-//! A mirror is a cache: everything in it can be fetched again, and no work is lost with it. One rule keeps it honest:
+//! A mirror is a cache: everything in it can be fetched again, and no work is lost with it. What Mainstay itself writes
+//! there, the release refs (`releases`), is a copy of what the store knows. One rule keeps it honest:
 //! an object is written only after everything it points at, so a commit that is there is there whole.
 
 mod checkout;
 mod fingerprint;
 mod folder;
+mod history;
 mod http;
 mod local;
 mod location;
 mod mirror;
 mod pack;
+mod push;
+mod releases;
+mod signature;
 mod ssh;
 mod tidy;
 mod transport;
@@ -24,8 +29,12 @@ mod working_tree;
 pub use checkout::{Base, Change, checkout};
 pub use fingerprint::{RefsFingerprint, fingerprint};
 pub use folder::folder;
+pub use history::{CommitsBetween, ListedCommit};
 pub use location::{Auth, Location, without_credentials};
 pub use mirror::{Mirror, RemoteRefs, Resolved};
+pub use push::Pushed;
+pub use releases::{ReleaseEntry, Releases};
+pub use signature::{PublicKey, SigningKey};
 pub use tidy::Tidied;
 pub use tree::{DirEntry, EntryKind};
 pub use working_tree::{WorkingTree, working_tree};

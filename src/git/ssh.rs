@@ -30,9 +30,10 @@ impl SmartSubtransport for Subtransport {
         let Location::Ssh { user, host, port, path } = &self.target.location else {
             return Err(git2::Error::from_str("not an ssh address"));
         };
-        if !matches!(action, Service::UploadPackLs | Service::UploadPack) {
-            return Err(git2::Error::from_str("pushing over ssh is not supported"));
-        }
+        let program = match action {
+            Service::UploadPackLs | Service::UploadPack => "git-upload-pack",
+            Service::ReceivePackLs | Service::ReceivePack => "git-receive-pack",
+        };
         let destination = match user {
             Some(user) => format!("{user}@{host}"),
             None => host.clone(),
@@ -54,7 +55,7 @@ impl SmartSubtransport for Subtransport {
         if let Some(port) = port {
             command.arg("-p").arg(port.to_string());
         }
-        command.arg("--").arg(&destination).arg(format!("git-upload-pack {}", quoted(path)));
+        command.arg("--").arg(&destination).arg(format!("{program} {}", quoted(path)));
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let shown = self.target.location.as_url();
         let mut child = command.spawn().map_err(|error| {
@@ -120,7 +121,13 @@ impl Stream {
         let said: String = said.trim().chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
         let detail = if said.is_empty() { what.to_owned() } else { said };
         let url = self.url.clone();
-        let denied = ["Permission denied", "Host key verification failed", "Too many authentication failures"];
+        let denied = [
+            "Permission denied",
+            "read only",
+            "read-only",
+            "Host key verification failed",
+            "Too many authentication failures",
+        ];
         let error = if denied.iter().any(|d| detail.contains(d)) {
             GitError::Denied { url, detail }
         } else {

@@ -4,9 +4,10 @@
 //! which credentials is therefore left in a thread-local for the time of one call, and so is what went wrong.
 
 use super::mirror::is_watched;
-use super::{Auth, GitError, Location, RemoteRefs, from_git, http, ssh};
+use super::push::{Pushed, Wanted};
+use super::{Auth, GitError, Location, Oid, RemoteRefs, from_git, http, ssh};
 use git2::transport::Transport;
-use git2::{AutotagOption, Direction, FetchOptions, Remote, Repository};
+use git2::{AutotagOption, Direction, FetchOptions, PushOptions, Remote, RemoteCallbacks, Repository};
 use std::cell::RefCell;
 
 /// What the transports of the running call need to know.
@@ -74,6 +75,12 @@ impl Connected<'_, '_> {
         Ok(found)
     }
 
+    /// What one ref holds, whatever its kind.
+    pub(super) fn find(&self, name: &str) -> Result<Option<Oid>, GitError> {
+        let heads = self.remote.list().map_err(|e| explain(&self.url, &e))?;
+        Ok(heads.iter().find(|head| head.name() == name).map(|head| from_git(head.oid())))
+    }
+
     /// Downloads what the refspecs name and the repository does not have.
     pub(super) fn download(&mut self, specs: &[String]) -> Result<(), GitError> {
         let mut options = FetchOptions::new();
@@ -89,6 +96,67 @@ impl Connected<'_, '_> {
     }
 }
 
+/// The time of one call, in which the transports know where to go.
+struct Call;
+
+impl Call {
+    fn to(location: &Location, auth: Option<&Auth>) -> Call {
+        FAILURE.set(None);
+        TARGET.set(Some(Target { location: location.clone(), auth: auth.cloned() }));
+        Call
+    }
+}
+
+impl Drop for Call {
+    fn drop(&mut self) {
+        TARGET.set(None);
+        FAILURE.set(None);
+    }
+}
+
+/// Sets `name` to a commit, if what the server says it holds is `wanted`. The server moves it only from there.
+pub(super) fn push(
+    repo: &Repository,
+    location: &Location,
+    auth: Option<&Auth>,
+    name: &str,
+    tip: git2::Oid,
+    wanted: Wanted,
+) -> Result<Pushed, GitError> {
+    let _call = Call::to(location, auth);
+    let url = location.as_url();
+    let mut remote = repo.remote_anonymous(&url).map_err(|e| explain(&url, &e))?;
+    let doing = || format!("push {name} to {url}");
+    let (decided, refused) = (RefCell::new(None), RefCell::new(None));
+    let result = {
+        let mut callbacks = RemoteCallbacks::new();
+        callbacks.push_negotiation(|updates| {
+            let found = updates.first().map(|update| update.src()).filter(|id| !id.is_zero());
+            wanted.check(repo, found, tip).map_err(|pushed| {
+                decided.replace(Some(pushed));
+                git2::Error::from_str("nothing is to be pushed")
+            })
+        });
+        callbacks.push_update_reference(|_, status| {
+            refused.replace(status.map(str::to_owned));
+            Ok(())
+        });
+        let mut options = PushOptions::new();
+        options.remote_callbacks(callbacks);
+        remote.push(&[format!("+{tip}:{name}")], Some(&mut options))
+    };
+    if let Some(pushed) = decided.into_inner() {
+        return Ok(pushed);
+    }
+    match (result, refused.into_inner()) {
+        (Ok(()), None) => Ok(Pushed::Done),
+        (Ok(()), Some(why)) => Err(GitError::Git { doing: doing(), detail: why }),
+        (Err(error), _) => {
+            Err(FAILURE.take().unwrap_or_else(|| GitError::Git { doing: doing(), detail: error.message().to_owned() }))
+        }
+    }
+}
+
 /// Connects to `location`, lets `work` use the connection, and closes it.
 pub(super) fn with_remote<T>(
     repo: &Repository,
@@ -96,16 +164,7 @@ pub(super) fn with_remote<T>(
     auth: Option<&Auth>,
     work: impl FnOnce(&mut Connected<'_, '_>) -> Result<T, GitError>,
 ) -> Result<T, GitError> {
-    struct Forget;
-    impl Drop for Forget {
-        fn drop(&mut self) {
-            TARGET.set(None);
-            FAILURE.set(None);
-        }
-    }
-    let _forget = Forget;
-    FAILURE.set(None);
-    TARGET.set(Some(Target { location: location.clone(), auth: auth.cloned() }));
+    let _call = Call::to(location, auth);
     let url = location.as_url();
     let mut remote = repo.remote_anonymous(&url).map_err(|e| explain(&url, &e))?;
     remote.connect(Direction::Fetch).map_err(|e| explain(&url, &e))?;

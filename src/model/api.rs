@@ -58,6 +58,9 @@ pub struct RunDetail {
     /// Inputs of a manual run.
     #[serde(skip_serializing_if = "BTreeMap::is_empty", default)]
     pub inputs: BTreeMap<String, String>,
+    /// It only waits for people or deploys: it holds nothing but its workspace, and no place under the limits.
+    #[serde(skip_serializing_if = "std::ops::Not::not", default)]
+    pub parked: bool,
     /// The pipeline's file in the repository; absent when the run could not be planned.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub file: Option<String>,
@@ -115,7 +118,10 @@ pub enum StepState {
 pub struct StepView {
     /// Its name.
     pub name: StepName,
-    /// Its image.
+    /// What an attempt of it does: `container`, `deploy` or `approval`. Only containers have a log.
+    #[serde(default = "StepView::usual_kind")]
+    pub kind: String,
+    /// Its image; empty for a step that is no container.
     pub image: String,
     /// What it needs.
     pub needs: Vec<StepName>,
@@ -123,7 +129,7 @@ pub struct StepView {
     pub state: StepState,
     /// How it ended, once it has.
     pub outcome: Option<StepOutcome>,
-    /// Why it was skipped or failed, in words.
+    /// Why it was skipped or failed, or what it waits for, in words.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub reason: Option<String>,
     /// Every attempt so far.
@@ -131,6 +137,16 @@ pub struct StepView {
     /// What it wrote to `$MAINSTAY_OUTPUT`.
     #[serde(skip_serializing_if = "BTreeMap::is_empty", default)]
     pub outputs: BTreeMap<String, String>,
+}
+
+impl StepView {
+    fn usual_kind() -> String {
+        "container".to_owned()
+    }
+    /// Whether its attempts write a log.
+    pub fn has_log(&self) -> bool {
+        self.kind == "container"
+    }
 }
 
 /// One attempt of a step.

@@ -32,6 +32,21 @@ pub enum AttemptEnd {
         /// What the engine said.
         detail: String,
     },
+    /// It was not allowed: rights, a hold, a freeze, an approval that was rejected or expired, a newer run.
+    Refused {
+        /// Why, in words.
+        detail: String,
+    },
+    /// The deploy failed, and nothing was put back.
+    DeployFailed {
+        /// What happened, in words.
+        detail: String,
+    },
+    /// The deploy turned bad, and the release before it serves again.
+    RolledBack {
+        /// What was seen, in words.
+        detail: String,
+    },
 }
 
 impl AttemptEnd {
@@ -50,6 +65,9 @@ impl std::fmt::Display for AttemptEnd {
             AttemptEnd::LostContainer { detail } => write!(f, "container lost: {detail}"),
             AttemptEnd::ImagePull { detail } => write!(f, "image not available: {detail}"),
             AttemptEnd::EngineError { detail } => write!(f, "engine error: {detail}"),
+            AttemptEnd::Refused { detail } => write!(f, "refused: {detail}"),
+            AttemptEnd::DeployFailed { detail } => write!(f, "deploy failed: {detail}"),
+            AttemptEnd::RolledBack { detail } => write!(f, "rolled back: {detail}"),
         }
     }
 }

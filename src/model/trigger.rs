@@ -31,6 +31,9 @@ impl EventKind {
     }
 }
 
+/// Tags below this are Mainstay's own marks: recorded when they appear, and never run.
+pub const OWN_TAGS: &str = "refs/tags/mainstay/";
+
 /// Who told us: each feeder of the one inbox.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "kebab-case")]

@@ -157,7 +157,8 @@ async fn feed(app: &App, run: RunId, wish: &Wish, out: &Out) -> Result<(), Probl
 /// The wanted attempts in the order they started, and whether they are over.
 fn attempts(detail: &RunDetail, wish: &Wish) -> Vec<(AttemptId, bool)> {
     let mut all: Vec<(Timestamp, AttemptId, bool)> = Vec::new();
-    for step in &detail.steps {
+    // A step that waits for others writes nothing; nobody should wait for it to end.
+    for step in detail.steps.iter().filter(|step| step.has_log()) {
         for attempt in &step.attempts {
             let id = AttemptId { run: detail.summary.id, step: step.name.clone(), attempt: attempt.attempt };
             if wish.wants(&id) {

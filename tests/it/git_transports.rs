@@ -5,8 +5,11 @@ use axum::body::Bytes;
 use axum::extract::{Request, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use mainstay::git::{Auth, GitError, Mirror};
-use mainstay::model::Oid;
+use mainstay::git::{Auth, GitError, Mirror, Pushed, ReleaseEntry, SigningKey};
+use mainstay::model::deploy::{DeployKind, DeployStatus, Provenance, Release};
+use mainstay::model::ids::{DeployId, EnvironmentName, PipelineName};
+use mainstay::model::{Oid, RepoName, RunId};
+use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -109,6 +112,73 @@ fn suite(source: &Source, url: &str, auth: Option<Auth>) {
     let error = mirror.ensure(&unknown).unwrap_err();
     assert!(matches!(error, GitError::NotFound { .. }), "{error}");
     git(&dir, &["fsck", "--full", "--strict"]);
+    pushes(source, &mirror, url, auth);
+}
+
+/// A release of that commit.
+fn release(number: u64, commit: &Oid) -> ReleaseEntry {
+    let at = jiff::Timestamp::from_second(1_700_000_000).unwrap();
+    let provenance = Provenance {
+        repo: RepoName::new("shop").unwrap(),
+        git_ref: "refs/heads/main".into(),
+        commit: commit.clone(),
+        pipeline: PipelineName::new("release").unwrap(),
+        run: RunId(1),
+        actor: None,
+    };
+    let release = Release {
+        environment: EnvironmentName::new("production").unwrap(),
+        number,
+        at,
+        provenance,
+        images: BTreeMap::new(),
+        target: "swarm".into(),
+        rendered: "services: {}\n".repeat(10_000),
+        config_hash: String::new(),
+        replicas: BTreeMap::new(),
+        secrets: BTreeMap::new(),
+        schema: None,
+        recovery_point: "none".into(),
+        promoted_from: None,
+    };
+    let (kind, status) = (DeployKind::Deploy, DeployStatus::Verified);
+    ReleaseEntry { release, deploy: DeployId(number), kind, status, at, by: "ana".into(), because: None }
+}
+
+/// Release refs and tags of our own, as far as the other side lets us.
+fn pushes(source: &Source, mirror: &Mirror, url: &str, auth: Option<Auth>) {
+    let production = EnvironmentName::new("production").unwrap();
+    let key = SigningKey::open(&source.dir.path().join("key")).unwrap();
+    let before = mirror.fetch().unwrap();
+    let commit = before.refs["refs/heads/main"].clone();
+    let first = mirror.record_release(&release(1, &commit), &key).unwrap();
+    let push = || mirror.push_release(&production).unwrap();
+    if url.starts_with("http") {
+        let pushed = push();
+        assert!(matches!(&pushed, Pushed::OnlyInMirror { why } if why.contains("403")), "{pushed:?}");
+        git(&source.bare, &["config", "http.receivepack", "true"]);
+    }
+    let remote = || git(&source.bare, &["rev-parse", "refs/mainstay/production"]);
+    assert_eq!((push(), push()), (Pushed::Done, Pushed::AlreadyThere));
+    assert_eq!(remote(), first.as_str());
+    let second = mirror.record_release(&release(2, &commit), &key).unwrap();
+    assert_eq!(push(), Pushed::Done);
+    assert_eq!(remote(), second.as_str());
+    assert_eq!(mirror.fetch().unwrap(), before, "no feeder sees them");
+    git(&source.bare, &["fsck", "--full", "--strict"]);
+
+    let again = Mirror::open(&source.dir.path().join("again.git"), url, auth).unwrap();
+    assert_eq!(again.take_over_releases(&production, &[key.public()]).unwrap(), Some(second));
+    assert_eq!(again.read_releases(&production, &[key.public()]).unwrap().entries.len(), 2);
+
+    let tag = |commit: &Oid| mirror.push_own_tag("mainstay/rolled-back/production-1", commit).unwrap();
+    assert_eq!((tag(&commit), tag(&commit)), (Pushed::Done, Pushed::AlreadyThere));
+    assert_eq!(tag(&first), Pushed::Overtaken { found: commit.clone() });
+
+    git(&source.bare, &["update-ref", "refs/mainstay/production", commit.as_str()]);
+    mirror.record_release(&release(3, &commit), &key).unwrap();
+    assert_eq!(push(), Pushed::Overtaken { found: commit.clone() });
+    assert_eq!(remote(), commit.as_str());
 }
 
 /// `git http-backend` behind the smallest HTTP server: it wants a password for paths under `/private`, and redirects

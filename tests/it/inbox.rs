@@ -116,6 +116,31 @@ async fn the_first_look_is_a_base_line_and_starts_nothing() {
 }
 
 #[tokio::test]
+async fn a_mark_of_mainstays_own_is_recorded_once_and_starts_nothing() {
+    let w = World::new();
+    w.look().await;
+    let head = w.head();
+    let own = w.push("refs/tags/mainstay/rolled-back/production-7", Some(&head));
+    for feeder in [Feeder::Hook, Feeder::Webhook] {
+        let verdict = w.tell(feeder, "1", &own).await;
+        assert!(matches!(verdict, Verdict::Own(_) | Verdict::Joined(_)), "{feeder:?}: {verdict:?}");
+    }
+    w.look().await;
+    assert_eq!(w.look().await, 0);
+    assert!(w.pending().await.is_empty());
+    let rows = w.intake.store().list_inbox(10).await.unwrap();
+    assert_eq!(rows.len(), 1, "{rows:?}");
+    assert_eq!((rows[0].state.as_str(), rows[0].new == head), ("dropped", true));
+    assert!(rows[0].reason.as_deref().unwrap().contains("Mainstay's own"), "{rows:?}");
+    let release = w.push("refs/tags/v7", Some(&head));
+    assert!(matches!(w.tell(Feeder::Hook, "2", &release).await, Verdict::Accepted(_)));
+    // Seen by a look alone.
+    w.push("refs/tags/mainstay/rolled-back/production-8", Some(&head));
+    w.look().await;
+    assert_eq!(w.pending().await.len(), 1);
+}
+
+#[tokio::test]
 async fn a_push_before_the_first_start_runs_when_its_hook_left_a_message() {
     let w = World::new();
     let program = Path::new("/nonexistent/mainstay");

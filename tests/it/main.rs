@@ -7,6 +7,7 @@ mod cli;
 mod conformance;
 mod demo;
 mod engine_restarts;
+mod gates;
 mod git_transports;
 mod hostile;
 mod inbox;

@@ -8,7 +8,7 @@ use crate::engine::decide::{likely_next, status_seen_by};
 use crate::engine::event::RunEvent;
 use crate::engine::turns::Turn;
 use crate::model::outcome::AttemptResult;
-use crate::model::plan::PlannedStep;
+use crate::model::plan::{PlannedStep, WhenStatus};
 use crate::model::{AttemptEnd, AttemptId, StepName};
 use crate::runtime::{ResolvedImage, StepSpec, Word};
 use crate::step;
@@ -36,6 +36,10 @@ impl Driver<'_> {
             })
             .collect();
         for (name, attempt, started_at) in open {
+            if self.row.plan.step(&name).is_some_and(|step| step.kind.only_waits()) {
+                self.spawn_wait(&name, attempt, started_at);
+                continue;
+            }
             let turn = self.shared.turns.seize(&self.row.trigger.repo);
             self.spawn_attempt(&name, attempt, started_at, turn, true);
         }
@@ -45,6 +49,9 @@ impl Driver<'_> {
     /// `commit` begins it.
     pub(super) fn start(&mut self, name: &StepName, attempt: u32) -> Result<(), EngineError> {
         let Some(step) = self.row.plan.step(name).cloned() else { return Ok(()) };
+        if step.kind.only_waits() {
+            return self.start_waiting(&step, attempt);
+        }
         let reference = match self.image_of(&step) {
             Ok(reference) => reference,
             Err(complaint) => {
@@ -57,6 +64,10 @@ impl Driver<'_> {
                 later => IMAGE_RETRY_PAUSE * 2_u32.saturating_pow(later - 2).min(32),
             };
             self.resolve(reference, pause);
+            return Ok(());
+        }
+        if self.state.parked {
+            // A place under the limit of runs comes first: `tend_space` asks for it.
             return Ok(());
         }
         let free = || self.shared.turns.try_take(&self.row.trigger.repo);
@@ -115,7 +126,7 @@ impl Driver<'_> {
 
     /// Makes and starts containers for the steps that come next, as far as the bound on waiting ones allows.
     pub(super) fn look_ahead(&mut self) {
-        if self.state.space.is_none() {
+        if self.state.space.is_none() || self.state.parked {
             return;
         }
         let next: Vec<PlannedStep> = likely_next(&self.state).into_iter().cloned().collect();
@@ -165,8 +176,9 @@ impl Driver<'_> {
         turn: Turn,
         recovered: bool,
     ) {
-        let (cancel, cancelled) = watch::channel(self.state.cancelled_by.is_some() && recovered);
         // A step that runs because the run was cancelled is not stopped by that.
+        let runs_then = self.row.plan.step(name).is_some_and(|step| step.when_status.contains(&WhenStatus::Cancelled));
+        let (cancel, cancelled) = watch::channel(self.state.cancelled_by.is_some() && recovered && !runs_then);
         self.attempts.insert(name.clone(), cancel);
         let ahead = self.ahead.remove(name);
         let (sender, step) = (self.sender.clone(), name.clone());
@@ -250,7 +262,7 @@ impl Driver<'_> {
     }
 
     /// Puts outputs and inputs into one of our own keys.
-    fn fill(&self, text: &str) -> Result<String, String> {
+    pub(super) fn fill(&self, text: &str) -> Result<String, String> {
         expression::fill(text, &|name: &str| {
             let mut parts = name.splitn(3, '.');
             match (parts.next()?, parts.next()?, parts.next()) {

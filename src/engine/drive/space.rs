@@ -1,6 +1,7 @@
 //! The driver's part that concerns the run's space: taken, filled, given up, or taken over from the run it repeats.
 
 use super::Driver;
+use crate::engine::decide::needs_space;
 use crate::engine::event::RunEvent;
 use crate::engine::state::Carried;
 use crate::engine::{Command, EngineError};
@@ -11,7 +12,7 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 
 /// Pause before asking again for a network while all are in use.
-const NETWORK_RETRY_PAUSE: Duration = Duration::from_millis(500);
+pub(super) const NETWORK_RETRY_PAUSE: Duration = Duration::from_millis(500);
 
 impl Driver<'_> {
     /// Takes a space and fills its workspace; the first containers are made meanwhile.
@@ -22,6 +23,10 @@ impl Driver<'_> {
         let carried: Option<Carried> = self.row.carried.as_deref().map(serde_json::from_str).transpose()?;
         let kept = carried.and_then(|carried| carried.space);
         if self.state.filled {
+            return Ok(());
+        }
+        // Deploys and approvals take place elsewhere.
+        if kept.is_none() && self.state.space.is_none() && !needs_space(&self.state) {
             return Ok(());
         }
         if let Some(kept) = kept {

@@ -4,7 +4,7 @@
 
 use super::judge::{Judged, judge};
 use super::{Details, InboxId, NewRow, ReportRow, insert, set_inbox_state, taken};
-use crate::model::trigger::{EventKind, Feeder};
+use crate::model::trigger::{EventKind, Feeder, OWN_TAGS};
 use crate::model::{Oid, RepoName};
 use crate::store::{Store, StoreError};
 use jiff::Timestamp;
@@ -59,6 +59,8 @@ pub enum Verdict {
     Joined(InboxId),
     /// A new change that starts nothing: the push held more refs than may start runs.
     OverLimit(InboxId),
+    /// A new change that starts nothing: Mainstay itself made it.
+    Own(InboxId),
     /// This message was taken before.
     Replayed,
     /// Too late to mean anything; the words say why.
@@ -174,7 +176,7 @@ fn accept(
     Ok(id)
 }
 
-/// What is over the limit is known as accepted, so that nobody reports it again, but its row starts nothing and tells
+/// Marks of Mainstay's own start nothing. What is over the limit is known as accepted, so that nobody reports it again, but its row starts nothing and tells
 /// how to.
 fn within_limit(
     tx: &Transaction<'_>,
@@ -183,6 +185,10 @@ fn within_limit(
     change: &RefReport,
     starts: &mut usize,
 ) -> Result<Verdict, StoreError> {
+    if change.git_ref.starts_with(OWN_TAGS) {
+        set_inbox_state(tx, id, "dropped", Some("it is a mark of Mainstay's own, which starts nothing"))?;
+        return Ok(Verdict::Own(id));
+    }
     if change.new.is_zero() {
         return Ok(Verdict::Accepted(id));
     }

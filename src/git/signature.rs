@@ -1,0 +1,280 @@
+//! Signatures on the commits that Mainstay writes: Ed25519, in the form that `ssh-keygen -Y` and `git verify-commit` know.
+//!
+//! The key is made in the state folder at first use and never leaves it; its public line is what people put into their
+//! `gpg.ssh.allowedSignersFile`, and what the next daemon is told to trust. The encodings are written out by hand: they
+//! are three strings with their lengths in front, and checked in a test against the real programs.
+
+use super::GitError;
+use aws_lc_rs::signature::{ED25519, Ed25519KeyPair, KeyPair, UnparsedPublicKey};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use sha2::{Digest, Sha512};
+use std::fmt;
+use std::io::Write;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+use std::str::FromStr;
+
+/// The kind of key, as OpenSSH names it.
+const KIND: &str = "ssh-ed25519";
+/// Begins every signature of this form, and what is signed.
+const MAGIC: &[u8] = b"SSHSIG";
+/// What the signature is for; git uses this word.
+const NAMESPACE: &str = "git";
+const HASH: &str = "sha512";
+const BEGIN: &str = "-----BEGIN SSH SIGNATURE-----";
+const END: &str = "-----END SSH SIGNATURE-----";
+/// Bytes of base64 in a line, as `ssh-keygen` breaks them.
+const LINE: usize = 70;
+const PEM_BEGIN: &str = "-----BEGIN PRIVATE KEY-----";
+const PEM_END: &str = "-----END PRIVATE KEY-----";
+
+/// An Ed25519 public key.
+#[derive(Clone, PartialEq, Eq, Hash)]
+pub struct PublicKey([u8; 32]);
+
+impl PublicKey {
+    /// The key as OpenSSH encodes it.
+    fn blob(&self) -> Vec<u8> {
+        let mut blob = Vec::new();
+        put(&mut blob, KIND.as_bytes());
+        put(&mut blob, &self.0);
+        blob
+    }
+
+    fn from_blob(mut blob: &[u8]) -> Option<PublicKey> {
+        let is_ours = take(&mut blob)? == KIND.as_bytes();
+        let key = take(&mut blob)?.try_into().ok()?;
+        (is_ours && blob.is_empty()).then_some(PublicKey(key))
+    }
+}
+
+impl fmt::Display for PublicKey {
+    /// The line of a `.pub` file: `ssh-ed25519 AAAA…`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{KIND} {}", STANDARD.encode(self.blob()))
+    }
+}
+
+impl fmt::Debug for PublicKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+impl FromStr for PublicKey {
+    type Err = String;
+    /// Takes the line of a `.pub` file, with or without a comment.
+    fn from_str(line: &str) -> Result<Self, String> {
+        let mut words = line.split_whitespace();
+        if words.next() != Some(KIND) {
+            return Err(format!("the key does not begin with `{KIND}`"));
+        }
+        let blob = words.next().and_then(|word| STANDARD.decode(word).ok());
+        blob.and_then(|blob| PublicKey::from_blob(&blob)).ok_or_else(|| "the key is damaged".to_owned())
+    }
+}
+
+/// The key with which Mainstay signs its commits.
+pub struct SigningKey(Ed25519KeyPair);
+
+impl fmt::Debug for SigningKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("SigningKey").field(&self.public()).finish()
+    }
+}
+
+impl SigningKey {
+    /// The key in that file (PKCS#8, PEM), made when there is none, readable for its owner only. A `.pub` file beside it
+    /// holds the public line.
+    ///
+    /// # Errors
+    /// When the file cannot be read or made, or holds something else.
+    pub fn open(path: &Path) -> Result<SigningKey, GitError> {
+        let doing = || format!("read the signing key {}", path.display());
+        if !path.exists() {
+            make(path).map_err(GitError::io(format!("make the signing key {}", path.display())))?;
+        }
+        let text = std::fs::read_to_string(path).map_err(GitError::io(doing()))?;
+        let bad = || GitError::Git { doing: doing(), detail: "it is no Ed25519 key in PKCS#8".into() };
+        let body = text.trim().strip_prefix(PEM_BEGIN).and_then(|rest| rest.strip_suffix(PEM_END)).ok_or_else(bad)?;
+        let body: String = body.split_whitespace().collect();
+        let document = STANDARD.decode(body).map_err(|_| bad())?;
+        let key = SigningKey(Ed25519KeyPair::from_pkcs8(&document).map_err(|_| bad())?);
+        let public = path.with_extension("pub");
+        let line = format!("{} mainstay\n", key.public());
+        if std::fs::read_to_string(&public).is_ok_and(|there| there == line) {
+            return Ok(key);
+        }
+        std::fs::write(&public, line).map_err(GitError::io(format!("write {}", public.display())))?;
+        Ok(key)
+    }
+
+    /// The public half.
+    pub fn public(&self) -> PublicKey {
+        // Ed25519 public keys are 32 bytes by definition; the copy says so to the compiler.
+        let mut key = [0; 32];
+        key.copy_from_slice(&self.0.public_key().as_ref()[..32]);
+        PublicKey(key)
+    }
+
+    /// The armoured signature over a commit's text.
+    pub(super) fn sign(&self, text: &[u8]) -> String {
+        let mut signature = Vec::new();
+        put(&mut signature, KIND.as_bytes());
+        put(&mut signature, self.0.sign(&signed_part(text)).as_ref());
+        let mut blob = MAGIC.to_vec();
+        blob.extend(1_u32.to_be_bytes());
+        put(&mut blob, &self.public().blob());
+        put(&mut blob, NAMESPACE.as_bytes());
+        put(&mut blob, b"");
+        put(&mut blob, HASH.as_bytes());
+        put(&mut blob, &signature);
+        let encoded = STANDARD.encode(blob);
+        let mut armoured = format!("{BEGIN}\n");
+        for line in encoded.as_bytes().chunks(LINE) {
+            armoured.push_str(&String::from_utf8_lossy(line));
+            armoured.push('\n');
+        }
+        armoured + END
+    }
+}
+
+/// Checks that `text` was signed by one of `trusted`.
+///
+/// # Errors
+/// What is wrong with the signature, in words.
+pub(super) fn verify(armoured: &[u8], text: &[u8], trusted: &[PublicKey]) -> Result<(), String> {
+    let damaged = || "its signature is damaged".to_owned();
+    let armoured = std::str::from_utf8(armoured).map_err(|_| damaged())?;
+    let body = armoured.trim().strip_prefix(BEGIN).and_then(|rest| rest.strip_suffix(END));
+    let body: String = body.ok_or("its signature is none that Mainstay makes")?.split_whitespace().collect();
+    let blob = STANDARD.decode(body).map_err(|_| damaged())?;
+    let mut rest =
+        blob.strip_prefix(MAGIC).and_then(|rest| rest.strip_prefix(&1_u32.to_be_bytes()[..])).ok_or_else(damaged)?;
+    let mut next = || take(&mut rest).ok_or_else(damaged);
+    let (key, namespace, reserved, hash, mut signature) = (next()?, next()?, next()?, next()?, next()?);
+    if !rest.is_empty() || !reserved.is_empty() {
+        return Err(damaged());
+    }
+    let key = PublicKey::from_blob(key).ok_or("it is signed with another kind of key")?;
+    if !trusted.contains(&key) {
+        return Err(format!("it is signed with a key that is not trusted: {key}"));
+    }
+    if namespace != NAMESPACE.as_bytes() || hash != HASH.as_bytes() {
+        return Err("its signature is for another purpose".to_owned());
+    }
+    let kind = take(&mut signature).ok_or_else(damaged)?;
+    let raw = take(&mut signature).filter(|_| kind == KIND.as_bytes()).ok_or_else(damaged)?;
+    if !signature.is_empty() {
+        return Err(damaged());
+    }
+    let checked = UnparsedPublicKey::new(&ED25519, key.0).verify(&signed_part(text), raw);
+    checked.map_err(|_| "its signature does not fit what it says".to_owned())
+}
+
+/// What is signed in place of the text itself.
+fn signed_part(text: &[u8]) -> Vec<u8> {
+    let mut part = MAGIC.to_vec();
+    put(&mut part, NAMESPACE.as_bytes());
+    put(&mut part, b"");
+    put(&mut part, HASH.as_bytes());
+    put(&mut part, &Sha512::digest(text));
+    part
+}
+
+fn put(to: &mut Vec<u8>, text: &[u8]) {
+    // Everything put here is shorter than a line of text.
+    to.extend((text.len() as u32).to_be_bytes());
+    to.extend(text);
+}
+
+fn take<'a>(from: &mut &'a [u8]) -> Option<&'a [u8]> {
+    let (length, rest) = from.split_first_chunk::<4>()?;
+    let (text, rest) = rest.split_at_checked(u32::from_be_bytes(*length) as usize)?;
+    *from = rest;
+    Some(text)
+}
+
+/// Makes a key under its final name at once: whoever comes second, after a kill for instance, takes the first one's.
+fn make(path: &Path) -> std::io::Result<()> {
+    let failed = |_| std::io::Error::other("no key could be made");
+    let document = Ed25519KeyPair::generate().and_then(|pair| pair.to_pkcs8()).map_err(failed)?;
+    let beside = path.with_extension(format!("{}.new", std::process::id()));
+    let _ = std::fs::remove_file(&beside);
+    let mut file = std::fs::File::options().write(true).create_new(true).mode(0o600).open(&beside)?;
+    writeln!(file, "{PEM_BEGIN}\n{}\n{PEM_END}", STANDARD.encode(document.as_ref()))?;
+    file.sync_all()?;
+    let linked = std::fs::hard_link(&beside, path);
+    std::fs::remove_file(&beside)?;
+    match linked {
+        Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => Err(error),
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::process::{Command, Stdio};
+
+    fn key(dir: &tempfile::TempDir, name: &str) -> SigningKey {
+        SigningKey::open(&dir.path().join(name)).unwrap()
+    }
+
+    #[test]
+    fn ssh_keygen_believes_our_signatures_and_nobody_believes_changed_ones() {
+        let dir = tempfile::tempdir().unwrap();
+        let key = key(&dir, "key");
+        let text = b"tree 1234\n\nproduction 7\n";
+        let signature = key.sign(text);
+        std::fs::write(dir.path().join("sig"), &signature).unwrap();
+        std::fs::write(dir.path().join("allowed"), format!("mainstay {}\n", key.public())).unwrap();
+        let check = |text: &[u8]| {
+            let mut child = Command::new("ssh-keygen")
+                .args(["-Y", "verify", "-f", "allowed", "-I", "mainstay", "-n", "git", "-s", "sig"])
+                .current_dir(dir.path())
+                .stdin(Stdio::piped())
+                .stdout(Stdio::null())
+                .stderr(Stdio::null())
+                .spawn()
+                .expect("the program `ssh-keygen` is needed by this test");
+            child.stdin.take().unwrap().write_all(text).unwrap();
+            child.wait().unwrap().success()
+        };
+        assert!(check(text), "{signature}");
+        assert!(!check(b"tree 1235\n\nproduction 7\n"));
+
+        let trusted = [key.public()];
+        verify(signature.as_bytes(), text, &trusted).unwrap();
+        assert!(verify(signature.as_bytes(), b"other", &trusted).unwrap_err().contains("does not fit"));
+        let other = self::key(&dir, "other").public();
+        assert!(verify(signature.as_bytes(), text, &[other]).unwrap_err().contains("not trusted"));
+        for n in 0..signature.len() {
+            let mut bytes = signature.clone().into_bytes();
+            bytes[n] = if bytes[n] == b'A' { b'B' } else { b'A' };
+            // White space between lines carries nothing.
+            if signature.as_bytes()[n] != b'\n' {
+                assert!(verify(&bytes, text, &trusted).is_err(), "changed at {n}");
+            }
+            let _ = verify(&signature.as_bytes()[..n], text, &trusted).unwrap_err();
+        }
+    }
+
+    #[test]
+    fn a_key_is_made_once_for_its_owner_only_and_read_back() {
+        use std::os::unix::fs::PermissionsExt;
+        let dir = tempfile::tempdir().unwrap();
+        let first = key(&dir, "key");
+        assert_eq!(first.public(), key(&dir, "key").public());
+        assert_ne!(first.public(), key(&dir, "other").public());
+        let mode = std::fs::metadata(dir.path().join("key")).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
+        let line = std::fs::read_to_string(dir.path().join("key.pub")).unwrap();
+        assert_eq!(line.parse::<PublicKey>().unwrap(), first.public());
+        assert!("ssh-rsa AAAA".parse::<PublicKey>().is_err() && "ssh-ed25519 AAAA".parse::<PublicKey>().is_err());
+        std::fs::write(dir.path().join("bad"), "no key").unwrap();
+        assert!(SigningKey::open(&dir.path().join("bad")).is_err());
+        assert!(!format!("{first:?}").contains("PRIVATE"));
+    }
+}
