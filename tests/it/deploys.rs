@@ -4,7 +4,7 @@
 
 use crate::git_transports::git;
 use crate::support::stage::{Stage, USUAL};
-use crate::support::{Random, failpoints, http, soak};
+use crate::support::{Random, failpoints, soak};
 use serde_json::{Value, json};
 use std::time::{Duration, Instant};
 
@@ -39,22 +39,31 @@ fn a_push_is_deployed_watched_verified_and_written_down() {
 }
 
 #[test]
-fn what_turns_bad_in_its_watch_comes_back_by_itself_and_is_held() {
-    let stage = Stage::started("watch: 20s", "");
-    // Nothing to go back to is said, and a person is asked for.
-    let first = Stage::started(USUAL, "");
-    let run = first.ended(&first.push("bad-0"));
+fn with_nothing_to_go_back_to_a_person_has_to_act() {
+    let stage = Stage::started(USUAL, "");
+    let run = stage.ended(&stage.push("bad-0"));
     assert_eq!(run["steps"][0]["attempts"][0]["end"]["how"], "deploy-failed", "{run:#}");
-    assert!(first.environment()["attention"].as_str().unwrap().contains("no verified release to go back to"));
-    first.daemon.end(0);
-
+    let view = stage.environment();
+    assert_eq!(view["state"], "attention");
+    assert!(view["attention"].as_str().unwrap().contains("no verified release to go back to"), "{view:#}");
     let (status, said) = stage.post("environments/production/rollback", &json!({}));
     assert_eq!(status, 409, "{said}");
+    assert_eq!(stage.daemon.try_cli(&["environments"]).status.code(), Some(1));
+    stage.daemon.cli(&["release-hold", "production"]);
+    stage.good("good-1");
+    stage.daemon.end(0);
+}
+
+#[test]
+fn a_watch_that_a_person_ends_leaves_it_unverified() {
+    let stage = Stage::started("watch: 60s", "");
     let commit = stage.push("good-1");
     stage.wait("the watch", |stage| (stage.environment()["state"] == "watching").then_some(()));
+    let (status, said) = stage.post("environments/production/rollback", &json!({}));
+    assert_eq!(status, 409, "nothing came before it: {said}");
     let (status, said) = stage.post("environments/production/end-watch", &json!({}));
     assert_eq!(status, 200, "{said}");
-    stage.ended(&commit);
+    assert_eq!(stage.ended(&commit)["status"], "success");
     assert_eq!(stage.environment()["state"], "unverified");
     stage.daemon.end(0);
 }
@@ -92,20 +101,15 @@ fn bad_while_watched_is_taken_back_in_time() {
 
 #[test]
 fn a_held_revision_stays_back_whoever_brings_it_and_a_revert_lifts_the_hold() {
-    let stage = Stage::started("watch: 300ms", "");
+    let stage = Stage::with_poll("20ms", "watch: 300ms");
     stage.good("good-1");
     let bad = stage.push("bad-2");
     assert_eq!(stage.ended(&bad)["steps"][0]["attempts"][0]["end"]["how"], "rolled-back");
     let deploys_before = stage.deploys().len();
-    // The same report again and again, by webhook and by looking.
+    // The same report again and again, by webhook, and by a poll each 20 ms.
     let old = git(&stage.daemon.work, &["rev-parse", "HEAD~1"]);
     for n in 0..100 {
-        let body = json!({ "ref": "refs/heads/main", "before": old, "after": bad }).to_string();
-        let (status, _) = http::signed(&stage.daemon.socket(), "shop", &format!("again-{n}"), &body);
-        assert!(status < 500, "{status}");
-        let poll = json!({ "ref": "refs/heads/main" }).to_string();
-        let (status, _) = http::signed(&stage.daemon.socket(), "shop", &format!("look-{n}"), &poll);
-        assert!(status < 500, "{status}");
+        assert_eq!(stage.webhook(&old, &bad, &format!("again-{n}")), 202);
     }
     std::thread::sleep(Duration::from_secs(2));
     assert_eq!(stage.deploys().len(), deploys_before, "a held revision was deployed");
@@ -164,12 +168,15 @@ fn a_person_rolls_back_and_forward_and_holds() {
 
 #[test]
 fn a_deploy_under_way_is_taken_back_when_a_person_asks() {
-    let stage = Stage::started("watch: 60s", "");
-    stage.push("good-1");
+    let stage = Stage::started("watch: 1500ms", "");
+    stage.good("good-1");
+    let commit = stage.push("good-2");
     stage.wait("the watch", |stage| (stage.environment()["state"] == "watching").then_some(()));
-    let (status, said) = stage.post("environments/production/rollback", &json!({}));
-    assert_eq!(status, 409, "nothing came before it: {said}");
-    stage.post("environments/production/end-watch", &json!({}));
+    let answer = stage.daemon.try_cli(&["rollback", "production"]);
+    assert_eq!(answer.status.code(), Some(0), "{}", String::from_utf8_lossy(&answer.stderr));
+    assert_eq!(stage.app.serves().as_deref(), Some("good-1"));
+    assert_eq!(stage.ended(&commit)["steps"][0]["attempts"][0]["end"]["how"], "rolled-back");
+    assert_eq!(stage.environment()["holds"][0]["by"], "root");
     stage.daemon.end(0);
 }
 
@@ -277,12 +284,12 @@ fn killed_anywhere_a_bad_release_still_comes_back() {
             (0..7).map(|n| first + n * 8).collect()
         }
     };
-    let mut stage = Stage::new(Some(failpoints::program()), "watch: 2500ms", "");
+    let mut stage = Stage::new(Some(failpoints::binary().to_owned()), "watch: 2500ms", "");
     stage.daemon.start();
     stage.good("good-1");
     for (n, point) in points.iter().enumerate() {
         stage.daemon.kill9();
-        stage.daemon.spawn(&[(failpoints::AT, point.to_string())]);
+        stage.daemon.spawn(&[("MAINSTAY_FAILPOINT", point.to_string())]);
         if !stage.daemon.wait_answer() {
             stage.daemon.start();
             kills += 1;

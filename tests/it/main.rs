@@ -6,6 +6,7 @@ mod audit;
 mod cli;
 mod conformance;
 mod demo;
+mod deploys;
 mod engine_restarts;
 mod gates;
 mod git_transports;

@@ -1,7 +1,7 @@
 //! An environment to deploy to: an application that is one file and a server that behaves as the file says, deployed by
 //! commands of this machine; and a daemon that deploys to it.
 
-use super::daemon::{Daemon, STUCK, Setup};
+use super::daemon::{Daemon, STUCK, Setup, hmac_of};
 use super::http;
 use crate::git_transports::git;
 use serde_json::{Value, json};
@@ -92,9 +92,20 @@ pub(crate) const USUAL: &str = "watch: 1s";
 impl Stage {
     /// `more` are further lines of the environment, `beside` further lines of `mainstay.yml`.
     pub(crate) fn new(program: Option<PathBuf>, more: &str, beside: &str) -> Stage {
+        Stage::made(program, "1h", more, beside)
+    }
+
+    /// A daemon that looks at its repository that often, and has started.
+    pub(crate) fn with_poll(poll: &str, more: &str) -> Stage {
+        let mut stage = Stage::made(None, poll, more, "");
+        stage.daemon.start();
+        stage
+    }
+
+    fn made(program: Option<PathBuf>, poll: &str, more: &str, beside: &str) -> Stage {
         let folder = tempfile::tempdir().unwrap();
         let app = Application::start(folder.path());
-        let mut setup = Setup::new(Stage::NOTHING);
+        let mut setup = Setup { poll, ..Setup::new(Stage::NOTHING) };
         if let Some(program) = program {
             setup.program = program;
         }
@@ -180,6 +191,15 @@ impl Stage {
         let (status, said) =
             http::ask(&self.daemon.socket(), "POST", &path, &headers, body.as_bytes()).unwrap_or_else(|e| panic!("{path}: {e}"));
         (status, serde_json::from_slice(&said).unwrap_or(json!(String::from_utf8_lossy(&said))))
+    }
+
+    /// What a forge would send about main; the answer's status.
+    pub(crate) fn webhook(&self, old: &str, new: &str, delivery: &str) -> u16 {
+        let body = json!({ "delivery": delivery, "refs": [{ "ref": "refs/heads/main", "old": old, "new": new }] });
+        let body = body.to_string();
+        let signature = hmac_of(body.as_bytes());
+        let headers = [("X-Mainstay-Signature", signature.as_str()), ("Content-Type", "application/json")];
+        http::ask(&self.daemon.socket(), "POST", "/hooks/shop", &headers, body.as_bytes()).unwrap().0
     }
 
     pub(crate) fn environment(&self) -> Value {
