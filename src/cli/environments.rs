@@ -48,7 +48,8 @@ pub async fn run(args: &Args, context: &Context) -> Result<Exit, Failure> {
     }
     let rows: Vec<Vec<Cell>> = found.iter().map(|one| row(one, now)).collect();
     if !rows.is_empty() {
-        for line in table::lines(ui, &["ENVIRONMENT", "STATE", "RELEASE", "WHAT", "SINCE", "NOTE"], &rows, ui.columns()) {
+        for line in table::lines(ui, &["ENVIRONMENT", "STATE", "RELEASE", "WHAT", "SINCE", "NOTE"], &rows, ui.columns())
+        {
             ui.out(line);
         }
     }

@@ -1,6 +1,8 @@
 //! The command line: arguments come in, an exit code leaves. One file per command; this one knows their names, their
 //! order on the help page, and which of them need a runtime.
 
+pub mod approvals;
+pub mod approve;
 pub mod audit;
 pub mod cancel;
 pub mod client;
@@ -115,6 +117,10 @@ enum Command {
     Repair(repair::Args),
     Hold(hold::Args),
     ReleaseHold(release_hold::Args),
+    Approvals(approvals::Args),
+    Approve(approve::ApproveArgs),
+    Reject(approve::RejectArgs),
+    Withdraw(approve::WithdrawArgs),
     // keeping
     Secrets(secrets::Args),
     Token(token::Args),
@@ -130,6 +136,7 @@ const GROUPS: &[(&str, &[&str])] = &[
     ("Pipelines", &["validate", "schema", "graph", "plan", "run"]),
     ("Runs", &["trigger", "runs", "show", "logs", "cancel", "retry", "inbox"]),
     ("Deploys", &["environments", "releases", "promote", "rollback", "repair", "hold", "release-hold"]),
+    ("Deploys", &["approvals", "approve", "reject", "withdraw"]),
     ("Keeping", &["secrets", "token", "audit"]),
 ];
 
@@ -222,6 +229,17 @@ fn dispatch(command: &Command, context: &Context) -> Result<Exit, Failure> {
         Command::Cancel(args) => asynchronously(cancel::run(args, context)),
         Command::Retry(args) => asynchronously(retry::run(args, context)),
         Command::Inbox(args) => asynchronously(inbox::run(args, context)),
+        Command::Environments(args) => asynchronously(environments::run(args, context)),
+        Command::Releases(args) => asynchronously(releases::run(args, context)),
+        Command::Promote(args) => asynchronously(promote::run(args, context)),
+        Command::Rollback(args) => asynchronously(rollback::run(args, context)),
+        Command::Repair(args) => asynchronously(repair::run(args, context)),
+        Command::Hold(args) => asynchronously(hold::run(args, context)),
+        Command::ReleaseHold(args) => asynchronously(release_hold::run(args, context)),
+        Command::Approvals(args) => asynchronously(approvals::run(args, context)),
+        Command::Approve(args) => asynchronously(approve::approve(args, context)),
+        Command::Reject(args) => asynchronously(approve::reject(args, context)),
+        Command::Withdraw(args) => asynchronously(approve::withdraw(args, context)),
         Command::Secrets(args) => secrets::run(args, context),
         Command::Token(args) => asynchronously(token::run(args, context)),
         Command::Audit(args) => asynchronously(audit::run(args, context)),

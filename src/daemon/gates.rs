@@ -1,10 +1,11 @@
 //! Steps that wait, for the engine: answered from `deploy` and `approval`. And the targets of the environments.
 
-use crate::config::daemon::Daemon;
+use super::wire;
 use crate::config::daemon::environment::TargetConfig;
+use crate::config::daemon::{Daemon, RuntimeChoice};
 use crate::deploy::gate::{Asking, Passed};
 use crate::deploy::target::Target;
-use crate::deploy::target::{command, compose, swarm};
+use crate::deploy::target::command::{Command, CommandParts};
 use crate::deploy::{Deploys, Setup, Setups};
 use crate::engine::gate::{GateAsk, Gates};
 use crate::git::Mirror;
@@ -112,7 +113,9 @@ fn told_about(config: &Daemon, name: &EnvironmentName) -> Vec<(String, String)> 
     };
     let by_mail = people
         .into_iter()
-        .filter(|person| config.notify.smtp.is_some() && config.people.users.get(person).is_some_and(|p| p.mail.is_some()))
+        .filter(|person| {
+            config.notify.smtp.is_some() && config.people.users.get(person).is_some_and(|p| p.mail.is_some())
+        })
         .map(|person| ("mail".to_owned(), person.to_string()));
     let by_webhook = config.notify.webhooks.keys().map(|name| (name.clone(), String::new()));
     by_mail.chain(by_webhook).collect()
@@ -126,8 +129,26 @@ fn target(
 ) -> anyhow::Result<Arc<dyn Target>> {
     let Some(environment) = config.environments.get(name) else { anyhow::bail!("there is no environment {name}") };
     Ok(match &environment.target {
-        TargetConfig::Swarm(settings) => Arc::new(swarm::Swarm::new(name.clone(), settings.clone(), environment.downtime_allowed)?),
-        TargetConfig::Compose(settings) => todo_compose(settings, environment, instance)?,
-        TargetConfig::Command(settings) => todo_command(settings, mirrors)?,
+        TargetConfig::Swarm(_) | TargetConfig::Compose(_) => anyhow::bail!("soon"),
+        TargetConfig::Command(settings) => {
+            let mirror = mirrors.get(&settings.repo).with_context(|| format!("watch {}", settings.repo))?;
+            let docker = match (&settings.image, &config.runtime) {
+                (Some(_), RuntimeChoice::Docker(engine)) => Some(wire::docker(config, engine, instance)?),
+                (Some(_), RuntimeChoice::Process) => {
+                    anyhow::bail!("run its commands in an image: the daemon's runtime is `process`")
+                }
+                (None, _) => None,
+            };
+            Arc::new(Command::new(CommandParts {
+                environment: name.clone(),
+                instance: instance.clone(),
+                config: settings.clone(),
+                mirror: mirror.dir().to_owned(),
+                dir: config.state.join("environments").join(name.as_str()),
+                shim: std::env::current_exe().context("find this program's own file")?,
+                docker,
+                secrets: environment.secrets(),
+            }))
+        }
     })
 }

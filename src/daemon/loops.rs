@@ -13,6 +13,7 @@ use jiff::Timestamp;
 use std::collections::BTreeSet;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
+use tokio::sync::Notify;
 use tokio::task::JoinSet;
 
 /// The engine's loop looks at least this often: bounds what a lost wake-up costs.
@@ -21,6 +22,8 @@ const TICK: Duration = Duration::from_secs(1);
 const HEALTH_EVERY: Duration = Duration::from_secs(5);
 /// Kept workspaces are looked through this often; they are kept for hours.
 const EXPIRE_EVERY: Duration = Duration::from_secs(300);
+/// Requests for approval whose time is over are looked for this often: they end that much late at the most.
+const APPROVALS_EVERY: Duration = Duration::from_secs(2);
 /// Old runs are looked for this often, and mirrors tidied; both are kept for days or pushes by the hundred.
 const HOUSEKEEPING_EVERY: Duration = Duration::from_secs(600);
 /// Old runs forgotten before the housekeeping looks up again.
@@ -53,6 +56,9 @@ pub(super) fn start(core: &Arc<Core>, hook: crate::trigger::socket::Listener, le
     loops.until_stop(core, engine(Arc::clone(core)));
     loops.until_stop(core, health(Arc::clone(core)));
     loops.until_stop(core, expire(Arc::clone(core)));
+    loops.until_stop(core, approvals(Arc::clone(core)));
+    // Ends by itself at the stop, when what is on its way has arrived or was given up.
+    loops.tasks.spawn(messages(Arc::clone(core)));
     loops.until_stop(core, housekeeping(Arc::clone(core)));
     // Not cut off by the stop, which would leave half a space: giving up the pool waits for it.
     tokio::spawn(warm(Arc::clone(core)));
@@ -158,6 +164,46 @@ async fn expire(core: Arc<Core>) {
             tracing::error!(%error, "failed to remove kept workspaces");
         }
         tokio::time::sleep(EXPIRE_EVERY).await;
+    }
+}
+
+/// Sends what was written for people.
+async fn messages(core: Arc<Core>) {
+    let written = Arc::new(Notify::new());
+    let sending = crate::notify::outbox::run(
+        core.engine.store().clone(),
+        core.channels.subscribe(),
+        Arc::clone(&written),
+        core.stopping.subscribe(),
+    );
+    let (mut deploys, mut approvals) = (core.deploys.changes(), core.approvals.changes());
+    let waking = async {
+        loop {
+            tokio::select! {
+                Ok(()) = deploys.changed() => {}
+                Ok(()) = approvals.changed() => {}
+                else => return std::future::pending::<()>().await,
+            }
+            written.notify_one();
+        }
+    };
+    tokio::select! {
+        () = sending => {}
+        () = waking => {}
+    }
+}
+
+/// Ends what nobody decided in time.
+async fn approvals(core: Arc<Core>) {
+    loop {
+        match core.approvals.expire_due().await {
+            Ok(0) => {}
+            Ok(count) => tracing::info!(count, "requests for approval expired"),
+            Err(error) => {
+                tracing::error!(%error, "failed to end overdue requests for approval; it will be tried again")
+            }
+        }
+        tokio::time::sleep(APPROVALS_EVERY).await;
     }
 }
 

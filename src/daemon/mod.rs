@@ -6,17 +6,21 @@
 
 mod changed;
 mod control;
+mod gates;
 mod lock;
 mod loops;
 mod people;
 pub mod sweep;
 pub mod wire;
 
+use crate::approval::{Approvals, Rules};
 use crate::config::daemon::{Daemon, WebhookKind};
+use crate::deploy::Deploys;
 use crate::engine::Engine;
-use crate::git::Mirror;
+use crate::git::{Mirror, SigningKey};
 use crate::logs::hub::LogStore;
 use crate::model::{Asker, RepoName};
+use crate::notify::Channels;
 use crate::runtime::Runtime;
 use crate::store::{Act, ActKind, Store};
 use crate::trigger::{Intake, WatchedRepo, WebhookConfig, socket, webhook};
@@ -33,6 +37,8 @@ use tokio::sync::{Mutex, Notify, watch};
 pub const SOCKET: &str = "mainstay.sock";
 /// The socket that hooks may only notify, in the state folder.
 pub const HOOK_SOCKET: &str = "hook.sock";
+/// Signs what is written into Git about environments, in the state folder; its public line is beside it.
+const SIGN_KEY: &str = "sign.key";
 /// The token for TCP clients, in the state folder.
 pub const TOKEN: &str = "token";
 
@@ -44,6 +50,10 @@ pub struct Core {
     engine: Engine,
     wake: Arc<Notify>,
     intake: Arc<Intake>,
+    approvals: Approvals,
+    deploys: Deploys,
+    /// What messages are sent with, as it is in force.
+    channels: watch::Sender<Arc<Channels>>,
     started_at: Timestamp,
     stopping: watch::Sender<bool>,
     health: RwLock<Health>,
@@ -78,6 +88,7 @@ pub async fn serve(config_path: &Path) -> anyhow::Result<()> {
     let config = Arc::new(crate::config::daemon::load(config_path)?);
     let _lock = lock::StateLock::take(&config.state)?;
     let core = Core::start(config_path, &config)?;
+    core.approvals.recover().await?;
     let socket = listen::Socket::bind(&config.state.join(SOCKET))?;
     let tcp = tokio::net::TcpListener::bind(config.server.listen).await.with_context(|| {
         format!("listen on {}\nhint: `server.listen` in mainstay.yml names another address", config.server.listen)
@@ -92,6 +103,7 @@ pub async fn serve(config_path: &Path) -> anyhow::Result<()> {
     // As it is before anything goes on: what is not alive now was left by an earlier daemon.
     let left = sweep::Left::of_earlier(&core.engine, core.runtimes()).await?;
     core.engine.recover().await?;
+    core.deploys.start();
     let loops = loops::start(&core, hook, left);
     tracing::info!(%address, state = %config.state.display(), repos = config.repos.len(), version = env!("CARGO_PKG_VERSION"), "ready");
     notify(&[sd_notify::NotifyState::Ready]);
@@ -109,6 +121,7 @@ pub async fn serve(config_path: &Path) -> anyhow::Result<()> {
     notify(&[sd_notify::NotifyState::Stopping]);
     core.stopping.send_replace(true);
     loops.join().await;
+    core.deploys.stop().await;
     core.engine.stop().await;
     if let Err(error) = serving.await {
         tracing::error!(%error, "a listener ended badly");
@@ -125,6 +138,12 @@ impl Core {
         let wake = Arc::new(Notify::new());
         let logs = LogStore::new(&config.state);
         let engine = Engine::new(store.clone(), logs, wired.settings.clone(), Arc::clone(&wake));
+        let approvals = Approvals::open(store.clone(), &config.state, Rules::of(config))?;
+        let key = SigningKey::open(&config.state.join(SIGN_KEY))?;
+        let setups = gates::setups(config, store.instance(), &wired.mirrors)?;
+        let deploys = Deploys::new(store.clone(), approvals.clone(), key, setups);
+        engine.set_gates(Arc::new(gates::DaemonGates { deploys: deploys.clone() }));
+        let channels = Channels::new(&config.notify, &config.people, store.instance())?;
         let intake = Intake::new(store, watched(config, &wired.mirrors), Arc::clone(&wake));
         engine.configure(wired.repos, wired.settings);
         let core = Core {
@@ -134,6 +153,9 @@ impl Core {
             engine,
             wake,
             intake,
+            approvals,
+            deploys,
+            channels: watch::Sender::new(Arc::new(channels)),
             started_at: Timestamp::now(),
             stopping: watch::Sender::new(false),
             health: RwLock::new(Health { not_ready: vec!["the daemon is starting".into()], ..Health::default() }),
@@ -151,6 +173,8 @@ impl Core {
             intake: Arc::clone(self) as Arc<dyn web::Intake>,
             people: Arc::clone(self) as Arc<dyn web::People>,
             audit: Arc::new(self.engine.store().clone()),
+            approvals: self.approvals.clone(),
+            deploys: self.deploys.clone(),
             token: auth::Token::load_or_create(&config.state.join(TOKEN))?,
             hosts: auth::Hosts::new(Some(address), public),
             changes: self.engine.changes(),
@@ -179,7 +203,10 @@ impl Core {
             }
         }
         let before = self.parts();
-        let wired = wire::wire(&new, self.engine.store().instance(), &before.runtimes)?;
+        let instance = self.engine.store().instance();
+        let wired = wire::wire(&new, instance, &before.runtimes)?;
+        let setups = gates::setups(&new, instance, &wired.mirrors)?;
+        let channels = Arc::new(Channels::new(&new.notify, &new.people, instance)?);
         // The values of secrets for steps stand in the store alone: the file may be the same, word for word.
         let held = self.engine.repos();
         for (name, setup) in &wired.repos {
@@ -215,6 +242,12 @@ impl Core {
         self.engine.store().record_act(act).await?;
         self.engine.configure(wired.repos, wired.settings);
         self.intake.replace(watched(&new, &wired.mirrors));
+        if let Err(error) = self.approvals.configure(Rules::of(&new)).await {
+            // In force all the same: every answer and every use counts anew.
+            tracing::error!(%error, "failed to count approvals anew");
+        }
+        self.deploys.configure(setups);
+        self.channels.send_replace(channels);
         for gone in before.runtimes.iter().filter(|old| !wired.runtimes.iter().any(|new| new.is(old))) {
             // Runs under way keep it; only what it holds ready for the next ones goes.
             let runtime = Arc::clone(&gone.runtime);

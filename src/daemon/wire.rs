@@ -127,7 +127,7 @@ impl Runtimes<'_> {
     }
 }
 
-fn docker(config: &Daemon, settings: &DockerSettings, instance: &InstanceId) -> anyhow::Result<Docker> {
+pub(super) fn docker(config: &Daemon, settings: &DockerSettings, instance: &InstanceId) -> anyhow::Result<Docker> {
     let registries = config
         .registries
         .iter()

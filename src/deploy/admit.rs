@@ -6,7 +6,7 @@ use jiff::Timestamp;
 
 /// How a commit stands to a held one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Relation {
+pub(super) enum Relation {
     /// It does not contain it, or is another repository's.
     Unrelated,
     /// It is it.
@@ -19,7 +19,7 @@ pub enum Relation {
 
 /// A hold in force, as far as it matters here.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct HoldFact {
+pub(super) struct HoldFact {
     /// Its number.
     pub id: u64,
     /// The held commit, shortened; `None`: the whole environment.
@@ -36,7 +36,7 @@ pub struct HoldFact {
 
 /// What people have said.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum ApprovalFact {
+pub(super) enum ApprovalFact {
     /// The environment asks nobody.
     NotNeeded,
     /// They were not asked about exactly this yet.
@@ -49,7 +49,7 @@ pub enum ApprovalFact {
 
 /// What is known of a deploy that has not begun.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Facts {
+pub(super) struct Facts {
     /// Why it is asked for.
     pub kind: DeployKind,
     /// `from` of the environment names where it comes from.
@@ -76,7 +76,7 @@ pub struct Facts {
 
 /// What is to be done with it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Admission {
+pub(super) enum Admission {
     /// It will never begin.
     Refuse(String),
     /// A newer one takes its place.
@@ -95,7 +95,7 @@ pub enum Admission {
 }
 
 /// What is to be done with a deploy that has not begun.
-pub fn admit(facts: &Facts) -> Admission {
+pub(super) fn admit(facts: &Facts) -> Admission {
     // The way back is never barred.
     if facts.kind == DeployKind::Rollback {
         return Admission::Begin { lifts: Vec::new(), tries: Vec::new() };

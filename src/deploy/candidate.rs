@@ -4,7 +4,7 @@ use super::admit::{Admission, ApprovalFact, Facts, HoldFact, Relation, admit};
 use super::target::{RenderInput, Rendered};
 use super::{DeployError, Setup, Shared};
 use crate::approval::policy::{KnownAs, Named, Written, excluded};
-use crate::config::daemon::environment::{TargetConfig, Variable};
+use crate::config::daemon::environment::TargetConfig;
 use crate::config::daemon::{People, freeze};
 use crate::git::Mirror;
 use crate::model::approval::{ApprovalRequest, ApprovalState, Excluded, Subject};
@@ -61,24 +61,6 @@ fn short_digest(value: &str) -> String {
     format!("sha256:{}", hex::encode(&Sha256::digest(value.as_bytes())[..6]))
 }
 
-/// The variables as texts, secrets among them.
-pub(super) fn variables(setup: &Setup) -> BTreeMap<String, String> {
-    let text = |variable: &Variable| match variable {
-        Variable::Plain(text) => text.clone(),
-        Variable::Secret(secret) => secret.expose().to_owned(),
-    };
-    setup.config.variables.iter().map(|(name, variable)| (name.clone(), text(variable))).collect()
-}
-
-/// The secrets among the variables.
-pub(super) fn secrets(setup: &Setup) -> BTreeMap<String, String> {
-    let secret = |variable: &Variable| match variable {
-        Variable::Plain(_) => None,
-        Variable::Secret(secret) => Some(secret.expose().to_owned()),
-    };
-    setup.config.variables.iter().filter_map(|(name, variable)| Some((name.clone(), secret(variable)?))).collect()
-}
-
 impl Shared {
     fn mirror(&self, repo: &RepoName) -> Result<Arc<Mirror>, DeployError> {
         let found = self.setups().mirrors.get(repo).cloned();
@@ -109,9 +91,11 @@ impl Shared {
         };
         if let Some(number) = request.release {
             let earlier = self.store.release(environment, number).await?;
-            let earlier = earlier.ok_or_else(|| DeployError::Unknown(format!("find release {number} of {environment}")))?;
+            let earlier =
+                earlier.ok_or_else(|| DeployError::Unknown(format!("find release {number} of {environment}")))?;
             let what = what_of(&earlier.release, request);
-            let facts = self.facts(setup, row, open, &stored, serving.as_ref(), (ApprovalFact::NotNeeded, None)).await?;
+            let facts =
+                self.facts(setup, row, open, &stored, serving.as_ref(), (ApprovalFact::NotNeeded, None)).await?;
             let admission = admit(&facts);
             return Ok(Candidate { admission, what, approval: None, setup: Arc::clone(setup), stored, serving });
         }
@@ -171,7 +155,8 @@ impl Shared {
             .map(|other| (other.id, other.request.provenance.commit.clone()))
             .collect();
         let (repo, commit) = (from.repo.clone(), from.commit.clone());
-        let history = tokio::task::spawn_blocking(move || history(mirror.as_deref(), &repo, &commit, holds, serving, later));
+        let history =
+            tokio::task::spawn_blocking(move || history(mirror.as_deref(), &repo, &commit, holds, serving, later));
         let (holds, behind, newer) =
             history.await.map_err(|error| DeployError::NotNow(format!("read the history: {error}")))??;
         Ok(Facts {
@@ -180,7 +165,9 @@ impl Shared {
             comes_from: format!(
                 "{}, {}, pipeline {}",
                 from.repo,
-                from.git_ref.strip_prefix("refs/heads/").map_or(from.git_ref.clone(), |branch| format!("branch {branch}")),
+                from.git_ref
+                    .strip_prefix("refs/heads/")
+                    .map_or(from.git_ref.clone(), |branch| format!("branch {branch}")),
                 from.pipeline
             ),
             frozen_until: freeze::frozen_until(&setup.config.freeze, Timestamp::now()),
@@ -323,7 +310,13 @@ fn binding(request: &DeployRequest, config_hash: &str) -> String {
     // A promotion is asked by a person each time; what a run deploys is asked about once per run.
     let asked_as = if request.step.is_some() { format!("run {}", from.run) } else { request.key.clone() };
     let document = serde_json::json!([
-        "mainstay-binding-1", request.environment, asked_as, from.repo, from.commit, request.images, config_hash
+        "mainstay-binding-1",
+        request.environment,
+        asked_as,
+        from.repo,
+        from.commit,
+        request.images,
+        config_hash
     ]);
     hex::encode(Sha256::digest(document.to_string().as_bytes()))
 }
@@ -358,14 +351,18 @@ fn render(setup: &Setup, mirror: &Mirror, request: &DeployRequest) -> Result<Wha
         Some(path) => {
             let bytes = mirror.read_file(&commit, path, FILE_MAX_BYTES)?;
             let bytes = bytes.ok_or_else(|| {
-                DeployError::Refused(format!("render the release: `{path}` is not in {} at {}", config.target.repo(), short(&commit)))
+                DeployError::Refused(format!(
+                    "render the release: `{path}` is not in {} at {}",
+                    config.target.repo(),
+                    short(&commit)
+                ))
             })?;
             let text = String::from_utf8(bytes);
             Some(text.map_err(|_| DeployError::Refused(format!("render the release: `{path}` is not UTF-8 text")))?)
         }
     };
-    let variables = variables(setup);
-    let secret_names = secrets(setup).into_keys().collect();
+    let variables = setup.config.texts();
+    let secret_names = setup.config.secrets().into_keys().collect();
     let digests = variables.iter().map(|(name, value)| (name.clone(), short_digest(value))).collect();
     let input = RenderInput {
         environment: request.environment.clone(),
@@ -405,7 +402,8 @@ fn history(
                     Relation::Same
                 } else if !inside(held, commit)? {
                     Relation::Unrelated
-                } else if mirror.is_some_and(|mirror| mirror.undoes(held, hold.good.as_ref(), commit).unwrap_or(false)) {
+                } else if mirror.is_some_and(|mirror| mirror.undoes(held, hold.good.as_ref(), commit).unwrap_or(false))
+                {
                     Relation::Undone
                 } else {
                     Relation::Contains

@@ -6,7 +6,7 @@ use super::health::judge::{Judge, Verdict};
 use super::health::{Surroundings, watch as health_watch};
 use super::state::{DeployEvent, DeployState};
 use super::target::{Apply, TargetError};
-use super::{Command, DeployError, Setup, Shared, candidate, host};
+use super::{Command, DeployError, Setup, Shared, host};
 use crate::model::deploy::{DeployKind, DeployStatus, Observation, Release};
 use crate::model::{Asker, DeployId, EnvironmentName};
 use crate::store::{Act, ActKind, DeployRow, Effects, NewHold, StoreError, Taken};
@@ -187,7 +187,7 @@ impl<'a> Carrier<'a> {
         let name = format!("mainstay-{}-d{}-{direction}", self.shared.store.instance(), self.row.id);
         let (id, environment) = (self.row.id, self.name.clone());
         let work = async move {
-            let secrets = candidate::secrets(&setup);
+            let secrets = setup.config.secrets();
             let progress = |words: String| tracing::info!(%environment, deploy = %id, "{words}");
             let until = tokio::time::Instant::now() + within;
             loop {
@@ -220,7 +220,8 @@ impl<'a> Carrier<'a> {
         let since = self.state.applied_at.unwrap_or_else(Timestamp::now);
         let mut asked = self.ask(since).await?;
         loop {
-            if self.state.status == DeployStatus::Checking && asked.judge.verdict(Timestamp::now()) == Verdict::Healthy {
+            if self.state.status == DeployStatus::Checking && asked.judge.verdict(Timestamp::now()) == Verdict::Healthy
+            {
                 self.store_answers(&mut asked.unstored).await?;
                 self.became_healthy(lost).await?;
             }
@@ -239,7 +240,8 @@ impl<'a> Carrier<'a> {
                 over.duration_since(Timestamp::now()).max(SignedDuration::ZERO).unsigned_abs().min(LOOK_EVERY)
             });
             let answers = &mut asked.answers;
-            let heard = self.ears.listen(lost, async { tokio::time::timeout(next, answers.recv()).await.ok().flatten() });
+            let heard =
+                self.ears.listen(lost, async { tokio::time::timeout(next, answers.recv()).await.ok().flatten() });
             match heard.await {
                 Heard::Done(Some(probe)) => {
                     let news = !probe.good || self.state.status == DeployStatus::Checking;
@@ -396,7 +398,9 @@ impl<'a> Carrier<'a> {
                     let effects = Effects { current: Some((number, Some(observed.clone()))), ..Effects::default() };
                     self.note(DeployEvent::PutBack { observed }, effects).await?;
                 }
-                Err(why) => return Ok(self.rollback_failed(format!("putting release {number} back failed: {why}")).await?),
+                Err(why) => {
+                    return Ok(self.rollback_failed(format!("putting release {number} back failed: {why}")).await?);
+                }
             }
         }
         let mut asked = self.ask(self.state.put_back_at.unwrap_or_else(Timestamp::now)).await?;
@@ -506,7 +510,10 @@ impl<'a> Carrier<'a> {
                         };
                         self.end_unverified(by.who().to_owned(), vec![act]).await
                     }
-                    other => Err(DeployError::NotNow(format!("end the watch of {}: deploy #{} is {other}", self.name, self.row.id))),
+                    other => Err(DeployError::NotNow(format!(
+                        "end the watch of {}: deploy #{} is {other}",
+                        self.name, self.row.id
+                    ))),
                 };
                 reply(done, answer)
             }
@@ -551,7 +558,8 @@ impl<'a> Carrier<'a> {
         }
         let (answers, receiver) = mpsc::channel(ANSWERS_QUEUED);
         let (count, counted) = watch::channel(Surroundings { restarts_since: None });
-        let counts = rules.iter().any(|rule| matches!(rule.check, crate::config::daemon::environment::HealthCheck::Restarts(_)));
+        let counts =
+            rules.iter().any(|rule| matches!(rule.check, crate::config::daemon::environment::HealthCheck::Restarts(_)));
         let setup = Arc::clone(&self.setup);
         let task = tokio::spawn(async move {
             let asking = health_watch::follow(&rules, counted, answers);

@@ -45,7 +45,11 @@ pub(super) enum Heard<T> {
 
 impl Ears {
     /// Listens while work goes on. Nothing of the work is lost when something else is heard first, if it is polled again.
-    pub(super) async fn listen<T>(&mut self, lost: &mut watch::Receiver<bool>, work: impl Future<Output = T>) -> Heard<T> {
+    pub(super) async fn listen<T>(
+        &mut self,
+        lost: &mut watch::Receiver<bool>,
+        work: impl Future<Output = T>,
+    ) -> Heard<T> {
         tokio::select! {
             biased;
             () = turned(&mut self.stop) => Heard::Stopping,
@@ -291,9 +295,9 @@ async fn begin(shared: &Arc<Shared>, setup: &Arc<Setup>, ready: Ready) -> Result
     let is_rollback = row.request.kind == DeployKind::Rollback;
     let fallback = stored.verified.filter(|verified| *verified != number && !is_rollback);
     let hold = if is_rollback { hold_of_what_served(shared, &row, stored.current, number).await? } else { None };
-    let lift = lifts.into_iter().map(|hold| {
-        (hold, "mainstay".to_owned(), format!("{} takes it back", short(&row.request.provenance.commit)))
-    });
+    let lift = lifts
+        .into_iter()
+        .map(|hold| (hold, "mainstay".to_owned(), format!("{} takes it back", short(&row.request.provenance.commit))));
     let effects = Effects {
         owner: Some(shared.owner.clone()),
         release,

@@ -98,7 +98,10 @@ impl Deploys {
         if let Some(from) = &step.promote {
             let stored = self.shared.store.environment(from).await?;
             let number = stored.verified.ok_or_else(|| {
-                DeployError::NotNow(format!("promote {from} to {}: nothing was verified in {from} yet", step.environment))
+                DeployError::NotNow(format!(
+                    "promote {from} to {}: nothing was verified in {from} yet",
+                    step.environment
+                ))
             })?;
             let row = self.shared.store.release(from, number).await?;
             let row = row.ok_or_else(|| DeployError::Unknown(format!("find release {number} of {from}")))?;
@@ -185,7 +188,15 @@ impl Deploys {
         }
         let asked = self
             .shared
-            .approval_request(&candidate, &request, None, warning, asking.results.clone(), step.message.clone(), step.inputs.clone())
+            .approval_request(
+                &candidate,
+                &request,
+                None,
+                warning,
+                asking.results.clone(),
+                step.message.clone(),
+                step.inputs.clone(),
+            )
             .await?;
         let asked = asked.ok_or_else(|| {
             DeployError::Refused(format!(
@@ -198,7 +209,12 @@ impl Deploys {
     }
 
     /// A newer run that reaches the same approval takes the place of an older one that waits there.
-    async fn supersede_older(&self, id: ApprovalId, environment: &EnvironmentName, asking: &Asking) -> Result<(), DeployError> {
+    async fn supersede_older(
+        &self,
+        id: ApprovalId,
+        environment: &EnvironmentName,
+        asking: &Asking,
+    ) -> Result<(), DeployError> {
         let from = &asking.provenance;
         let Some(mirror) = self.shared.setups().mirrors.get(&from.repo).cloned() else { return Ok(()) };
         for older in self.shared.approvals.list(true).await? {

@@ -30,7 +30,7 @@ pub mod view;
 use crate::approval::Approvals;
 use crate::config::daemon::Environment;
 use crate::git::{Mirror, SigningKey};
-use crate::model::deploy::{DeployKind, DeployRequest, DeployStatus, Provenance};
+use crate::model::deploy::{DeployKind, DeployRequest, DeployStatus};
 use crate::model::{Asker, DeployId, EnvironmentName, RepoName, RunId};
 use crate::store::{Act, ActKind, DeployRow, NewHold, ReleaseRow, Store, StoreError};
 use state::{DeployEvent, DeployState, IllegalDeployEvent};
@@ -204,7 +204,10 @@ impl Deploys {
         let open = self.shared.store.open_deploys(Some(environment.clone())).await?;
         if let Some(under_way) = open.iter().find(|deploy| deploy.status.holds_environment()) {
             if under_way.request.kind == DeployKind::Rollback || under_way.status == DeployStatus::RollingBack {
-                return Err(DeployError::NotNow(format!("roll {environment} back: deploy #{} is doing that", under_way.id)));
+                return Err(DeployError::NotNow(format!(
+                    "roll {environment} back: deploy #{} is doing that",
+                    under_way.id
+                )));
             }
             let (by, id) = (by.clone(), under_way.id);
             self.command(environment, |done| Command::Rollback { by, to, done }).await?;
@@ -241,7 +244,8 @@ impl Deploys {
         let hint = format!("hint: mainstay releases {environment}");
         if let Some(number) = to {
             let release = self.shared.store.release(environment, number).await?;
-            return release.ok_or_else(|| DeployError::Unknown(format!("find release {number} of {environment}\n{hint}")));
+            return release
+                .ok_or_else(|| DeployError::Unknown(format!("find release {number} of {environment}\n{hint}")));
         }
         // The last good one that is not the one that serves.
         if let Some(number) = verified.filter(|number| Some(*number) != current)
@@ -252,7 +256,9 @@ impl Deploys {
         let releases = self.shared.store.releases(environment, RELEASES_LOOKED_AT).await?;
         let before = releases.into_iter().find(|row| row.verified_at.is_some() && current > Some(row.release.number));
         before.ok_or_else(|| {
-            DeployError::NotNow(format!("roll {environment} back: no verified release came before the one that serves\n{hint}"))
+            DeployError::NotNow(format!(
+                "roll {environment} back: no verified release came before the one that serves\n{hint}"
+            ))
         })
     }
 
@@ -275,7 +281,9 @@ impl Deploys {
             ))
         })?;
         if from == environment {
-            return Err(DeployError::Unknown(format!("promote {from} to itself\nhint: mainstay rollback {environment} --to N")));
+            return Err(DeployError::Unknown(format!(
+                "promote {from} to itself\nhint: mainstay rollback {environment} --to N"
+            )));
         }
         let stored = self.shared.store.environment(from).await?;
         let Some(number) = number.or(stored.verified) else {
@@ -359,8 +367,8 @@ impl Deploys {
     pub async fn repair(&self, environment: &EnvironmentName, by: &Asker) -> Result<DeployId, DeployError> {
         self.shared.setup(environment)?;
         let current = self.shared.store.environment(environment).await?.current;
-        let current =
-            current.ok_or_else(|| DeployError::NotNow(format!("repair {environment}: nothing was deployed there yet")))?;
+        let current = current
+            .ok_or_else(|| DeployError::NotNow(format!("repair {environment}: nothing was deployed there yet")))?;
         drive::repair(&self.shared, environment, current, by).await
     }
 

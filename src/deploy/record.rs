@@ -20,7 +20,10 @@ pub(super) async fn catch_up(shared: &Arc<Shared>, name: &EnvironmentName) -> Re
         let entries = entries(shared, &row).await?;
         let from = &row.request.provenance;
         let (Some(mirror), Ok(setup)) = (shared.setups().mirrors.get(&from.repo).cloned(), shared.setup(name)) else {
-            shared.store.set_recorded(row.id, name, None, "nowhere: the repository is not watched any more".into()).await?;
+            shared
+                .store
+                .set_recorded(row.id, name, None, "nowhere: the repository is not watched any more".into())
+                .await?;
             continue;
         };
         let tag = (row.status == DeployStatus::RolledBack && setup.config.rollback.git == RollbackGit::Tag)
@@ -108,7 +111,9 @@ fn write(
     Ok(match mirror.push_release(environment)? {
         Pushed::OnlyInMirror { why } => format!("{tip} in the mirror only: {why}"),
         Pushed::Overtaken { found } => {
-            format!("{tip} in the mirror only: refs/mainstay/{environment} of the repository holds {found}, which is not ours")
+            format!(
+                "{tip} in the mirror only: refs/mainstay/{environment} of the repository holds {found}, which is not ours"
+            )
         }
         Pushed::Done | Pushed::AlreadyThere => format!("{tip} in refs/mainstay/{environment}"),
     })

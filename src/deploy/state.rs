@@ -215,7 +215,9 @@ impl DeployState {
             DeployEvent::PutBack { .. } if self.status == S::RollingBack && self.put_back_at.is_none() => {
                 self.put_back_at = Some(at);
             }
-            DeployEvent::RolledBack if self.status == S::RollingBack && self.put_back_at.is_some() => self.status = S::RolledBack,
+            DeployEvent::RolledBack if self.status == S::RollingBack && self.put_back_at.is_some() => {
+                self.status = S::RolledBack
+            }
             DeployEvent::Failed { why } if serving && !well => {
                 self.status = if self.kind == DeployKind::Rollback { S::RollbackFailed } else { S::Failed };
                 self.also(why);

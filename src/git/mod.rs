@@ -9,6 +9,7 @@
 //! an object is written only after everything it points at, so a commit that is there is there whole.
 
 mod checkout;
+mod difference;
 mod fingerprint;
 mod folder;
 mod history;
@@ -27,6 +28,7 @@ mod tree;
 mod working_tree;
 
 pub use checkout::{Base, Change, checkout};
+pub use difference::unified_diff;
 pub use fingerprint::{RefsFingerprint, fingerprint};
 pub use folder::folder;
 pub use history::{CommitsBetween, ListedCommit};

@@ -66,6 +66,26 @@ pub enum ActKind {
     CancelDeploy,
     /// The lease of a process that died was taken over.
     LeaseTaken,
+    /// People are asked for their yes.
+    ApprovalAsked,
+    /// A person said yes.
+    Approve,
+    /// A person said no.
+    Reject,
+    /// A person took back what they said.
+    Withdraw,
+    /// Enough people said yes.
+    ApprovalGranted,
+    /// A yes no longer counts, and without it there are not enough.
+    ApprovalReopened,
+    /// What was approved began.
+    ApprovalUsed,
+    /// Nobody decided in time.
+    ApprovalExpired,
+    /// What was asked for has changed, or is no longer wanted.
+    ApprovalVoid,
+    /// Wrong digits were shown for a mailed link so often that it is dead.
+    ApprovalLinkDead,
 }
 
 impl ActKind {
@@ -86,6 +106,16 @@ impl ActKind {
             ActKind::EndWatch => "end-watch",
             ActKind::CancelDeploy => "cancel-deploy",
             ActKind::LeaseTaken => "lease-taken",
+            ActKind::ApprovalAsked => "approval-asked",
+            ActKind::Approve => "approve",
+            ActKind::Reject => "reject",
+            ActKind::Withdraw => "withdraw",
+            ActKind::ApprovalGranted => "approval-granted",
+            ActKind::ApprovalReopened => "approval-reopened",
+            ActKind::ApprovalUsed => "approval-used",
+            ActKind::ApprovalExpired => "approval-expired",
+            ActKind::ApprovalVoid => "approval-void",
+            ActKind::ApprovalLinkDead => "approval-link-dead",
         }
     }
 }

@@ -245,7 +245,9 @@ fn append(
         let holder: Option<String> =
             tx.query_row(sql, params![environment, id.0 as i64], |row| row.get(0)).optional()?;
         if holder.as_ref() != Some(owner) {
-            return Err(StoreError::Conflict(format!("go on with deploy #{id}: the lease of {environment} is another's")));
+            return Err(StoreError::Conflict(format!(
+                "go on with deploy #{id}: the lease of {environment} is another's"
+            )));
         }
     }
     let taken = tx.execute(

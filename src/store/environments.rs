@@ -70,7 +70,8 @@ impl Store {
     pub async fn environment(&self, name: &EnvironmentName) -> Result<EnvironmentRow, StoreError> {
         let name = name.clone();
         self.read(move |db| {
-            let sql = "SELECT current, verified, observed, attention, drift, looked_at FROM environments WHERE name = ?1";
+            let sql =
+                "SELECT current, verified, observed, attention, drift, looked_at FROM environments WHERE name = ?1";
             type Found = (Option<i64>, Option<i64>, Option<String>, Option<String>, Option<String>, Option<i64>);
             let found: Option<Found> = db
                 .query_row(sql, [name.as_str()], |row| {
@@ -274,13 +275,15 @@ fn lease(db: &rusqlite::Connection, name: &str) -> Result<Option<Lease>, StoreEr
 
 pub(super) fn insert_release(tx: &Transaction<'_>, deploy: DeployId, release: &Release) -> Result<(), StoreError> {
     let environment = release.environment.as_str();
-    let last: i64 = tx.query_row(
-        "SELECT coalesce(max(number), 0) FROM releases WHERE environment = ?1",
-        [environment],
-        |row| row.get(0),
-    )?;
+    let last: i64 =
+        tx.query_row("SELECT coalesce(max(number), 0) FROM releases WHERE environment = ?1", [environment], |row| {
+            row.get(0)
+        })?;
     if last + 1 != release.number as i64 {
-        return Err(StoreError::Conflict(format!("make release {} of {environment}: the last one is {last}", release.number)));
+        return Err(StoreError::Conflict(format!(
+            "make release {} of {environment}: the last one is {last}",
+            release.number
+        )));
     }
     tx.execute(
         "INSERT INTO releases (environment, number, deploy_id, release) VALUES (?1, ?2, ?3, ?4)",

@@ -4,6 +4,7 @@
 //! (`BEGIN IMMEDIATE`, WAL, `synchronous = FULL`), so a change that was answered survives a power cut. Readers have
 //! connections of their own. One file per noun adds methods to [`Store`].
 
+mod approvals;
 mod audit;
 mod deploys;
 mod environments;
@@ -17,6 +18,7 @@ mod runs;
 mod schedules;
 mod tokens;
 
+pub use approvals::{ApprovalHeld, ApprovalRow, ApprovalWrite, HeardMessage, LinkRow, Outgoing};
 pub use audit::{Act, ActKind};
 pub use deploys::{DeployEventRow, DeployRow, Effects};
 pub use environments::{EnvironmentRow, Lease, ReleaseRow, Taken};

@@ -1,7 +1,10 @@
 //! The OpenAPI document, made from the table of routes and the types that are sent.
 
 use super::routes::{ROUTES, Route};
+use crate::approval::webhook::Spoken;
 use crate::model::api;
+use crate::model::approval::ApprovalView;
+use crate::model::deploy_view;
 use axum::Json;
 use schemars::{Schema, SchemaGenerator};
 use serde_json::{Map, Value, json};
@@ -74,6 +77,56 @@ pub(super) fn create_token(g: &mut SchemaGenerator) -> Bodies {
 }
 pub(super) fn revoke_token(g: &mut SchemaGenerator) -> Bodies {
     Bodies::answer(g.subschema_for::<api::TokenView>())
+}
+pub(super) fn environments(g: &mut SchemaGenerator) -> Bodies {
+    Bodies::answer(g.subschema_for::<Vec<deploy_view::EnvironmentView>>())
+}
+pub(super) fn environment(g: &mut SchemaGenerator) -> Bodies {
+    Bodies::answer(g.subschema_for::<deploy_view::EnvironmentView>())
+}
+pub(super) fn releases(g: &mut SchemaGenerator) -> Bodies {
+    Bodies::answer(g.subschema_for::<Vec<deploy_view::ReleaseView>>())
+}
+pub(super) fn deploys(g: &mut SchemaGenerator) -> Bodies {
+    Bodies::answer(g.subschema_for::<Vec<deploy_view::DeployView>>())
+}
+pub(super) fn deploy(g: &mut SchemaGenerator) -> Bodies {
+    Bodies::answer(g.subschema_for::<deploy_view::DeployView>())
+}
+pub(super) fn deploy_started(g: &mut SchemaGenerator) -> Bodies {
+    Bodies::answer(g.subschema_for::<deploy_view::DeployStarted>())
+}
+pub(super) fn promote(g: &mut SchemaGenerator) -> Bodies {
+    let request = g.subschema_for::<deploy_view::PromoteRequest>();
+    deploy_started(g).taking(request)
+}
+pub(super) fn rollback(g: &mut SchemaGenerator) -> Bodies {
+    let request = g.subschema_for::<deploy_view::RollbackRequest>();
+    deploy_started(g).taking(request)
+}
+pub(super) fn hold(g: &mut SchemaGenerator) -> Bodies {
+    let request = g.subschema_for::<deploy_view::HoldRequest>();
+    environment(g).taking(request)
+}
+pub(super) fn hold_released(g: &mut SchemaGenerator) -> Bodies {
+    Bodies::answer(g.subschema_for::<deploy_view::HoldReleased>())
+}
+pub(super) fn approvals(g: &mut SchemaGenerator) -> Bodies {
+    Bodies::answer(g.subschema_for::<Vec<ApprovalView>>())
+}
+pub(super) fn approval(g: &mut SchemaGenerator) -> Bodies {
+    Bodies::answer(g.subschema_for::<ApprovalView>())
+}
+pub(super) fn decide(g: &mut SchemaGenerator) -> Bodies {
+    let request = g.subschema_for::<api::DecisionRequest>();
+    Bodies::answer(g.subschema_for::<ApprovalView>()).taking(request)
+}
+pub(super) fn spoken(g: &mut SchemaGenerator) -> Bodies {
+    let request = g.subschema_for::<Spoken>();
+    Bodies::answer(g.subschema_for::<api::DecisionHeard>()).taking(request)
+}
+pub(super) fn page(_: &mut SchemaGenerator) -> Bodies {
+    Bodies { request: None, answer: None, kind: "text/html" }
 }
 pub(super) fn audit(g: &mut SchemaGenerator) -> Bodies {
     Bodies::answer(g.subschema_for::<Vec<api::AuditEntry>>())

@@ -32,7 +32,10 @@ fn a_push_is_deployed_watched_verified_and_written_down() {
     });
     assert_eq!(
         log.lines().collect::<Vec<_>>(),
-        [format!("production 2: shop {} deployed", &second[..7]), format!("production 1: shop {} deployed", &first[..7])]
+        [
+            format!("production 2: shop {} deployed", &second[..7]),
+            format!("production 1: shop {} deployed", &first[..7])
+        ]
     );
     assert_eq!(stage.app.journal(), ["good-1", "good-2"], "each was put there once");
     stage.daemon.end(0);
@@ -116,8 +119,10 @@ fn a_held_revision_stays_back_whoever_brings_it_and_a_revert_lifts_the_hold() {
     // A person who starts the run again is told.
     let (status, started) = stage.post("trigger", &json!({ "repo": "shop" }));
     assert_eq!(status, 202, "{started}");
-    let run = stage.daemon.wait_run(started["runs"].as_array().unwrap().iter().filter_map(Value::as_u64).max().unwrap());
-    let end = &run["steps"].as_array().unwrap().iter().find(|s| s["name"] == "production").unwrap()["attempts"][0]["end"];
+    let run =
+        stage.daemon.wait_run(started["runs"].as_array().unwrap().iter().filter_map(Value::as_u64).max().unwrap());
+    let end =
+        &run["steps"].as_array().unwrap().iter().find(|s| s["name"] == "production").unwrap()["attempts"][0]["end"];
     assert_eq!(end["how"], "refused", "{run:#}");
     assert!(end["detail"].as_str().unwrap().contains("is held in production"), "{end}");
     // Nobody is asked here, so what comes on top of it gets one try; it is bad still, and then only a person lifts it.
@@ -182,14 +187,18 @@ fn a_deploy_under_way_is_taken_back_when_a_person_asks() {
 
 #[test]
 fn what_comes_from_elsewhere_or_in_a_freeze_is_refused() {
-    let stage = Stage::started("watch: 300ms\nfreeze: [{ from: '2020-01-01 00:00 UTC', to: '2099-01-01 00:00 UTC' }]", "");
+    let stage =
+        Stage::started("watch: 300ms\nfreeze: [{ from: '2020-01-01 00:00 UTC', to: '2099-01-01 00:00 UTC' }]", "");
     let run = stage.ended(&stage.push("good-1"));
     let end = &run["steps"][0]["attempts"][0]["end"];
     assert_eq!(end["how"], "refused", "{run:#}");
     assert!(end["detail"].as_str().unwrap().contains("frozen until 2099"), "{end}");
     git(&stage.daemon.work, &["checkout", "-q", "-b", "side"]);
-    std::fs::write(stage.daemon.work.join(".mainstay/release.yml"), Stage::pipeline("good-9").replace("[main]", "['**']"))
-        .unwrap();
+    std::fs::write(
+        stage.daemon.work.join(".mainstay/release.yml"),
+        Stage::pipeline("good-9").replace("[main]", "['**']"),
+    )
+    .unwrap();
     git(&stage.daemon.work, &["commit", "-q", "-am", "from the side"]);
     git(&stage.daemon.work, &["push", "-q", "origin", "side"]);
     let run = stage.ended(&git(&stage.daemon.work, &["rev-parse", "HEAD"]));
@@ -212,7 +221,10 @@ fn what_is_changed_by_hand_is_found_shown_and_put_back() {
     // `reconcile: 1s`, and the task that looks.
     assert!(changed.elapsed() < Duration::from_secs(5), "{:?}", changed.elapsed());
     let drift = &view["drift"][0];
-    assert_eq!((&drift["item"], &drift["wanted"], &drift["found"]), (&json!("api.image"), &json!("good-1"), &json!("good-by-hand")));
+    assert_eq!(
+        (&drift["item"], &drift["wanted"], &drift["found"]),
+        (&json!("api.image"), &json!("good-1"), &json!("good-by-hand"))
+    );
     let answer = stage.daemon.try_cli(&["repair", "production"]);
     assert_eq!(answer.status.code(), Some(0), "{}", String::from_utf8_lossy(&answer.stderr));
     assert_eq!(stage.app.serves().as_deref(), Some("good-1"));
@@ -228,7 +240,10 @@ fn what_is_changed_by_hand_is_found_shown_and_put_back() {
 
 #[test]
 fn production_waits_for_people_and_one_answer_counts_for_one_thing() {
-    let stage = Stage::started("watch: 300ms\napproval: { from: [ana, ben], required: 1, by: [cli], allow-unknown-pusher: true, allow-self: true }", PEOPLE);
+    let stage = Stage::started(
+        "watch: 300ms\napproval: { from: [ana, ben], required: 1, by: [cli], allow-unknown-pusher: true, allow-self: true }",
+        PEOPLE,
+    );
     let first = stage.push("good-1");
     let approval = stage.wait("the question", |stage| stage.environment()["deploys"][0]["approval"].as_u64());
     let asked = stage.api(&format!("approvals/{approval}"));
@@ -240,7 +255,9 @@ fn production_waits_for_people_and_one_answer_counts_for_one_thing() {
     assert_eq!(run["steps"][0]["attempts"][0]["end"]["how"], "refused", "{run:#}");
     let (status, said) = stage.post(&format!("approvals/{approval}/approve"), &json!({}));
     assert_eq!(status, 409, "{said}");
-    let newer = stage.wait("the newer question", |stage| stage.environment()["deploys"][0]["approval"].as_u64().filter(|id| *id != approval));
+    let newer = stage.wait("the newer question", |stage| {
+        stage.environment()["deploys"][0]["approval"].as_u64().filter(|id| *id != approval)
+    });
     // The socket's user is ben.
     let answer = stage.daemon.try_cli(&["approve", &newer.to_string()]);
     assert_eq!(answer.status.code(), Some(0), "{}", String::from_utf8_lossy(&answer.stderr));
@@ -259,7 +276,10 @@ fn production_waits_for_people_and_one_answer_counts_for_one_thing() {
 
 #[test]
 fn a_hook_before_that_fails_changes_nothing_and_one_after_is_a_bad_release() {
-    let stage = Stage::started("watch: 300ms\nhooks: { before: ['test ! -e /proc/nothing'], after: ['test -e /proc/self'], rollback: ['true'] }", "");
+    let stage = Stage::started(
+        "watch: 300ms\nhooks: { before: ['test ! -e /proc/nothing'], after: ['test -e /proc/self'], rollback: ['true'] }",
+        "",
+    );
     stage.good("good-1");
     stage.daemon.end(0);
     let stage = Stage::started("watch: 300ms\nhooks: { before: ['echo not today >&2; false'] }", "");
@@ -345,7 +365,8 @@ fn a_dead_owners_lease_is_taken_over_and_the_audit_says_so() {
     stage.daemon.restart();
     let run = stage.ended(&commit);
     assert_eq!(run["status"], "success", "{run:#}");
-    let taken: Vec<_> = stage.api("audit?limit=50").as_array().unwrap().iter().filter(|e| e["act"] == "lease-taken").cloned().collect();
+    let taken: Vec<_> =
+        stage.api("audit?limit=50").as_array().unwrap().iter().filter(|e| e["act"] == "lease-taken").cloned().collect();
     assert_eq!(taken.len(), 1, "{taken:#?}");
     assert_eq!(taken[0]["details"]["from"], owner);
     assert_eq!(stage.environment()["lease"], Value::Null);

@@ -275,6 +275,26 @@ impl Source {
     }
 }
 
+impl Environment {
+    /// The variables as texts, secrets among them.
+    pub fn texts(&self) -> BTreeMap<String, String> {
+        let text = |variable: &Variable| match variable {
+            Variable::Plain(text) => text.clone(),
+            Variable::Secret(secret) => secret.expose().to_owned(),
+        };
+        self.variables.iter().map(|(name, variable)| (name.clone(), text(variable))).collect()
+    }
+
+    /// The secrets among the variables.
+    pub fn secrets(&self) -> BTreeMap<String, String> {
+        let secret = |variable: &Variable| match variable {
+            Variable::Plain(_) => None,
+            Variable::Secret(secret) => Some(secret.expose().to_owned()),
+        };
+        self.variables.iter().filter_map(|(name, variable)| Some((name.clone(), secret(variable)?))).collect()
+    }
+}
+
 impl TargetConfig {
     /// The repository that holds the target's file.
     pub fn repo(&self) -> &RepoName {

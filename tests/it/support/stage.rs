@@ -40,7 +40,11 @@ impl Application {
                         line.clear();
                     }
                     let (status, body) = answer(&serving);
-                    let _ = write!(stream, "HTTP/1.1 {status}\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}", body.len());
+                    let _ = write!(
+                        stream,
+                        "HTTP/1.1 {status}\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}",
+                        body.len()
+                    );
                 });
             }
         });
@@ -135,7 +139,8 @@ impl Stage {
         stage
     }
 
-    const NOTHING: &'static str = "on: { manual: {} }\nsteps:\n  nothing: { image: busybox:latest, commands: ['true'] }\n";
+    const NOTHING: &'static str =
+        "on: { manual: {} }\nsteps:\n  nothing: { image: busybox:latest, commands: ['true'] }\n";
 
     /// The pipeline that deploys an image.
     pub(crate) fn pipeline(image: &str) -> String {
@@ -188,8 +193,8 @@ impl Stage {
         let headers = [("Content-Type", "application/json")];
         let body = body.to_string();
         let path = format!("/api/v1/{path}");
-        let (status, said) =
-            http::ask(&self.daemon.socket(), "POST", &path, &headers, body.as_bytes()).unwrap_or_else(|e| panic!("{path}: {e}"));
+        let (status, said) = http::ask(&self.daemon.socket(), "POST", &path, &headers, body.as_bytes())
+            .unwrap_or_else(|e| panic!("{path}: {e}"));
         (status, serde_json::from_slice(&said).unwrap_or(json!(String::from_utf8_lossy(&said))))
     }
 
@@ -217,7 +222,12 @@ impl Stage {
             if let Some(found) = ready(self) {
                 return found;
             }
-            assert!(Instant::now() < until, "{what} does not come\n{:#}\n{}", self.environment(), self.daemon.log_end());
+            assert!(
+                Instant::now() < until,
+                "{what} does not come\n{:#}\n{}",
+                self.environment(),
+                self.daemon.log_end()
+            );
             std::thread::sleep(Duration::from_millis(20));
         }
     }
