@@ -140,14 +140,14 @@ enum Steps {
     List(Vec<Step>),
 }
 
-/// One step: a container, or what stands for one.
+/// One step: a container, a deploy or an approval.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 struct Step {
     /// Its name, where `steps` is a list.
     name: Option<StepName>,
-    /// The container image.
-    image: String,
+    /// The container image; a step has this, `deploy` or `approval`.
+    image: Option<String>,
     /// Shell lines, run under `sh -e`. Without them the image's entrypoint runs with `args`.
     commands: Option<OneOrMany<Text>>,
     /// Arguments for the image's entrypoint.
@@ -173,6 +173,42 @@ struct Step {
     resources: Option<Resources>,
     /// When it runs.
     when: Option<When>,
+    /// Brings an environment of `mainstay.yml` to this commit, and ends with its watch.
+    deploy: Option<Deploy>,
+    /// Waits for people.
+    approval: Option<Approval>,
+}
+
+/// At most one of `images`, `promote` and `rollback`.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+struct Deploy {
+    /// Where to.
+    environment: EnvironmentName,
+    /// Images by service. Values may hold `${{ steps.NAME.KEY }}` and `${{ inputs.NAME }}`.
+    images: Option<BTreeMap<String, String>>,
+    /// Takes the images that serve in this environment.
+    promote: Option<EnvironmentName>,
+    /// Puts an earlier release back: `previous`, or its number. May hold expressions.
+    rollback: Option<Text>,
+}
+
+/// Either `environment`, or `from` with what belongs to it.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+struct Approval {
+    /// Asks by the policy of this environment.
+    environment: Option<EnvironmentName>,
+    /// People and groups.
+    from: Option<OneOrMany<String>>,
+    /// How many of them; 1 when it is not said.
+    required: Option<u32>,
+    /// Without an answer within this time it is rejected; 24h when it is not said.
+    expires: Option<Span>,
+    /// What they are told.
+    message: Option<String>,
+    /// What they may give along with a yes; these become outputs of the step.
+    inputs: Option<BTreeMap<String, Input>>,
 }
 
 #[derive(Debug, Deserialize, JsonSchema)]
@@ -210,10 +246,11 @@ struct When {
 }
 
 #[derive(Debug, Deserialize, JsonSchema)]
-#[serde(rename_all = "lowercase")]
+#[serde(rename_all = "kebab-case")]
 enum Status {
     Success,
     Failure,
+    RolledBack,
     Cancelled,
     Always,
 }
@@ -420,6 +457,8 @@ mod tests {
             (&pipeline["$defs"]["Step"], language::STEP_KEYS),
             (&pipeline["$defs"]["RetrySettings"], language::RETRIES_KEYS),
             (&pipeline["$defs"]["Resources"], language::RESOURCES_KEYS),
+            (&pipeline["$defs"]["Deploy"], language::DEPLOY_KEYS),
+            (&pipeline["$defs"]["Approval"], language::APPROVAL_KEYS),
             (&daemon, settings::TOP_KEYS),
             (&daemon["$defs"]["Server"], settings::SERVER_KEYS),
             (&daemon["$defs"]["Docker"], settings::DOCKER_KEYS),

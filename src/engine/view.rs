@@ -60,6 +60,7 @@ fn step_view(state: &RunState, step: &PlannedStep) -> StepView {
     StepView {
         name: step.name.clone(),
         image: step.image.clone(),
+        kind: step.kind.clone(),
         needs: step.needs.clone(),
         state: shown,
         outcome,

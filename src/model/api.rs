@@ -4,6 +4,7 @@
 use super::ids::{Oid, PersonName, PipelineName, RepoName, RunId, StepName};
 use super::log::Stream;
 use super::outcome::{AttemptEnd, RunStatus, StepOutcome};
+use super::plan::StepKind;
 use super::trigger::{EventKind, Feeder};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -115,8 +116,11 @@ pub enum StepState {
 pub struct StepView {
     /// Its name.
     pub name: StepName,
-    /// Its image.
+    /// Its image; empty when it is no container.
     pub image: String,
+    /// What it does, when it is no container.
+    #[serde(skip_serializing_if = "StepKind::is_container", default)]
+    pub kind: StepKind,
     /// What it needs.
     pub needs: Vec<StepName>,
     /// Where it stands.
