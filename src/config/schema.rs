@@ -522,4 +522,41 @@ mod tests {
         deserialise::<DaemonFile>("mainstay.yml", crate::cli::init::MAINSTAY_YML);
         deserialise::<PipelineFile>("build.yml", crate::cli::init::BUILD_YML);
     }
+
+    fn examples_in(page: &str) -> Vec<String> {
+        let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/user-guide").join(page);
+        let text = std::fs::read_to_string(path).unwrap();
+        let blocks = text.split("```yaml\n").skip(1);
+        blocks.map(|block| block.split("\n```").next().unwrap_or_default().to_owned() + "\n").collect()
+    }
+
+    #[test]
+    fn the_examples_of_the_user_guide_are_right() {
+        let pipelines = examples_in("pipelines.md");
+        assert!(pipelines.len() >= 2);
+        for text in pipelines {
+            deserialise::<PipelineFile>("pipelines.md", &text);
+            let read = language::parse("example".parse().unwrap(), "pipelines.md", &text);
+            assert!(read.unwrap_or_else(|e| panic!("{e}")).warnings.is_empty(), "{text}");
+        }
+        // Each part of the settings stands by itself there; together they are one file.
+        let parts = examples_in("configuration.md");
+        assert!(parts.len() >= 3);
+        let text = parts.concat();
+        deserialise::<DaemonFile>("configuration.md", &text);
+        let folder = tempfile::tempdir().unwrap();
+        let state = folder.path().join("state");
+        let store = crate::config::secret::SecretStore::new(&state);
+        for name in text.split("${secret:").skip(1).filter_map(|rest| rest.split('}').next()) {
+            let value = if name == "BOARD_URL" { "https://chat.example.com/hook" } else { "0123456789abcdef" };
+            store.set(name, &crate::config::secret::Secret::new(value)).unwrap();
+        }
+        store.set("DEPLOY_TOKEN", &crate::config::secret::Secret::new("x")).unwrap();
+        let text = text
+            .replace("${file:/run/keys/git}", "x")
+            .replace("state: /var/lib/mainstay", &format!("state: {}", state.display()));
+        let read = settings::parse("configuration.md", &text, &|_| None, folder.path());
+        let read = read.unwrap_or_else(|e| panic!("{e}"));
+        assert_eq!((read.environments.len(), read.notify.webhooks.len()), (2, 2));
+    }
 }

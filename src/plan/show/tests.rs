@@ -122,7 +122,7 @@ fn what_runs_no_container_says_what_it_does() {
     );
     // Where it does not fit, the drawing is worth more.
     assert_eq!(drawn(60), "○ image ─ ○ staging ─ ○ ask ─ ○ live\n");
-    assert!(drawn(20).contains("   2  ○ staging (deploy → staging)      after image\n"), "{}", drawn(20));
+    assert!(drawn(20).contains("   2  ○ staging (deploy → staging)     after image\n"), "{}", drawn(20));
     let waits = |name: &StepName| {
         (name.as_str() == "ask").then(|| Cell {
             glyph: '●',
