@@ -30,6 +30,14 @@ repos:
   #   secrets: [DEPLOY_TOKEN]                     # what its steps may ask for; `mainstay secrets set DEPLOY_TOKEN`
   #   webhook: { kind: gitea, secret: "${secret:SHOP_HOOK}" }
 
+# Where releases are deployed to, for pipelines with `deploy` steps:
+# environments:
+#   staging:
+#     from: [{ repo: here, branches: [main], pipelines: [deploy] }]    # who may deploy; everything else is refused
+#     target: { swarm: { stack: deploy/stack.yml, repo: here } }
+#     health: [{ http: "http://127.0.0.1:8080/healthz" }]
+#     watch: 5m
+
 # server: { listen: "127.0.0.1:8420" }
 # state: ./mainstay-data                          # database, mirrors, logs, secrets
 # limits: { steps: 8, timeout: 1h }
@@ -124,6 +132,12 @@ mod tests {
         let text = fs::read_to_string(args.dir.join(".mainstay/build.yml")).unwrap();
         let built = pipeline::parse("build".parse().unwrap(), "build.yml", &text).unwrap_or_else(|e| panic!("{e}"));
         assert_eq!(built.steps.len(), 2);
+        // What is commented out is right too, once it is not.
+        let line =
+            |line: &str| line.strip_prefix("# ").filter(|l| l.starts_with([' ', 'e'])).unwrap_or(line).to_owned();
+        let whole: Vec<String> = MAINSTAY_YML.lines().map(line).collect();
+        let settings = daemon::parse("mainstay.yml", &whole.join("\n"), &|_| None, &args.dir);
+        assert!(settings.unwrap_or_else(|e| panic!("{e}")).environments.contains_key("staging"));
         fs::write(args.dir.join("mainstay.yml"), "mine").unwrap();
         assert_eq!(run(&args, &ui).unwrap(), Exit::Good);
         assert_eq!(fs::read_to_string(args.dir.join("mainstay.yml")).unwrap(), "mine");

@@ -33,11 +33,13 @@ const FILES_MAX: usize = 1_000;
 /// When there is nothing to check, or a folder cannot be read.
 pub fn run(args: &Args, ui: &Ui) -> Result<Exit, Failure> {
     let files = if args.paths.is_empty() { usual_files()? } else { named_files(&args.paths)? };
+    let settings = the_settings(&files);
     let mut reports = Vec::new();
     for path in &files {
         let name = path.display().to_string();
+        let known = settings.as_ref().map(|(path, settings)| (path.as_path(), settings));
         let settings = is_settings(path);
-        let result = if settings { daemon::load(path).map(|_| Vec::new()) } else { check_pipeline(path) };
+        let result = if settings { daemon::load(path).map(|_| Vec::new()) } else { check_pipeline(path, known) };
         let kind = if settings { "settings" } else { "pipeline" };
         let (ok, findings) = match result {
             Ok(warnings) => (true, Findings::new(&name, &config::read_file(path).unwrap_or_default(), warnings)),
@@ -61,10 +63,45 @@ pub fn run(args: &Args, ui: &Ui) -> Result<Exit, Failure> {
     Ok(if wrong == 0 { Exit::Good } else { Exit::Wrong })
 }
 
-fn check_pipeline(path: &Path) -> Result<Vec<Finding>, Findings> {
+/// The settings among the files, when they can be used and there is one such file only.
+fn the_settings(files: &[PathBuf]) -> Option<(PathBuf, daemon::Daemon)> {
+    let mut settings = files.iter().filter(|path| is_settings(path));
+    let (path, None) = (settings.next()?, settings.next()) else { return None };
+    Some((path.clone(), daemon::load(path).ok()?))
+}
+
+fn check_pipeline(path: &Path, settings: Option<(&Path, &daemon::Daemon)>) -> Result<Vec<Finding>, Findings> {
     let (pipeline, _) = read_pipeline(path)?;
     plan::make(&pipeline, &path.display().to_string(), "", &plan::Defaults::default())?;
-    Ok(pipeline.warnings)
+    let mut warnings = pipeline.warnings.clone();
+    if let Some((path, settings)) = settings {
+        warnings.extend(not_deployed(&pipeline, &path.display().to_string(), settings));
+    }
+    Ok(warnings)
+}
+
+/// Deploys that these settings would refuse. They may be those of another daemon, so these are warnings.
+fn not_deployed(pipeline: &pipeline::Pipeline, file: &str, settings: &daemon::Daemon) -> Vec<Finding> {
+    let mut warnings = Vec::new();
+    for (step, name, deploys) in pipeline.environments() {
+        let Some(environment) = settings.environments.get(name) else {
+            let known: Vec<&str> = settings.environments.keys().map(|name| name.as_str()).collect();
+            let known =
+                if known.is_empty() { "it has none".to_owned() } else { format!("it has {}", known.join(", ")) };
+            let message = format!("the step `{step}` names the environment `{name}`, which {file} does not have");
+            warnings.push(Finding::general(message).hint(known).warning());
+            continue;
+        };
+        let takes = |source: &daemon::environment::Source| {
+            source.pipelines.is_empty() || source.pipelines.contains(&pipeline.name)
+        };
+        if deploys && !environment.from.iter().any(takes) {
+            let message = format!("`{name}` in {file} takes no deploys of the pipeline `{}`", pipeline.name);
+            let hint = format!("add `{}` to `pipelines` under the `from` of `{name}`", pipeline.name);
+            warnings.push(Finding::general(message).hint(hint).warning());
+        }
+    }
+    warnings
 }
 
 /// Reads a pipeline file, named after the file; the digest is of its bytes.
@@ -152,6 +189,26 @@ mod tests {
         assert_eq!(check(&[&dir.path().join("absent.yml")]).unwrap(), Exit::Wrong);
         std::fs::write(dir.path().join("mainstay.yml"), "repos: {a: /x}").unwrap();
         assert_eq!(check(&[&dir.path().join("mainstay.yml")]).unwrap(), Exit::Good);
+        let deploys = dir.path().join("ship.yml");
+        let text = "steps: { a: { deploy: { environment: live } }, b: { deploy: { environment: lvie } } }";
+        std::fs::write(&deploys, text).unwrap();
+        let settings = dir.path().join("mainstay.yml");
+        let write = |pipelines: &str| {
+            let from = format!("from: [{{ repo: a, branches: main{pipelines} }}]");
+            let target = "target: { swarm: { stack: s, repo: a } }";
+            let text = format!("repos: {{ a: /x }}\nenvironments: {{ live: {{ {from}, {target} }} }}\n");
+            std::fs::write(&settings, text).unwrap();
+            let (path, known) = the_settings(&[deploys.clone(), settings.clone()]).unwrap();
+            let warnings = check_pipeline(&deploys, Some((&path, &known))).unwrap();
+            assert!(warnings.iter().all(|w| w.severity == config::Severity::Warning));
+            warnings.into_iter().map(|w| w.message).collect::<Vec<_>>().join("\n")
+        };
+        let said = write("");
+        assert!(said.contains("the step `b` names the environment `lvie`") && said.lines().count() == 1, "{said}");
+        assert!(write(", pipelines: [other]").contains("takes no deploys of the pipeline `ship`"));
+        assert_eq!(check(&[&deploys, &settings]).unwrap(), Exit::Good);
+        assert!(check_pipeline(&deploys, None).unwrap().is_empty());
+        assert!(the_settings(&[settings.clone(), settings]).is_none());
         let odd = dir.path().join("a b.yml");
         std::fs::write(&odd, "steps: {a: {image: x}}").unwrap();
         assert!(read_pipeline(&odd).unwrap_err().to_string().contains("rename the file"));

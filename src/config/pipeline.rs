@@ -2,6 +2,7 @@
 
 mod on;
 mod step;
+mod waits;
 
 pub(super) use step::{cpus, memory, pids};
 
@@ -12,9 +13,9 @@ pub use super::globs::Globs;
 use super::needs::Needs;
 use super::schedule::Schedule;
 use super::yaml::{self, Key, Node, Place, Value};
-use crate::model::ids::PipelineName;
+use crate::model::ids::{EnvironmentName, PipelineName};
 pub use crate::model::input::{Input, InputKind};
-use crate::model::plan::{Resources, Retries, RetryOn, WhenStatus};
+use crate::model::plan::{DeployStep, Resources, Retries, RetryOn, StepKind, WhenStatus};
 use crate::model::{Span, StepName};
 use std::collections::{BTreeMap, HashMap};
 
@@ -29,6 +30,21 @@ pub struct Pipeline {
     pub steps: Vec<Step>,
     /// What is allowed and yet may not do what its author expects.
     pub warnings: Vec<Finding>,
+}
+
+impl Pipeline {
+    /// The environments that its steps name, each with the step; `true` for those that it deploys to.
+    pub fn environments(&self) -> impl Iterator<Item = (&StepName, &EnvironmentName, bool)> {
+        self.steps.iter().flat_map(|step| {
+            let (deploys, others) = match &step.kind {
+                StepKind::Container => (None, None),
+                StepKind::Deploy(DeployStep { environment, promote, .. }) => (Some(environment), promote.as_ref()),
+                StepKind::Approval(approval) => (None, approval.environment.as_ref()),
+            };
+            let deploys = deploys.map(|environment| (&step.name, environment, true));
+            deploys.into_iter().chain(others.map(|environment| (&step.name, environment, false)))
+        })
+    }
 }
 
 /// What starts a pipeline.
@@ -63,7 +79,9 @@ pub struct ManualTrigger {
 pub struct Step {
     /// Its name.
     pub name: StepName,
-    /// The image; may hold expressions.
+    /// What it does.
+    pub kind: StepKind,
+    /// The image; may hold expressions. Empty when it runs no container, as is everything that only a container has.
     pub image: String,
     /// Shell lines; empty: the image's entrypoint with `args`.
     pub commands: Vec<String>,
@@ -99,6 +117,10 @@ const IMAGE_MAX_BYTES: usize = 512;
 const RETRIES_MAX: u64 = 10;
 /// Under this long no container has started.
 const TIMEOUT_MIN: std::time::Duration = std::time::Duration::from_secs(1);
+/// Nobody decides in less.
+const EXPIRES_MIN: std::time::Duration = std::time::Duration::from_secs(1);
+/// It stands above everything else in a mail that is read on a phone.
+const MESSAGE_MAX_CHARS: usize = 500;
 /// Inputs are asked for one by one in a form.
 const INPUTS_MAX: usize = 50;
 
@@ -124,6 +146,8 @@ pub(super) const STEP_KEYS: &[&str] = &[
     "once",
     "resources",
     "when",
+    "deploy",
+    "approval",
 ];
 const STEP_LATER: &[&str] = &[
     "matrix",
@@ -131,8 +155,6 @@ const STEP_LATER: &[&str] = &[
     "artifacts",
     "report",
     "build",
-    "deploy",
-    "approval",
     "load",
     "backup",
     "restore",
@@ -144,6 +166,8 @@ const STEP_LATER: &[&str] = &[
     "include",
 ];
 pub(super) const RETRIES_KEYS: &[&str] = &["max", "on"];
+pub(super) const DEPLOY_KEYS: &[&str] = &["environment", "images", "promote", "rollback"];
+pub(super) const APPROVAL_KEYS: &[&str] = &["environment", "from", "required", "expires", "message", "inputs"];
 pub(super) const RESOURCES_KEYS: &[&str] = &["cpus", "memory", "pids"];
 const WHEN_KEYS: &[&str] = &["status"];
 const WHEN_LATER: &[&str] = &["event", "branch", "path", "tag", "if", "required"];
@@ -155,12 +179,12 @@ const RETRY_WORDS: &[(&str, RetryOn)] = &[
     ("image-pull", RetryOn::ImagePull),
 ];
 const ALL_STATUS: &[WhenStatus] =
-    &[WhenStatus::Success, WhenStatus::Failure, WhenStatus::Cancelled, WhenStatus::RolledBack];
+    &[WhenStatus::Success, WhenStatus::Failure, WhenStatus::RolledBack, WhenStatus::Cancelled];
 const STATUS_WORDS: &[(&str, &[WhenStatus])] = &[
     ("success", &[WhenStatus::Success]),
     ("failure", &[WhenStatus::Failure]),
-    ("cancelled", &[WhenStatus::Cancelled]),
     ("rolled-back", &[WhenStatus::RolledBack]),
+    ("cancelled", &[WhenStatus::Cancelled]),
     ("always", ALL_STATUS),
 ];
 
@@ -191,6 +215,8 @@ pub fn parse(name: PipelineName, file: &str, text: &str) -> Result<Pipeline, Fin
 struct Placed {
     step: Step,
     name_at: Place,
+    /// Where it says what it does, when it is no container.
+    kind_at: Place,
     needs: Option<Vec<(StepName, Place)>>,
     references: Vec<(Reference, Place)>,
 }
@@ -316,20 +342,22 @@ impl Reader<'_> {
             };
             self.check.error_with_hint(placed[cycle[0]].name_at, message, "`a -> b` reads: `a` needs `b`");
         }
-        for (n, p) in placed.iter().enumerate() {
-            self.references(p, n, &needs, &names, on);
+        for n in 0..placed.len() {
+            self.references(&placed, n, &needs, &names, on);
         }
+        self.approvals_know_what_they_approve(&placed, &needs);
         placed.into_iter().map(|p| p.step).collect()
     }
 
-    fn references(&mut self, placed: &Placed, n: usize, needs: &Needs, names: &[StepName], on: &Triggers) {
+    fn references(&mut self, all: &[Placed], n: usize, needs: &Needs, names: &[StepName], on: &Triggers) {
+        let placed = &all[n];
         if placed.references.is_empty() {
             return;
         }
         let before = needs.before(n);
         for (reference, place) in &placed.references {
             match reference {
-                Reference::Output { step, .. } => match names.iter().position(|name| name == step) {
+                Reference::Output { step, key } => match names.iter().position(|name| name == step) {
                     None => {
                         let known: Vec<&str> = names.iter().map(StepName::as_str).collect();
                         self.check.unknown_name(*place, "step", step.as_str(), &known, None);
@@ -339,7 +367,16 @@ impl Reader<'_> {
                         format!("`{}` does not wait for `{step}`, whose output it uses", placed.step.name),
                         format!("add `{step}` to its `needs`"),
                     ),
-                    Some(_) => {}
+                    Some(at) => {
+                        if let StepKind::Approval(approval) = &all[at].step.kind {
+                            let known: Vec<&str> = approval.inputs.iter().map(|input| input.name.as_str()).collect();
+                            if !known.contains(&key.as_str()) {
+                                let what = format!("input of the approval `{step}`");
+                                let otherwise = Some("what people give along with a yes stands under its `inputs`");
+                                self.check.unknown_name(*place, &what, key, &known, otherwise);
+                            }
+                        }
+                    }
                 },
                 Reference::Input(name) => {
                     let known: Vec<&str> =

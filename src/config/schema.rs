@@ -140,14 +140,14 @@ enum Steps {
     List(Vec<Step>),
 }
 
-/// One step: a container, or what stands for one.
+/// One step: a container, a deploy or an approval.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 struct Step {
     /// Its name, where `steps` is a list.
     name: Option<StepName>,
-    /// The container image.
-    image: String,
+    /// The container image; a step has this, `deploy` or `approval`.
+    image: Option<String>,
     /// Shell lines, run under `sh -e`. Without them the image's entrypoint runs with `args`.
     commands: Option<OneOrMany<Text>>,
     /// Arguments for the image's entrypoint.
@@ -173,6 +173,42 @@ struct Step {
     resources: Option<Resources>,
     /// When it runs.
     when: Option<When>,
+    /// Brings an environment of `mainstay.yml` to this commit, and ends with its watch.
+    deploy: Option<Deploy>,
+    /// Waits for people.
+    approval: Option<Approval>,
+}
+
+/// At most one of `images`, `promote` and `rollback`.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+struct Deploy {
+    /// Where to.
+    environment: EnvironmentName,
+    /// Images by service. Values may hold `${{ steps.NAME.KEY }}` and `${{ inputs.NAME }}`.
+    images: Option<BTreeMap<String, String>>,
+    /// Takes the images that serve in this environment.
+    promote: Option<EnvironmentName>,
+    /// Puts an earlier release back: `previous`, or its number. May hold expressions.
+    rollback: Option<Text>,
+}
+
+/// Either `environment`, or `from` with what belongs to it.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+struct Approval {
+    /// Asks by the policy of this environment.
+    environment: Option<EnvironmentName>,
+    /// People and groups.
+    from: Option<OneOrMany<String>>,
+    /// How many of them; 1 when it is not said.
+    required: Option<u32>,
+    /// Without an answer within this time it is rejected; 24h when it is not said.
+    expires: Option<Span>,
+    /// What they are told.
+    message: Option<String>,
+    /// What they may give along with a yes; these become outputs of the step.
+    inputs: Option<BTreeMap<String, Input>>,
 }
 
 #[derive(Debug, Deserialize, JsonSchema)]
@@ -214,6 +250,7 @@ struct When {
 enum Status {
     Success,
     Failure,
+    RolledBack,
     Cancelled,
     RolledBack,
     Always,
@@ -421,6 +458,8 @@ mod tests {
             (&pipeline["$defs"]["Step"], language::STEP_KEYS),
             (&pipeline["$defs"]["RetrySettings"], language::RETRIES_KEYS),
             (&pipeline["$defs"]["Resources"], language::RESOURCES_KEYS),
+            (&pipeline["$defs"]["Deploy"], language::DEPLOY_KEYS),
+            (&pipeline["$defs"]["Approval"], language::APPROVAL_KEYS),
             (&daemon, settings::TOP_KEYS),
             (&daemon["$defs"]["Server"], settings::SERVER_KEYS),
             (&daemon["$defs"]["Docker"], settings::DOCKER_KEYS),
@@ -483,5 +522,42 @@ mod tests {
         assert!(seen >= 5, "only {seen} examples were found");
         deserialise::<DaemonFile>("mainstay.yml", crate::cli::init::MAINSTAY_YML);
         deserialise::<PipelineFile>("build.yml", crate::cli::init::BUILD_YML);
+    }
+
+    fn examples_in(page: &str) -> Vec<String> {
+        let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/user-guide").join(page);
+        let text = std::fs::read_to_string(path).unwrap();
+        let blocks = text.split("```yaml\n").skip(1);
+        blocks.map(|block| block.split("\n```").next().unwrap_or_default().to_owned() + "\n").collect()
+    }
+
+    #[test]
+    fn the_examples_of_the_user_guide_are_right() {
+        let pipelines = examples_in("pipelines.md");
+        assert!(pipelines.len() >= 2);
+        for text in pipelines {
+            deserialise::<PipelineFile>("pipelines.md", &text);
+            let read = language::parse("example".parse().unwrap(), "pipelines.md", &text);
+            assert!(read.unwrap_or_else(|e| panic!("{e}")).warnings.is_empty(), "{text}");
+        }
+        // Each part of the settings stands by itself there; together they are one file.
+        let parts = examples_in("configuration.md");
+        assert!(parts.len() >= 3);
+        let text = parts.concat();
+        deserialise::<DaemonFile>("configuration.md", &text);
+        let folder = tempfile::tempdir().unwrap();
+        let state = folder.path().join("state");
+        let store = crate::config::secret::SecretStore::new(&state);
+        for name in text.split("${secret:").skip(1).filter_map(|rest| rest.split('}').next()) {
+            let value = if name == "BOARD_URL" { "https://chat.example.com/hook" } else { "0123456789abcdef" };
+            store.set(name, &crate::config::secret::Secret::new(value)).unwrap();
+        }
+        store.set("DEPLOY_TOKEN", &crate::config::secret::Secret::new("x")).unwrap();
+        let text = text
+            .replace("${file:/run/keys/git}", "x")
+            .replace("state: /var/lib/mainstay", &format!("state: {}", state.display()));
+        let read = settings::parse("configuration.md", &text, &|_| None, folder.path());
+        let read = read.unwrap_or_else(|e| panic!("{e}"));
+        assert_eq!((read.environments.len(), read.notify.webhooks.len()), (2, 2));
     }
 }

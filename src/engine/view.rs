@@ -63,6 +63,7 @@ fn step_view(state: &RunState, step: &PlannedStep) -> StepView {
         name: step.name.clone(),
         kind: step.kind.as_str().to_owned(),
         image: step.image.clone(),
+        kind: step.kind.clone(),
         needs: step.needs.clone(),
         state: shown,
         outcome,

@@ -13,7 +13,7 @@ pub use matching::matches;
 use crate::config::needs::Needs;
 use crate::config::pipeline::Pipeline;
 use crate::config::{Finding, Findings};
-use crate::model::plan::PlannedStep;
+use crate::model::plan::{PlannedStep, StepKind};
 use crate::model::{Plan, Span, StepName};
 use std::collections::HashSet;
 use std::time::Duration;
@@ -28,6 +28,21 @@ pub struct Defaults {
 impl Default for Defaults {
     fn default() -> Self {
         Defaults { timeout: Span(Duration::from_secs(3_600)) }
+    }
+}
+
+/// A deploy and an approval end by their own rules: health, watch, expiry. This is for what those do not see.
+const WAITING: Duration = Duration::from_secs(24 * 3_600);
+/// After an approval's own end, so that this is what is told.
+const AFTER_EXPIRY: Duration = Duration::from_secs(60);
+
+fn usual_timeout(kind: &StepKind, defaults: &Defaults) -> Span {
+    match kind {
+        StepKind::Container => defaults.timeout,
+        StepKind::Deploy(_) => Span(WAITING),
+        StepKind::Approval(approval) => {
+            Span(approval.expires.map_or(WAITING, |expires| WAITING.max(expires.0 + AFTER_EXPIRY)))
+        }
     }
 }
 
@@ -56,14 +71,14 @@ pub fn make(pipeline: &Pipeline, file: &str, digest: &str, defaults: &Defaults) 
             environment: step.environment.clone(),
             secrets: step.secrets.clone(),
             needs: step.needs.clone(),
-            timeout: step.timeout.unwrap_or(defaults.timeout),
+            timeout: step.timeout.unwrap_or_else(|| usual_timeout(&step.kind, defaults)),
             retries: step.retries.clone(),
             allow_failure: step.allow_failure,
             when_status: step.when_status.clone(),
             once: step.once,
             resources: step.resources,
-            shares_holder: sharing.contains(&n),
-            kind: crate::model::plan::StepKind::Container,
+            shares_holder: sharing.contains(&n) && step.kind.is_container(),
+            kind: step.kind.clone(),
         }
     });
     Ok(Plan {

@@ -8,7 +8,7 @@ use crate::config::check::{Checker, Fields, variable_name};
 use crate::config::expression::{self, Reference};
 use crate::config::finding::shown;
 use crate::config::yaml::{Node, Place, Value};
-use crate::model::plan::{Resources, Retries, RetryOn, WhenStatus};
+use crate::model::plan::{Resources, Retries, RetryOn, StepKind, WhenStatus};
 use crate::model::{ByteSize, Span, StepName};
 use std::collections::BTreeMap;
 
@@ -17,9 +17,58 @@ impl Reader<'_> {
         let what = format!("the step `{name}`");
         let fields = self.check.fields(node, &what, STEP_KEYS, STEP_LATER)?;
         let mut references = Vec::new();
-        let image = self.image(&fields, &what, name_at, &mut references);
-        let commands = self.commands(&fields, &what);
-        let args = self.text_list(&fields, "args");
+        let needs = self.needs(&fields);
+        let timeout = fields.get("timeout").and_then(|node| {
+            let span: Span = self.check.parsed(node, "`timeout`")?;
+            if span.0 < TIMEOUT_MIN {
+                self.check.error(node.place, "a timeout is at least 1s");
+            }
+            Some(span)
+        });
+        let allow_failure =
+            fields.get("allow-failure").and_then(|n| self.check.boolean(n, "`allow-failure`")).unwrap_or(false);
+        let when_status = match fields.get("when") {
+            Some(node) => self.when(node),
+            None => vec![WhenStatus::Success],
+        };
+        let empty = Step {
+            name,
+            kind: StepKind::Container,
+            image: String::new(),
+            commands: Vec::new(),
+            args: Vec::new(),
+            environment: BTreeMap::new(),
+            secrets: Vec::new(),
+            needs: Vec::new(),
+            timeout,
+            retries: Retries::default(),
+            allow_failure,
+            once: false,
+            resources: Resources::default(),
+            when_status,
+        };
+        let (step, kind_at) = match self.waiting_kind(&fields, &mut references) {
+            Some((kind, kind_at)) => {
+                self.approval_runs_on_success(&kind, &empty.when_status, fields.get("when"));
+                (Step { kind, ..empty }, kind_at)
+            }
+            None => (self.container(empty, &fields, &what, name_at, &mut references), name_at),
+        };
+        Some(Placed { step, name_at, kind_at, needs, references })
+    }
+
+    /// What only a step in a container has.
+    fn container(
+        &mut self,
+        step: Step,
+        fields: &Fields<'_>,
+        what: &str,
+        name_at: Place,
+        references: &mut Vec<(Reference, Place)>,
+    ) -> Step {
+        let image = self.image(fields, what, name_at, references);
+        let commands = self.commands(fields, what);
+        let args = self.text_list(fields, "args");
         for arg in fields.get("args").map(|n| self.check.items(n, "`args`")).unwrap_or_default() {
             self.no_expression(arg, "args");
         }
@@ -30,41 +79,13 @@ impl Reader<'_> {
                 "`commands` run in a shell; `args` go to the image's own entrypoint instead",
             );
         }
-        let environment = self.environment(&fields, &mut references);
-        let secrets = self.secrets(&fields, &environment);
-        let needs = self.needs(&fields);
-        let timeout = fields.get("timeout").and_then(|node| {
-            let span: Span = self.check.parsed(node, "`timeout`")?;
-            if span.0 < TIMEOUT_MIN {
-                self.check.error(node.place, "a timeout is at least 1s");
-            }
-            Some(span)
-        });
+        let environment = self.environment(fields, references);
+        let secrets = self.secrets(fields, &environment);
         let once = fields.get("once").and_then(|n| self.check.boolean(n, "`once`")).unwrap_or(false);
         let retries = fields.get("retries").map(|n| self.retries(n, once)).unwrap_or_default();
-        let allow_failure =
-            fields.get("allow-failure").and_then(|n| self.check.boolean(n, "`allow-failure`")).unwrap_or(false);
         let resources = fields.get("resources").map(|n| self.resources(n)).unwrap_or_default();
-        let when_status = match fields.get("when") {
-            Some(node) => self.when(node),
-            None => vec![WhenStatus::Success],
-        };
-        let step = Step {
-            name,
-            image: image.unwrap_or_default(),
-            commands,
-            args,
-            environment,
-            secrets,
-            needs: Vec::new(),
-            timeout,
-            retries,
-            allow_failure,
-            once,
-            resources,
-            when_status,
-        };
-        Some(Placed { step, name_at, needs, references })
+        let image = image.unwrap_or_default();
+        Step { image, commands, args, environment, secrets, retries, once, resources, ..step }
     }
 
     fn image(
@@ -80,7 +101,7 @@ impl Reader<'_> {
                 self.check.error_with_hint(
                     name_at,
                     format!("{what} has no `image`"),
-                    "every step names the container image it runs in, such as `image: alpine:3`",
+                    "a step names the container image it runs in, such as `image: alpine:3`, or it is a `deploy` or an `approval`",
                 );
             }
             return None;
@@ -90,20 +111,25 @@ impl Reader<'_> {
         let plain = found == 0;
         if text.is_empty() || text.len() > IMAGE_MAX_BYTES {
             self.check.error(node.place, format!("an image has 1 to {IMAGE_MAX_BYTES} bytes"));
-        } else if plain
-            && (text.starts_with('-') || !text.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_./:@+".contains(&b)))
-        {
+        } else if plain {
+            self.is_image(node, text);
+        }
+        Some(text.to_owned())
+    }
+
+    /// Notes a text that is no image reference.
+    pub(super) fn is_image(&mut self, node: &Node, text: &str) {
+        if text.starts_with('-') || !text.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_./:@+".contains(&b)) {
             self.check.error_with_hint(
                 node.place,
                 format!("`{}` is not an image reference", shown(text)),
                 "write it as `NAME:TAG`, `HOST/PATH:TAG` or `NAME@sha256:DIGEST`; variables of the shell are not read here",
             );
         }
-        Some(text.to_owned())
     }
 
     /// Notes what a text refers to; returns how many expressions there are.
-    fn expressions(&mut self, node: &Node, text: &str, references: &mut Vec<(Reference, Place)>) -> usize {
+    pub(super) fn expressions(&mut self, node: &Node, text: &str, references: &mut Vec<(Reference, Place)>) -> usize {
         match expression::references(text) {
             Ok(found) => {
                 let count = found.len();

@@ -86,7 +86,7 @@ fn one_reading_tells_everything_that_is_wrong() {
   test:
     image: rust
     needs: [biuld]
-    deploy: { environment: staging }
+    load: { url: x }
     when: { status: [sucess], branch: main }
 ",
     )
@@ -114,11 +114,11 @@ fn one_reading_tells_everything_that_is_wrong() {
       |
       = hint: did you mean `build`?
 
-    error: `deploy` is part of the language, but not of this version
+    error: `load` is part of the language, but not of this version
      --> .mainstay/build.yml:9:5
       |
-    9 |     deploy: { environment: staging }
-      |     ^^^^^^
+    9 |     load: { url: x }
+      |     ^^^^
 
     error: `sucess` is not known for `status`
       --> .mainstay/build.yml:10:22
@@ -199,6 +199,7 @@ fn each_mistake_has_its_sentence() {
         (&step("resources: {memory: 1MiB}"), "at least 6MiB"),
         (&step("resources: {memory: 5MB}"), "is not a size"),
         (&step("resources: {pids: 1}"), "from 10 to"),
+        (&step("when: {status: [rolledback]}"), "did you mean `rolled-back`?"),
         (&step("when: {status: []}"), "would never run"),
         (&step("when: {event: push}"), "`event` is part of the language"),
         (&step("matrix: {a: [1]}"), "`matrix` is part of the language"),
@@ -206,6 +207,197 @@ fn each_mistake_has_its_sentence() {
     for (text, words) in table {
         let said = read(text).expect_err(text).to_string();
         assert!(said.contains(words), "{text}\n--- wanted: {words}\n--- said:\n{said}");
+    }
+}
+
+#[test]
+fn deploys_and_approvals_are_understood() {
+    let pipeline = good(
+        "
+on: { manual: { inputs: { to: { default: previous }, tag: {} } } }
+steps:
+  image: { image: x, needs: [] }
+  staging:
+    needs: image
+    deploy: { environment: staging, images: { api: 'reg:5000/api@${{ steps.image.digest }}', web: 'web:${{ inputs.tag }}', db: 'postgres:17' } }
+    timeout: 1h
+    allow-failure: true
+  ask:
+    needs: staging
+    approval: { environment: production, message: Look at the till, inputs: { window: { type: choice, options: [now, night], default: now } } }
+  own:
+    needs: staging
+    approval: { from: [ana, release-managers], required: 2, expires: 48h }
+  plain: { needs: staging, approval: { from: ana } }
+  production:
+    needs: [ask, own]
+    deploy: { environment: production, promote: staging }
+  back: { needs: production, deploy: { environment: production, rollback: '${{ inputs.to }}' }, when: { status: rolled-back } }
+  older: { needs: back, deploy: { environment: production, rollback: 12 } }
+  bare: { needs: [], deploy: { environment: docs } }
+  tell: { image: y, needs: [older], environment: { WHEN: '${{ steps.ask.window }}' }, when: { status: [success, rolled-back] } }
+",
+    );
+    let step = |name: &str| pipeline.steps.iter().find(|s| s.name.as_str() == name).unwrap();
+    let deploy = |name: &str| match &step(name).kind {
+        StepKind::Deploy(deploy) => deploy.clone(),
+        other => panic!("{name}: {other:?}"),
+    };
+    let approval = |name: &str| match &step(name).kind {
+        StepKind::Approval(approval) => approval.clone(),
+        other => panic!("{name}: {other:?}"),
+    };
+    let staging = deploy("staging");
+    assert_eq!(staging.environment.as_str(), "staging");
+    assert_eq!(staging.images["api"], "reg:5000/api@${{ steps.image.digest }}");
+    assert_eq!((staging.images.len(), staging.promote, staging.rollback), (3, None, None));
+    assert!(step("staging").allow_failure && step("staging").image.is_empty());
+    assert_eq!(deploy("production").promote.unwrap().as_str(), "staging");
+    assert_eq!(deploy("back").rollback.as_deref(), Some("${{ inputs.to }}"));
+    assert_eq!(step("back").when_status, [WhenStatus::RolledBack]);
+    assert_eq!(deploy("older").rollback.as_deref(), Some("12"));
+    assert!(deploy("bare").images.is_empty());
+    let ask = approval("ask");
+    assert_eq!((ask.environment.unwrap().as_str(), ask.from.len(), ask.expires), ("production", 0, None));
+    assert_eq!((ask.message.as_deref(), ask.inputs[0].name.as_str()), (Some("Look at the till"), "window"));
+    let own = approval("own");
+    assert_eq!((own.from.as_slice(), own.required), (["ana".to_owned(), "release-managers".to_owned()].as_slice(), 2));
+    assert_eq!(own.expires.unwrap().to_string(), "2d");
+    assert_eq!((approval("plain").required, approval("plain").expires.unwrap().to_string()), (1, "1d".to_owned()));
+    let named: Vec<_> =
+        pipeline.environments().map(|(step, environment, deploys)| format!("{step} {environment} {deploys}")).collect();
+    let wanted = [
+        "staging staging true",
+        "ask production false",
+        "production production true",
+        "production staging false",
+        "back production true",
+        "older production true",
+        "bare docs true",
+    ];
+    assert_eq!(named, wanted);
+
+    let plan = crate::plan::make(&pipeline, "f", "d", &crate::plan::Defaults::default()).unwrap();
+    let timeout = |name: &str| plan.step(&name.parse().unwrap()).unwrap().timeout.to_string();
+    let timeouts = ["image", "staging", "ask", "own", "plain", "production"].map(timeout);
+    assert_eq!(timeouts, ["1h", "1h", "1d", "2881m", "1441m", "1d"]);
+    assert!(plan.steps.iter().all(|step| !step.shares_holder || step.kind.is_container()));
+    assert!(plan.steps.iter().zip(&pipeline.steps).all(|(planned, _)| {
+        pipeline.steps.iter().any(|step| step.name == planned.name && step.kind == planned.kind)
+    }));
+}
+
+#[test]
+fn what_ships_for_deploys_says_what_it_seems_to_say() {
+    let kinds = |name: &str, text: &str| -> Vec<String> {
+        let pipeline = parse(name.parse().unwrap(), name, text).unwrap_or_else(|e| panic!("{e}"));
+        assert!(pipeline.warnings.is_empty());
+        pipeline.steps.iter().map(|step| step.kind.words().unwrap_or_else(|| step.name.to_string())).collect()
+    };
+    assert_eq!(
+        kinds("deploy", include_str!("../../../pipelines/deploy.yml")),
+        ["test", "image", "deploy → staging", "load", "approval · production", "deploy → production", "tell"]
+    );
+    assert_eq!(
+        kinds("rollback", include_str!("../../../pipelines/rollback.yml")),
+        ["roll back production", "check", "tell"]
+    );
+}
+
+#[test]
+fn each_mistake_with_deploys_and_approvals_has_its_sentence_and_its_place() {
+    let step = |rest: &str| format!("steps: {{ a: {{ {rest} }} }}");
+    let deploy = |rest: &str| step(&format!("deploy: {{ environment: live, {rest} }}"));
+    let approval = |rest: &str| step(&format!("approval: {{ {rest} }}"));
+    // What is wrong, its sentence, and the text that it points at.
+    let table = [
+        (step("deploy: live"), "`deploy` is a map", "live"),
+        (step("deploy: {}"), "`deploy` needs `environment`", "{} }"),
+        (step("deploy: { enviroment: live, environment: live }"), "did you mean `environment`?", "enviroment"),
+        (step("deploy: { environment: a/b }"), "the environment's name `a/b`", "a/b"),
+        (step("deploy: { environment: '${{ inputs.x }}' }"), "named, never computed", "'${{"),
+        (step("deploy: { environment: a }, approval: { from: x }"), "a step does one thing", "approval"),
+        (step("approval: { from: x }, deploy: { environment: a }"), "a step does one thing", "deploy"),
+        (step("image: x, deploy: { environment: a }"), "`image` means nothing beside `deploy`", "image"),
+        (step("commands: [x], deploy: { environment: a }"), "`commands` means nothing", "commands"),
+        (step("args: [x], deploy: { environment: a }"), "`args` means nothing", "args"),
+        (step("environment: { A: b }, deploy: { environment: a }"), "under `variables` of the environment", "environment"),
+        (step("secrets: [A], deploy: { environment: a }"), "`secrets` means nothing", "secrets"),
+        (step("resources: { cpus: 1 }, approval: { from: x }"), "`resources` means nothing beside `approval`", "resources"),
+        (step("once: true, deploy: { environment: a }"), "never done twice", "once"),
+        (step("retries: 1, approval: { from: x }"), "`mainstay retry", "retries"),
+        (deploy("images: [x]"), "`images` is a map", "[x]"),
+        (deploy("images: { 'a b': x }"), "is no name of a service", "'a b'"),
+        (deploy("images: { api: '' }"), "an image has 1 to 512 bytes", "''"),
+        (deploy("images: { api: '-v' }"), "is not an image reference", "'-v'"),
+        (deploy("images: { api: 'x$Y' }"), "is not an image reference", "'x$Y'"),
+        (deploy("images: { api: [x] }"), "the image of `api` is a text", "[x]"),
+        (deploy("images: { api: '${{ env.X }}' }"), "is not a value that can be used here", "'${{"),
+        (deploy("images: { api: '${{ steps.b.k }}' }"), "there is no step `b`", "'${{"),
+        (deploy("images: { api: '${{ steps.a.k }}' }"), "does not wait for `a`", "'${{"),
+        (deploy("images: { api: '${{ inputs.k }}' }"), "there is no input `k`", "'${{"),
+        (deploy("promote: live"), "not promoted from itself", "live } } }"),
+        (deploy("promote: staging, images: { api: x }"), "both `images` and `promote`", "promote"),
+        (deploy("promote: staging, rollback: previous"), "both `promote` and `rollback`", "rollback"),
+        (deploy("rollback: last"), "no release to go back to", "last"),
+        (deploy("rollback: 0"), "no release to go back to", "0 }"),
+        (deploy("rollback: '${{ steps.b.k }}'"), "there is no step `b`", "'${{"),
+        (step("approval: {}"), "`approval` needs `environment` or `from`", "{} }"),
+        (approval("from: []"), "`from` is empty", "[] }"),
+        (approval("from: ['a b']"), "is no name of a person or group", "'a b'"),
+        (approval("from: [ana, ana]"), "named twice", "ana] }"),
+        (approval("environment: live, from: ana"), "`from` cannot stand beside `environment`", "from"),
+        (approval("environment: live, required: 2"), "`required` cannot stand beside", "required"),
+        (approval("environment: live, expires: 2h"), "`expires` cannot stand beside", "expires"),
+        (approval("from: ana, required: 0"), "from 1 to 100", "0 }"),
+        (approval("from: ana, expires: 1ms"), "at least 1s", "1ms"),
+        (approval("from: ana, by: [mail]"), "unknown key `by`", "by"),
+        (approval("from: ana, message: 'x ${{ inputs.y }}'"), "is not read in `message`", "'x $"),
+        (approval(&format!("from: ana, message: {}", "x".repeat(501))), "at most 500 characters", "xxx"),
+        (approval("from: ana, inputs: { l: { type: choice } }"), "needs `options`", "l: { type"),
+        (step("approval: { from: ana }, allow-failure: true"), "cannot be allowed to fail", "allow-failure"),
+        (step("approval: { from: ana }, when: { status: failure }"), "its `status` needs `success`", "{ status"),
+        (step("approval: { from: ana }, when: { status: [rolled-back, cancelled] }"), "needs `success`", "{ status"),
+        (
+            "steps: { q: { approval: { from: ana, inputs: { w: {} } } }, b: { image: x, environment: { A: '${{ steps.q.v }}' } } }".to_owned(),
+            "there is no input of the approval `q` `v`",
+            "'${{",
+        ),
+        (
+            "steps: { i: { image: x, needs: [] }, q: { approval: { environment: live } }, d: { needs: [i, q], deploy: { environment: live, images: { api: '${{ steps.i.k }}' } } } }".to_owned(),
+            "`q` would not know what it approves: `d` deploys what `i` makes",
+            "approval",
+        ),
+        (
+            "steps: { q: { approval: { environment: live, inputs: { tag: {} } } }, d: { deploy: { environment: live, images: { api: 'x:${{ steps.q.tag }}' } } } }".to_owned(),
+            "`q` would not know what it approves",
+            "approval",
+        ),
+    ];
+    for (text, words, place) in table {
+        let findings = read(&text).expect_err(&text);
+        let [finding] = findings.list.as_slice() else { panic!("{text}\n{findings}") };
+        let said = finding.hints.iter().fold(finding.message.clone(), |all, hint| all + "\n" + hint);
+        assert!(said.contains(words), "{text}\n--- wanted: {words}\n--- said:\n{findings}");
+        let column = text.find(place).unwrap_or_else(|| panic!("`{place}` is not in {text}")) + 1;
+        assert_eq!((finding.line, finding.column), (1, column), "{findings}");
+    }
+}
+
+#[test]
+fn an_approval_need_not_know_what_goes_elsewhere_or_before_it() {
+    for fine in [
+        // Another environment's images.
+        "steps: { i: { image: x, needs: [] }, q: { approval: { environment: live } }, d: { needs: [i, q], deploy: { environment: staging, images: { api: '${{ steps.i.k }}' } } } }",
+        // A deploy that does not wait for the approval.
+        "steps: { i: { image: x, needs: [] }, q: { approval: { environment: live } }, d: { needs: [i], deploy: { environment: live, images: { api: '${{ steps.i.k }}' } } } }",
+        // A gate of the pipeline's own.
+        "steps: { i: { image: x, needs: [] }, q: { approval: { from: ana } }, d: { needs: [i, q], deploy: { environment: live, images: { api: '${{ steps.i.k }}' } } } }",
+        // Made far before.
+        "steps: { i: { image: x }, j: { image: y }, q: { approval: { environment: live } }, d: { deploy: { environment: live, images: { api: '${{ steps.i.k }}' } } } }",
+        "steps: { q: { approval: { from: ana }, allow-failure: false, when: { status: always } } }",
+    ] {
+        good(fine);
     }
 }
 
@@ -255,6 +447,17 @@ fn hostile_files_are_refused_quickly_and_shortly() {
         ("references without end", {
             let value = "${{ steps.a.k }}${{ inputs.b }}".repeat(20_000);
             format!("steps: {{a: {{image: x, environment: {{A: '{value}'}}}}}}")
+        }),
+        ("approvals and deploys without end", {
+            let approval = |n: usize| format!("  q{n}: {{needs: [], approval: {{environment: live}}}}\n");
+            let all: String = (0..490).map(|n| format!("q{n},")).collect();
+            let deploy = |n: usize| {
+                format!(
+                    "  d{n}: {{needs: [m, {all}], deploy: {{environment: live, images: {{a: '${{{{ steps.m.k }}}}'}}}}}}\n"
+                )
+            };
+            let deploys: String = (0..30).map(deploy).collect();
+            format!("steps:\n  m: {{image: x, needs: []}}\n{}{deploys}", (0..490).map(approval).collect::<String>())
         }),
         ("duplicate keys with anchors", quadratic),
         ("two documents", "steps: {}\n---\nsteps: {}\n".to_owned()),
@@ -307,7 +510,9 @@ mod any {
     use super::*;
     use proptest::prelude::*;
 
-    const SEED: &str = include_str!("../../../pipelines/fan-out.yml");
+    const SEEDS: [&str; 2] =
+        [include_str!("../../../pipelines/fan-out.yml"), include_str!("../../../pipelines/deploy.yml")];
+    const LONGEST: usize = if SEEDS[0].len() > SEEDS[1].len() { SEEDS[0].len() } else { SEEDS[1].len() };
 
     proptest! {
         #![proptest_config(ProptestConfig { cases: 150, ..ProptestConfig::default() })]
@@ -325,12 +530,13 @@ mod any {
 
         #[test]
         fn a_good_file_with_a_few_bytes_changed(
-            edits in proptest::collection::vec((0..SEED.len(), prop_oneof![
+            seed in 0..SEEDS.len(),
+            edits in proptest::collection::vec((0..LONGEST, prop_oneof![
                 Just(""), Just("\n"), Just("  "), Just(":"), Just("- "), Just("["), Just("}"), Just("'"), Just("\""),
                 Just("&a "), Just("*a"), Just("!"), Just("|"), Just("${{"), Just("\u{e9}"), Just("\t"), Just("#"),
             ]), 1..6),
         ) {
-            let mut text = SEED.to_owned();
+            let mut text = SEEDS[seed].to_owned();
             for (at, what) in edits {
                 let at = text.floor_char_boundary(at.min(text.len()));
                 let end = text.floor_char_boundary((at + 2).min(text.len()));

@@ -52,6 +52,7 @@ pub(super) fn draw(
     plan: &Plan,
     state: State<'_>,
     columns: usize,
+    words: bool,
     paint: &dyn Fn(Tone, &str) -> String,
 ) -> Option<String> {
     if plan.steps.len() > STEPS_MAX {
@@ -63,7 +64,7 @@ pub(super) fn draw(
     if rows > ROWS_MAX {
         return None;
     }
-    let labels: Vec<(String, Tone)> = plan.steps.iter().map(|step| label(&step.name, state)).collect();
+    let labels: Vec<(String, Tone)> = plan.steps.iter().map(|step| label(step, state, words)).collect();
     let mut lines = vec![String::new(); rows];
     let mut width = 0;
     for (n, layer) in layers.iter().enumerate() {

@@ -8,7 +8,7 @@ mod svg;
 pub use svg::svg;
 
 use super::layers;
-use crate::model::{Plan, StepName};
+use crate::model::{Plan, PlannedStep, StepName};
 use std::fmt::Write as _;
 
 /// What a part of a picture says by its colour.
@@ -57,20 +57,23 @@ pub fn text_painted(
     columns: Option<usize>,
     paint: &dyn Fn(Tone, &str) -> String,
 ) -> String {
-    drawing::draw(plan, state, columns.unwrap_or(COLUMNS), paint).unwrap_or_else(|| list(plan, state, paint))
+    let columns = columns.unwrap_or(COLUMNS);
+    // What a step does is worth its room in a drawing, but not the drawing.
+    let drawn = drawing::draw(plan, state, columns, true, paint);
+    let drawn = drawn.or_else(|| drawing::draw(plan, state, columns, false, paint));
+    drawn.unwrap_or_else(|| list(plan, state, paint))
 }
 
 /// One line a step: its layer, its label, what it needs.
 fn list(plan: &Plan, state: State<'_>, paint: &dyn Fn(Tone, &str) -> String) -> String {
     let mut out = String::new();
-    let widest = plan.steps.iter().map(|s| label(&s.name, state).0.chars().count()).max().unwrap_or(0).min(60);
+    let widest = plan.steps.iter().map(|s| label(s, state, true).0.chars().count()).max().unwrap_or(0).min(60);
     for (depth, layer) in layers(plan).into_iter().enumerate() {
-        for (n, name) in layer.into_iter().enumerate() {
+        for (n, step) in layer.into_iter().filter_map(|name| plan.step(name)).enumerate() {
             let number = if n == 0 { (depth + 1).to_string() } else { String::new() };
-            let (text, tone) = label(name, state);
+            let (text, tone) = label(step, state, true);
             let pad = " ".repeat(widest.saturating_sub(text.chars().count()));
-            let needs = plan.step(name).map(|s| s.needs.as_slice()).unwrap_or_default();
-            let needs = match needs {
+            let needs = match step.needs.as_slice() {
                 [] => String::new(),
                 few if few.len() <= 4 => {
                     format!("{pad}  after {}", few.iter().map(StepName::as_str).collect::<Vec<_>>().join(", "))
@@ -83,11 +86,13 @@ fn list(plan: &Plan, state: State<'_>, paint: &dyn Fn(Tone, &str) -> String) -> 
     out
 }
 
-fn label(name: &StepName, state: State<'_>) -> (String, Tone) {
-    match state(name) {
-        None => (format!("○ {name}"), Tone::Plain),
+/// Sign, name, what it does when it is no container and that is wanted, and how it stands.
+fn label(step: &PlannedStep, state: State<'_>, words: bool) -> (String, Tone) {
+    let does = step.kind.words().filter(|_| words).map(|words| format!(" ({words})")).unwrap_or_default();
+    match state(&step.name) {
+        None => (format!("○ {}{does}", step.name), Tone::Plain),
         Some(cell) => {
-            let mut text = format!("{} {name}", cell.glyph);
+            let mut text = format!("{} {}{does}", cell.glyph, step.name);
             for more in [&cell.word, &cell.time] {
                 if !more.is_empty() {
                     text.push(' ');
@@ -99,24 +104,32 @@ fn label(name: &StepName, state: State<'_>) -> (String, Tone) {
     }
 }
 
+/// The lines of a box: name and how it stands, and what it does when it is no container.
+fn lines(step: &PlannedStep, state: State<'_>) -> (String, Option<String>, Tone) {
+    let (text, tone) = label(step, state, false);
+    let text = if state(&step.name).is_some() { text } else { step.name.to_string() };
+    (text, step.kind.words(), tone)
+}
+
 /// For Graphviz.
 pub fn dot(plan: &Plan, state: State<'_>) -> String {
     let mut out = String::new();
     // Names hold only letters, digits, `-`, `_` and `.`; states come from us, but are escaped all the same.
-    let quoted = |text: &str| format!("\"{}\"", text.replace('\\', "\\\\").replace('"', "\\\""));
+    let escaped = |text: &str| text.replace('\\', "\\\\").replace('"', "\\\"");
+    let quoted = |text: &str| format!("\"{}\"", escaped(text));
     let _ = writeln!(out, "digraph {} {{", quoted(plan.pipeline.as_str()));
     out.push_str(
         "  rankdir=LR;\n  node [shape=box, style=\"rounded,filled\", fillcolor=white, fontname=\"sans-serif\"];\n",
     );
     for step in &plan.steps {
-        let (text, tone) = label(&step.name, state);
-        let text = if state(&step.name).is_some() { text } else { step.name.to_string() };
+        let (text, does, tone) = lines(step, state);
+        let does = does.map(|does| format!("\\n{}", escaped(&does))).unwrap_or_default();
         let colors = svg::colors(tone);
         let _ = writeln!(
             out,
-            "  {} [label={}, fillcolor=\"{}\", color=\"{}\"];",
+            "  {} [label=\"{}{does}\", fillcolor=\"{}\", color=\"{}\"];",
             quoted(step.name.as_str()),
-            quoted(&text),
+            escaped(&text),
             colors.fill,
             colors.line
         );
@@ -136,10 +149,11 @@ pub fn mermaid(plan: &Plan, state: State<'_>) -> String {
     // Step names may be words of Mermaid (`end`), so nodes have numbers and names are labels.
     let number = |name: &StepName| plan.steps.iter().position(|s| s.name == *name).unwrap_or_default();
     for (n, step) in plan.steps.iter().enumerate() {
-        let (text, tone) = label(&step.name, state);
-        let text = if state(&step.name).is_some() { text } else { step.name.to_string() };
-        let text = text.replace('&', "#amp;").replace('"', "#quot;").replace('<', "#lt;").replace('>', "#gt;");
-        let _ = writeln!(out, "  s{n}[\"{text}\"]");
+        let (text, does, tone) = lines(step, state);
+        let escaped =
+            |text: &str| text.replace('&', "#amp;").replace('"', "#quot;").replace('<', "#lt;").replace('>', "#gt;");
+        let does = does.map(|does| format!("<br/>{}", escaped(&does))).unwrap_or_default();
+        let _ = writeln!(out, "  s{n}[\"{}{does}\"]", escaped(&text));
         if tone != Tone::Plain {
             let colors = svg::colors(tone);
             let _ = writeln!(out, "  style s{n} fill:{},stroke:{},color:{}", colors.fill, colors.line, colors.text);

@@ -1,7 +1,7 @@
 //! The graph as a picture: no script, no font of its own, readable on any background.
 
 use super::{State, Tone};
-use crate::model::{Plan, StepName};
+use crate::model::{Plan, PlannedStep, StepName};
 use crate::plan::layers;
 use std::collections::HashMap;
 use std::fmt::Write as _;
@@ -71,7 +71,8 @@ pub fn svg(plan: &Plan, state: State<'_>) -> String {
     let height = tallest.unwrap_or(0) + 2 * MARGIN;
     let mut x = MARGIN;
     for (column, (layer, lanes)) in layers.iter().zip(&lanes).enumerate() {
-        let chars = layer.iter().map(|name| second_line(state, name).chars().count().max(name.as_str().len() + 2));
+        let steps = layer.iter().filter_map(|name| plan.step(name));
+        let chars = steps.map(|step| second_line(state, step).chars().count().max(step.name.as_str().len() + 2));
         let width = chars.max().unwrap_or(0) * CHAR_WIDTH + 24;
         let mut y = MARGIN + (height - 2 * MARGIN - column_height(layer.len(), lanes.len())) / 2;
         for name in layer {
@@ -132,7 +133,7 @@ pub fn svg(plan: &Plan, state: State<'_>) -> String {
         let colors = colors(cell.as_ref().map_or(Tone::Plain, |cell| cell.tone));
         let name = escape(step.name.as_str());
         let name = cell.as_ref().map_or(name.clone(), |cell| format!("{} {name}", escape(&cell.glyph.to_string())));
-        let below = second_line(state, &step.name);
+        let below = second_line(state, step);
         let _ = write!(
             out,
             "<g><rect x=\"{x}\" y=\"{y}\" width=\"{width}\" height=\"{BOX_HEIGHT}\" rx=\"8\" fill=\"{}\" stroke=\"{}\" stroke-width=\"1.5\"/>\
@@ -159,8 +160,11 @@ pub fn svg(plan: &Plan, state: State<'_>) -> String {
     out
 }
 
-fn second_line(state: State<'_>, name: &StepName) -> String {
-    state(name).map(|cell| format!("{} {}", cell.word, cell.time).trim().to_owned()).unwrap_or_default()
+/// What it does when it is no container, and how it stands.
+fn second_line(state: State<'_>, step: &PlannedStep) -> String {
+    let stands = state(&step.name).map(|cell| format!("{} {}", cell.word, cell.time).trim().to_owned());
+    let parts: Vec<String> = step.kind.words().into_iter().chain(stands).filter(|part| !part.is_empty()).collect();
+    parts.join(", ")
 }
 
 /// Text for XML; control characters, which XML cannot hold, become U+FFFD.

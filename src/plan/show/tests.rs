@@ -106,6 +106,41 @@ fn pictures_hold_every_step_and_edge_and_escape_what_they_are_given() {
 }
 
 #[test]
+fn what_runs_no_container_says_what_it_does() {
+    let text_of = "steps:
+  image: {image: x}
+  staging: {deploy: {environment: staging}}
+  ask: {approval: {environment: live}}
+  live: {deploy: {environment: live, promote: staging}}
+";
+    let pipeline = parse("build".parse().unwrap(), "build.yml", text_of).unwrap_or_else(|e| panic!("{e}"));
+    let plan = make(&pipeline, "build.yml", "", &Defaults::default()).unwrap();
+    let drawn = |columns| text_painted(&plan, &|_| None, Some(columns), &|_, label| label.to_owned());
+    assert_eq!(
+        drawn(120),
+        "○ image ─ ○ staging (deploy → staging) ─ ○ ask (approval · live) ─ ○ live (promote staging → live)\n"
+    );
+    // Where it does not fit, the drawing is worth more.
+    assert_eq!(drawn(60), "○ image ─ ○ staging ─ ○ ask ─ ○ live\n");
+    assert!(drawn(20).contains("   2  ○ staging (deploy → staging)     after image\n"), "{}", drawn(20));
+    let waits = |name: &StepName| {
+        (name.as_str() == "ask").then(|| Cell {
+            glyph: '●',
+            word: "runs".to_owned(),
+            time: "2m".to_owned(),
+            tone: Tone::Active,
+        })
+    };
+    assert!(text(&plan, &waits).contains("● ask (approval · live) runs 2m"), "{}", text(&plan, &waits));
+    assert!(dot(&plan, &waits).contains(r#""staging" [label="staging\ndeploy → staging","#), "{}", dot(&plan, &waits));
+    assert!(mermaid(&plan, &waits).contains("[\"● ask runs 2m<br/>approval · live\"]"), "{}", mermaid(&plan, &waits));
+    let picture = svg(&plan, &waits);
+    for words in [">deploy → staging<", ">approval · live, runs 2m<", ">promote staging → live<"] {
+        assert!(picture.contains(words), "{words} is not in {picture}");
+    }
+}
+
+#[test]
 fn colours_can_be_told_apart_from_what_is_under_them() {
     let luminance = |color: &str| {
         let part = |at: usize| {

@@ -21,6 +21,42 @@ notify:
   webhooks: { desk: { url: 'https://h/x', inbound: { secret: 0123456789abcdef, people: [ana] } } }
 ";
 
+const EVERYTHING: &str = r#"
+  staging:
+    from: [{ repo: infra, branches: [main, "release/*"], pipelines: [release, hotfix] }]
+    target: { compose: { file: ./deploy/compose.yml, repo: infra, project: shop-staging, host: "tcp://10.0.0.5:2375", switch: "./switch.sh" } }
+    watch: 0s
+  Tools:
+    from: [{ repo: shop, branches: { exclude: ["wip/*"] } }]
+    target: { command: { image: "debian:12", repo: shop, up: [./up.sh, "echo done"], status: ./status.sh, down: ./down.sh } }
+    downtime: allowed
+  production:
+    from: [{ repo: infra, branches: ["**"], pipelines: release }]
+    target: { swarm: { stack: deploy/stack.yml, repo: infra, name: shop, host: "unix:///run/docker.sock" } }
+    health:
+      - { http: "http://127.0.0.1:${PORT}/healthz", status: [200, 204], body: ok, latency: 500ms, every: 2s, failures: 5, within: 90s, timeout: 1s }
+      - { http: "https://probe:pa55word@h/x" }
+      - { tcp: "db.example.com:5432" }
+      - { command: "./check.sh" }
+      - { restarts: 2 }
+      - { prometheus: { url: "http://127.0.0.1:9090", query: "rate(errors[1m])", expect: "< 0.01" } }
+    watch: 10m
+    timeout: 5m
+    rollback: { auto: false, git: revert-pr }
+    approval: { from: [managers, cem], required: 2, expires: 12h, by: [mail, cli], allow-self: true, allow-unknown-pusher: true }
+    freeze:
+      - { from: "Fri 16:00 Europe/Paris", to: "Mon 08:00 Europe/Paris" }
+      - { from: "2026-12-23 18:00 Europe/Paris", to: "2027-01-04 08:00 Europe/Paris" }
+    lease: 5s
+    reconcile: 30s
+    self-heal: true
+    downtime: never
+    promote-from: staging
+    hooks: { before: ./before.sh, after: [./a.sh, ./b.sh], rollback: ./undo.sh }
+    schema: { version: "psql -Atc 'select max(v) from schema'", reversible: ./reversible.sh }
+    variables: { LEVEL: info, REPLICAS: 3, LITERAL: "$${X}", URL: "postgres://app:${secret:DB}@db/shop", PORT: "${PORT}" }
+"#;
+
 fn read_in(folder: &Path, environments: &str, more: &str) -> Result<Daemon, Findings> {
     let env = |name: &str| match name {
         "HUSH" => Some("hush-hush".to_owned()),
@@ -65,57 +101,7 @@ fn everything_is_understood_and_secrets_are_told_from_plain_texts() {
     let folder = tempfile::tempdir().unwrap();
     let store = SecretStore::new(&folder.path().join("mainstay-data"));
     store.set("DB", &Secret::new("db-secret")).unwrap();
-    let daemon = read_in(
-        folder.path(),
-        r#"
-  staging:
-    from: [{ repo: infra, branches: [main, "release/*"], pipelines: [release, hotfix] }]
-    target: { compose: { file: ./deploy/compose.yml, repo: infra, project: shop-staging, host: "tcp://10.0.0.5:2375", switch: "./switch.sh" } }
-    health: { tcp: "127.0.0.1:8080" }
-"#,
-        NOTIFY,
-    );
-    assert!(daemon.unwrap_err().to_string().contains("`health` is a list"));
-    let daemon = read_in(
-        folder.path(),
-        r#"
-  staging:
-    from: [{ repo: infra, branches: [main, "release/*"], pipelines: [release, hotfix] }]
-    target: { compose: { file: ./deploy/compose.yml, repo: infra, project: shop-staging, host: "tcp://10.0.0.5:2375", switch: "./switch.sh" } }
-    watch: 0s
-  Tools:
-    from: [{ repo: shop, branches: { exclude: ["wip/*"] } }]
-    target: { command: { image: "debian:12", repo: shop, up: [./up.sh, "echo done"], status: ./status.sh, down: ./down.sh } }
-    downtime: allowed
-  production:
-    from: [{ repo: infra, branches: ["**"], pipelines: release }]
-    target: { swarm: { stack: deploy/stack.yml, repo: infra, name: shop, host: "unix:///run/docker.sock" } }
-    health:
-      - { http: "http://127.0.0.1:${PORT}/healthz", status: [200, 204], body: ok, latency: 500ms, every: 2s, failures: 5, within: 90s, timeout: 1s }
-      - { http: "https://probe:pa55word@h/x" }
-      - { tcp: "db.example.com:5432" }
-      - { command: "./check.sh" }
-      - { restarts: 2 }
-      - { prometheus: { url: "http://127.0.0.1:9090", query: "rate(errors[1m])", expect: "< 0.01" } }
-    watch: 10m
-    timeout: 5m
-    rollback: { auto: false, git: revert-pr }
-    approval: { from: [managers, cem], required: 2, expires: 12h, by: [mail, cli], allow-self: true, allow-unknown-pusher: true }
-    freeze:
-      - { from: "Fri 16:00 Europe/Paris", to: "Mon 08:00 Europe/Paris" }
-      - { from: "2026-12-23 18:00 Europe/Paris", to: "2027-01-04 08:00 Europe/Paris" }
-    lease: 5s
-    reconcile: 30s
-    self-heal: true
-    downtime: never
-    promote-from: staging
-    hooks: { before: ./before.sh, after: [./a.sh, ./b.sh], rollback: ./undo.sh }
-    schema: { version: "psql -Atc 'select max(v) from schema'", reversible: ./reversible.sh }
-    variables: { LEVEL: info, REPLICAS: 3, LITERAL: "$${X}", URL: "postgres://app:${secret:DB}@db/shop", PORT: "${PORT}" }
-"#,
-        NOTIFY,
-    )
-    .unwrap_or_else(|findings| panic!("{findings}"));
+    let daemon = read_in(folder.path(), EVERYTHING, NOTIFY).unwrap_or_else(|findings| panic!("{findings}"));
     let staging = &daemon.environments["staging"];
     let TargetConfig::Compose(compose) = &staging.target else { panic!() };
     assert_eq!((compose.file.as_str(), compose.project.as_str()), ("deploy/compose.yml", "shop-staging"));
@@ -281,6 +267,7 @@ fn each_mistake_has_its_sentence_and_its_place() {
             "echo: x",
         ),
         // health
+        (with("health: { tcp: 'h:1' }"), "`health` is a list", "{ tcp"),
         (rule(""), "a rule of `health` asks something", "{  }"),
         (rule("http: 'http://h', tcp: 'h:1'"), "a rule asks one thing", "tcp"),
         (rule("http: h"), "`http` is an address", "h }"),
@@ -412,5 +399,44 @@ fn one_reading_tells_everything() {
     assert_eq!(lines.len(), wanted.len(), "{findings}");
     for ((line, said), (wanted_line, words)) in lines.iter().zip(wanted) {
         assert!(*line == wanted_line && said.contains(words), "{wanted_line} {words}: {findings}");
+    }
+}
+
+mod any {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 150, ..ProptestConfig::default() })]
+
+        #[test]
+        fn good_settings_with_a_few_bytes_changed_never_make_it_panic_or_wait(
+            edits in proptest::collection::vec((0..EVERYTHING.len(), prop_oneof![
+                Just(""), Just("\n"), Just("  "), Just(":"), Just("- "), Just("["), Just("}"), Just("'"), Just("\""),
+                Just("&a "), Just("*a"), Just("!"), Just("|"), Just("${"), Just("\u{e9}"), Just("0"), Just("@"), Just("%"),
+            ]), 1..6),
+        ) {
+            let mut text = EVERYTHING.to_owned();
+            for (at, what) in edits {
+                let at = text.floor_char_boundary(at.min(text.len()));
+                let end = text.floor_char_boundary((at + 2).min(text.len()));
+                text.replace_range(at..end, what);
+            }
+            let began = std::time::Instant::now();
+            match read(&text) {
+                Ok(daemon) => {
+                    for environment in daemon.environments.values() {
+                        let far = crate::config::daemon::freeze::frozen_until(&environment.freeze, jiff::Timestamp::MAX);
+                        prop_assert_eq!(far, None);
+                        crate::config::daemon::freeze::frozen_until(&environment.freeze, jiff::Timestamp::MIN);
+                    }
+                }
+                Err(findings) => {
+                    prop_assert!(findings.has_errors());
+                    findings.render(false);
+                }
+            }
+            prop_assert!(began.elapsed().as_secs() < 2);
+        }
     }
 }
