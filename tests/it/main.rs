@@ -8,6 +8,7 @@ mod conformance;
 mod demo;
 mod engine_restarts;
 mod git_transports;
+mod health;
 mod hostile;
 mod inbox;
 mod late_leftovers;

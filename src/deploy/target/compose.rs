@@ -33,6 +33,8 @@ use std::time::{Duration, Instant};
 
 /// The rendered file, beside the one it was made from: what it names by relative paths is found as before.
 const FILE: &str = ".mainstay-compose.json";
+/// A container that was asked for is in the engine's list after this, also on a busy machine.
+const LATE_AFTER: Duration = Duration::from_secs(1);
 const RELEASE: &str = "mainstay.release";
 /// What was stopped a moment ago has started before, and has this long to be well again.
 const BACK_WITHIN: Duration = Duration::from_secs(120);
@@ -338,6 +340,11 @@ impl Target for Compose {
         }
         self.note(&Noted { serving: Some(new.clone()), ..Noted::default() })?;
         self.end_others(&[&new.name], true).await?;
+        if cut_off.is_some() {
+            // An engine may still be making what the tool of a try that was cut off had asked for.
+            tokio::time::sleep(LATE_AFTER).await;
+            self.end_others(&[&new.name], true).await?;
+        }
         notes::remove_others(&self.parts.dir.join("trees"), |name| name == new.name)?;
         for name in self.alone.names().map_err(refused)? {
             self.alone.forget(&name).await.map_err(refused)?;
