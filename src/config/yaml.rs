@@ -82,6 +82,14 @@ pub(crate) fn read(file: &str, text: &str) -> Result<Node, Findings> {
     }
 }
 
+/// Reads one document of somebody else's format into plain values.
+pub(crate) fn json(file: &str, text: &str) -> Result<serde_json::Value, Findings> {
+    // The first stage bounds the text and says what is wrong with it, and where.
+    read(file, text)?;
+    let document: Result<serde_json::Value, _> = serde_saphyr::from_str_with_options(text, options());
+    document.map_err(|error| Findings::new(file, text, vec![refused(&error, text)]))
+}
+
 /// What YAML allows in a file, minus nothing people type: tabs and line ends only.
 fn is_binary(c: char) -> bool {
     (c.is_control() && !matches!(c, '\t' | '\n' | '\r' | '\u{85}')) || matches!(c, '\u{fffe}' | '\u{ffff}')

@@ -10,6 +10,7 @@ mod deploys;
 mod engine_restarts;
 mod gates;
 mod git_transports;
+mod health;
 mod hostile;
 mod inbox;
 mod late_leftovers;

@@ -1,6 +1,7 @@
 //! The contract of `deploy::target::Target`, as one list of cases that every target has to pass.
 
 mod cases;
+mod command;
 mod lab;
 
 macro_rules! on {
@@ -29,4 +30,4 @@ macro_rules! every_case {
     };
 }
 
-// Each target below the macros, which it calls: `mod swarm;`.
+mod compose;

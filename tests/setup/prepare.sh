@@ -36,6 +36,8 @@ docker-registry docker-registry
 htpasswd    apache2-utils
 git         git
 ldd         libc-bin
+prometheus  prometheus
+docker-compose docker-compose
 "
 
 # -------------------------------------------------------------------------------------------------------------------

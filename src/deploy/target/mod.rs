@@ -4,6 +4,8 @@
 //! its place beside them. The suite in `tests/it/targets.rs` runs on all.
 
 pub mod command;
+pub mod compose;
+mod document;
 mod notes;
 
 use crate::model::deploy::{Observation, Release};

@@ -12,6 +12,7 @@ mod image;
 mod logs;
 mod network;
 pub(crate) mod oneoff;
+pub(crate) mod project;
 mod space;
 
 pub use image::Registries;

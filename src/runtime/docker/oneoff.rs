@@ -134,7 +134,7 @@ impl Docker {
         container::say(engine, one.name, &order(one)).await
     }
 
-    async fn output(&self, name: &str) -> Result<Collected, RuntimeError> {
+    pub(super) async fn output(&self, name: &str) -> Result<Collected, RuntimeError> {
         let mut collected = Collected::default();
         let mut output = logs::follow(self.inner.engine.clone(), name.to_owned(), LogCursor::default());
         while let Some(chunk) = output.next().await {
