@@ -15,6 +15,7 @@ use crate::config::daemon::{Daemon, WebhookKind};
 use crate::engine::Engine;
 use crate::git::Mirror;
 use crate::logs::hub::LogStore;
+use crate::model::api::MessageFigures;
 use crate::model::{Asker, RepoName};
 use crate::runtime::Runtime;
 use crate::store::{Act, ActKind, Store};
@@ -66,6 +67,7 @@ struct Health {
     running: usize,
     inbox_pending: usize,
     finished: BTreeMap<String, u64>,
+    messages: MessageFigures,
 }
 
 /// Runs the daemon until it is told to stop.

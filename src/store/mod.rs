@@ -17,7 +17,7 @@ mod tokens;
 pub use audit::{Act, ActKind};
 pub use inbox::*;
 pub use open::{Store, StoreError};
-pub use outbox::{OutboxFigures, OutboxRow, OutboxState};
+pub use outbox::{OutboxRow, OutboxState};
 pub use runs::*;
 pub use schedules::*;
 pub use tokens::{NewToken, Revoked, TOKEN_PREFIX, TokenRow};

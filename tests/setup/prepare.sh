@@ -36,6 +36,8 @@ docker-registry docker-registry
 htpasswd    apache2-utils
 git         git
 ldd         libc-bin
+openssl     openssl
+/usr/lib/python3/dist-packages/aiosmtpd/smtp.py  python3-aiosmtpd
 "
 
 # -------------------------------------------------------------------------------------------------------------------
