@@ -7,8 +7,11 @@ use super::client::Client;
 use super::exit::{Exit, Failure};
 use super::ui::{Tone, Ui};
 use super::{Context, words};
+use crate::config::daemon::notify::{Notify, Smtp};
 use crate::config::daemon::{self, RuntimeChoice};
+use crate::model::InstanceId;
 use crate::model::api::DaemonStatus;
+use crate::notify::email::Email;
 use serde::Serialize;
 
 /// See whether this machine has what a daemon needs
@@ -65,7 +68,7 @@ impl Check {
 /// None: what is wrong is a finding.
 pub async fn run(args: &Args, context: &Context) -> Result<Exit, Failure> {
     let mut checks = Vec::new();
-    let runtime = configuration(context, &mut checks);
+    let (runtime, notify) = configuration(context, &mut checks);
     machine::look(&context.place, &mut checks);
     checks.push(running(context).await);
     match runtime {
@@ -74,15 +77,18 @@ pub async fn run(args: &Args, context: &Context) -> Result<Exit, Failure> {
             checks.push(Check::good("container engine", "not needed: `runtime: process`"));
         }
     }
+    if let Some(smtp) = &notify.smtp {
+        checks.push(mail(smtp).await);
+    }
     report(&context.ui, &checks);
     let missing = checks.iter().any(|check| check.state == State::Missing);
     Ok(if missing { Exit::Unreachable } else { Exit::Good })
 }
 
 /// The configuration as a daemon would read it; without a usable one, the usual settings are looked at.
-fn configuration(context: &Context, checks: &mut Vec<Check>) -> RuntimeChoice {
+fn configuration(context: &Context, checks: &mut Vec<Check>) -> (RuntimeChoice, Notify) {
     const NAME: &str = "configuration";
-    let usual = RuntimeChoice::Docker(daemon::DockerSettings::default());
+    let usual = (RuntimeChoice::Docker(daemon::DockerSettings::default()), Notify::default());
     let Some(file) = &context.place.config else {
         checks.push(Check::poor(NAME, "none found", "write one with `mainstay init`, or name it with --config"));
         return usual;
@@ -91,13 +97,27 @@ fn configuration(context: &Context, checks: &mut Vec<Check>) -> RuntimeChoice {
         Ok(settings) => {
             let found = format!("{}, {}", file.display(), words::repositories(settings.repos.len()));
             checks.push(Check::good(NAME, found));
-            settings.runtime
+            (settings.runtime, settings.notify)
         }
         Err(findings) => {
             let found = format!("{}: {} findings", file.display(), findings.list.len());
             checks.push(Check::missing(NAME, found, format!("`mainstay validate {}` shows them", file.display())));
             usual
         }
+    }
+}
+
+/// Whether the mail server takes us. A daemon works without: people are asked on the command line, and mail waits.
+async fn mail(smtp: &Smtp) -> Check {
+    const NAME: &str = "mail server";
+    const MEND: &str = "see `notify.smtp` in mainstay.yml; messages wait for three days";
+    // Nothing is sent, so whose messages they would be does not matter.
+    match Email::new(smtp, &InstanceId(String::new())) {
+        Ok(email) => match email.check().await {
+            Ok(found) => Check::good(NAME, found),
+            Err(why) => Check::poor(NAME, why.to_string(), MEND),
+        },
+        Err(error) => Check::poor(NAME, error.to_string().lines().next().unwrap_or_default(), MEND),
     }
 }
 

@@ -4,7 +4,7 @@ use super::client::Client;
 use super::exit::{Exit, Failure};
 use super::ui::Tone;
 use super::{Context, words};
-use crate::model::api::DaemonStatus;
+use crate::model::api::{DaemonStatus, MessageFigures, StuckMessage};
 use jiff::Timestamp;
 
 /// Say whether the daemon runs and what it does
@@ -36,6 +36,75 @@ pub async fn run(_args: &Args, context: &Context) -> Result<Exit, Failure> {
         for reason in &status.not_ready {
             ui.out(format!("  {}", ui.paint(Tone::Bad, words::clean(reason))));
         }
+        for line in messages(&status.messages, Timestamp::now()) {
+            ui.out(format!("  {}", ui.paint(Tone::Bad, words::clean(&line))));
+        }
     }
     Ok(if ready { Exit::Good } else { Exit::Bad })
+}
+
+/// What is to be said about messages: nothing, unless some are not where they should be.
+fn messages(figures: &MessageFigures, now: Timestamp) -> Vec<String> {
+    let count = |n: u64| if n == 1 { "1 message".to_owned() } else { format!("{n} messages") };
+    let to = |message: &StuckMessage| match message.recipient.as_str() {
+        "" => message.channel.clone(),
+        person => format!("{person} by {}", message.channel),
+    };
+    let mut lines = Vec::new();
+    if let Some(stuck) = &figures.stuck {
+        lines.push(format!(
+            "{} to be sent; the oldest, to {}, written {}: {}",
+            if figures.waiting == 1 {
+                "1 message waits".to_owned()
+            } else {
+                format!("{} messages wait", figures.waiting)
+            },
+            to(stuck),
+            words::ago(stuck.since, now),
+            stuck.error
+        ));
+    }
+    if let Some(last) = &figures.last_given_up {
+        lines.push(format!(
+            "{} given up in the last thirty days; the last, to {}: {}",
+            count(figures.given_up),
+            to(last),
+            last.error
+        ));
+    }
+    lines
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn messages_are_spoken_of_only_when_some_are_not_where_they_should_be() {
+        let now = Timestamp::from_second(1_000_000).unwrap();
+        let figures = MessageFigures { waiting: 3, ..MessageFigures::default() };
+        assert_eq!(messages(&figures, now), [""; 0], "they are on their way");
+        let stuck = |channel: &str, recipient: &str, error: &str| {
+            Some(StuckMessage {
+                channel: channel.into(),
+                recipient: recipient.into(),
+                since: Timestamp::from_second(1_000_000 - 90).unwrap(),
+                error: error.into(),
+            })
+        };
+        let figures = MessageFigures {
+            waiting: 3,
+            stuck: stuck("mail", "ana", "mail.example.com:587 was silent too long"),
+            given_up: 1,
+            last_given_up: stuck("board", "", "it answered 404 Not Found"),
+        };
+        assert_eq!(
+            messages(&figures, now),
+            [
+                "3 messages wait to be sent; the oldest, to ana by mail, written 1m ago: mail.example.com:587 was silent \
+                 too long",
+                "1 message given up in the last thirty days; the last, to board: it answered 404 Not Found",
+            ]
+        );
+    }
 }

@@ -56,6 +56,7 @@ impl Control for Arc<Core> {
             running: health.running,
             inbox_pending: health.inbox_pending,
             finished: health.finished,
+            messages: health.messages,
             not_ready: health.not_ready,
         }
     }

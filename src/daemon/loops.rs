@@ -154,6 +154,10 @@ async fn look(core: &Core, away: &mut BTreeSet<String>) -> Health {
         Ok(count) => health.inbox_pending = count as usize,
         Err(error) => health.not_ready.push(format!("failed to {error}")),
     }
+    match core.engine.store().message_figures().await {
+        Ok(figures) => health.messages = figures,
+        Err(error) => health.not_ready.push(format!("failed to {error}")),
+    }
     health
 }
 

@@ -19,6 +19,7 @@ use crate::deploy::Deploys;
 use crate::engine::Engine;
 use crate::git::{Mirror, SigningKey};
 use crate::logs::hub::LogStore;
+use crate::model::api::MessageFigures;
 use crate::model::{Asker, RepoName};
 use crate::notify::Channels;
 use crate::runtime::Runtime;
@@ -77,6 +78,7 @@ struct Health {
     running: usize,
     inbox_pending: usize,
     finished: BTreeMap<String, u64>,
+    messages: MessageFigures,
 }
 
 /// Runs the daemon until it is told to stop.

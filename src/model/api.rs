@@ -142,12 +142,9 @@ pub struct StepView {
 }
 
 impl StepView {
-    fn usual_kind() -> String {
-        "container".to_owned()
-    }
     /// Whether its attempts write a log.
     pub fn has_log(&self) -> bool {
-        self.kind == "container"
+        self.kind.is_container()
     }
 }
 
@@ -288,9 +285,40 @@ pub struct DaemonStatus {
     /// Runs that are over, by the word of their status.
     #[serde(default)]
     pub finished: BTreeMap<String, u64>,
+    /// Messages to people and other systems that are not with them.
+    #[serde(default)]
+    pub messages: MessageFigures,
     /// Why the daemon cannot carry out runs now, a sentence each; empty when it can.
     #[serde(skip_serializing_if = "Vec::is_empty", default)]
     pub not_ready: Vec<String>,
+}
+
+/// Messages that are not where they should be.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, schemars::JsonSchema)]
+pub struct MessageFigures {
+    /// Not sent yet.
+    pub waiting: u64,
+    /// The oldest of those that failed at least once.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub stuck: Option<StuckMessage>,
+    /// Given up in the last thirty days.
+    pub given_up: u64,
+    /// The one given up last.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub last_given_up: Option<StuckMessage>,
+}
+
+/// A message that was not sent.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+pub struct StuckMessage {
+    /// `mail`, or the name of a webhook.
+    pub channel: String,
+    /// A person, for mail; empty for a webhook.
+    pub recipient: String,
+    /// When it was written.
+    pub since: Timestamp,
+    /// What went wrong last.
+    pub error: String,
 }
 
 /// What `POST /hooks/{repo}` answers once the report is durable.

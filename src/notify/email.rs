@@ -31,6 +31,9 @@ const QUIT_WITHIN: Duration = Duration::from_secs(5);
 /// An authority's file: a bundle of a hundred and forty is 220 KiB.
 const AUTHORITY_MAX_BYTES: u64 = 1 << 20;
 
+/// How a certificate begins in a PEM file.
+const BEGIN: &[u8] = b"-----BEGIN CERTIFICATE-----";
+
 /// A mail server, ready to be talked to.
 pub struct Email {
     host: String,
@@ -213,6 +216,10 @@ fn tls(smtp: &Smtp) -> Result<TlsParameters, ChannelError> {
             return Err(wrong("it is larger than 1 MiB".into()));
         }
         let pem = std::fs::read(path).map_err(|e| wrong(e.to_string()))?;
+        // Text without a certificate in it is read as none at all, and then no server would ever be trusted.
+        if !pem.windows(BEGIN.len()).any(|window| window == BEGIN) {
+            return Err(wrong("it holds no certificate in PEM form".into()));
+        }
         let authority = Certificate::from_pem(&pem).map_err(|e| wrong(causes(&e)))?;
         // Whoever names an authority means that one, and no other of the hundred and forty.
         builder = builder.certificate_store(CertificateStore::None).add_root_certificate(authority);

@@ -13,6 +13,8 @@ use serde::{Deserialize, Serialize};
 
 /// Commits in a message: a screen or two; the page behind the link has them all.
 const COMMITS_MAX: usize = 30;
+/// Steps, and images; most pipelines and stacks have fewer than ten.
+const PAIRS_MAX: usize = 40;
 /// Changed settings in a message, for the same reason.
 const DRIFT_MAX: usize = 40;
 /// Lines and bytes of a configuration diff: more is no reading for a phone.
@@ -310,10 +312,7 @@ impl Message {
             words.section("The pipeline says", Body::Text(block(message, DIFF_MAX_LINES, DIFF_MAX_BYTES)));
         }
         words.lines("Commits since the last release", &subject.commits, COMMITS_MAX);
-        if !subject.results.is_empty() {
-            let results = subject.results.iter().map(|(step, end)| (line(step), line(end))).collect();
-            words.section("Steps so far", Body::Pairs(results));
-        }
+        words.pairs("Steps so far", subject.results.iter().map(|(step, end)| (step, end)), PAIRS_MAX);
         words.section(
             "Configuration",
             if subject.config_diff.trim().is_empty() {
@@ -322,10 +321,7 @@ impl Message {
                 Body::Diff(block(&subject.config_diff, DIFF_MAX_LINES, DIFF_MAX_BYTES))
             },
         );
-        if !subject.images.is_empty() {
-            let images = subject.images.iter().map(|(service, image)| (line(service), line(image))).collect();
-            words.section("Images", Body::Pairs(images));
-        }
+        words.pairs("Images", subject.images.iter(), PAIRS_MAX);
         words.command = Some(("On the command line", line(how_by_cli)));
         words
     }
@@ -506,3 +502,6 @@ fn capital(text: &str) -> String {
 fn time(at: Timestamp) -> String {
     at.strftime("%a %-d %b %Y at %H:%M UTC").to_string()
 }
+
+#[cfg(test)]
+mod tests;

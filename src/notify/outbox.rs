@@ -220,7 +220,9 @@ mod tests {
         let now = Timestamp::now();
         let day = SignedDuration::from_hours(24);
         assert!(matches!(verdict(later(), &row(40, 2 * day), now, 0), Verdict::Again { .. }));
-        let Verdict::GivenUp(why) = verdict(later(), &row(40, 3 * day), now, 0) else { panic!("not given up") };
+        let Verdict::GivenUp(why) = verdict(later(), &row(40, 3 * day + SignedDuration::from_secs(60)), now, 0) else {
+            panic!("not given up")
+        };
         assert!(why.contains("three days") && why.contains("450"), "{why}");
         assert_eq!(
             verdict(Err(Failure::Never("550 no such user".into())), &row(1, day), now, 0),

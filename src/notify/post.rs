@@ -42,7 +42,7 @@ pub(super) fn slack(delivery: &Delivery<'_>) -> Value {
     let section = |text: Value| json!({ "type": "section", "text": text });
     let mut blocks = vec![json!({ "type": "header", "text": plain(&short(&words.headline, HEADER_MAX_CHARS)) })];
     if let Some(warning) = &words.warning {
-        blocks.push(section(marked(format!("*{}*", escaped(&short(warning, SECTION_MAX_CHARS)).replace('*', "∗")))));
+        blocks.push(section(plain(&format!("⚠ {}", short(warning, SECTION_MAX_CHARS)))));
     }
     for sentence in &words.intro {
         blocks.push(section(plain(&short(sentence, SECTION_MAX_CHARS))));

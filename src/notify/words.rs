@@ -78,6 +78,23 @@ impl Words {
         self.sections.push((title, body));
     }
 
+    /// A section of names with values, the first `max` of them; none when there are none.
+    pub(super) fn pairs<'a>(
+        &mut self,
+        title: &'static str,
+        all: impl ExactSizeIterator<Item = (&'a String, &'a String)>,
+        max: usize,
+    ) {
+        let count = all.len();
+        let mut shown: Vec<_> = all.take(max).map(|(name, value)| (line(name), line(value))).collect();
+        if count > max {
+            shown.push(("…".into(), format!("and {} more", count - max)));
+        }
+        if count > 0 {
+            self.section(title, Body::Pairs(shown));
+        }
+    }
+
     /// A section of lines, the first `max` of them; none when there are none.
     pub(super) fn lines(&mut self, title: &'static str, lines: &[String], max: usize) {
         if lines.is_empty() {
@@ -143,4 +160,34 @@ fn turns(c: char) -> bool {
 /// keeps others from becoming one.
 fn unlinked(text: &str) -> String {
     text.replace("://", ":\u{2060}//").replace("www.", "www\u{2060}.")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_is_one_line_and_cannot_hide_or_turn_anything() {
+        let table = [
+            ("  a b ", "a b"),
+            ("a\r\nBcc: eve@example.net\n\n\n\nb", "a Bcc: eve@example.net b"),
+            ("a\u{2028}b\u{0}\u{7}c", "a b c"),
+            ("a\u{202e}b\u{200b}c\u{feff}\u{2066}d", "abcd"),
+            ("see https://x.example", "see https:\u{2060}//x.example"),
+            ("see www.x.example", "see www\u{2060}.x.example"),
+            ("Zoë’s 🚀 <b>&amp;", "Zoë’s 🚀 <b>&amp;"),
+        ];
+        for (said, wanted) in table {
+            assert_eq!(line(said), wanted);
+        }
+        assert_eq!(line(&"ä".repeat(5_000)).chars().count(), LINE_MAX_CHARS + 1);
+    }
+
+    #[test]
+    fn a_block_keeps_its_lines_and_is_bounded() {
+        assert_eq!(block("+a\r\n\n-b\tc\n\n\n", 10, 1000), "+a\n\n-b    c");
+        assert_eq!(block("1\n2\n3", 2, 1000), "1\n2\n… and more");
+        assert_eq!(block(&format!("1\n{}", "x".repeat(100)), 10, 50), "1\n… and more");
+        assert_eq!(block("\u{1b}[31m\u{202e}x http://y", 10, 1000), " [31mx http:\u{2060}//y");
+    }
 }

@@ -25,7 +25,7 @@ pub use environments::{EnvironmentRow, Lease, ReleaseRow, Taken};
 pub use holds::{HoldRow, NewHold};
 pub use inbox::*;
 pub use open::{Store, StoreError};
-pub use outbox::{OutboxFigures, OutboxRow, OutboxState};
+pub use outbox::{OutboxRow, OutboxState};
 pub use runs::*;
 pub use schedules::*;
 pub use tokens::{NewToken, Revoked, TOKEN_PREFIX, TokenRow};

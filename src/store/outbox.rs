@@ -8,8 +8,9 @@
 //! arrived.
 
 use super::{Store, StoreError, stored_time};
+use crate::model::api::{MessageFigures, StuckMessage};
 use jiff::Timestamp;
-use rusqlite::{Connection, Row, Transaction, params};
+use rusqlite::{Connection, OptionalExtension, Row, Transaction, params};
 use serde_json::Value;
 
 /// A message that failed so often no longer holds back those behind it: about fifteen seconds with the pauses between
@@ -75,19 +76,6 @@ pub struct OutboxRow {
     pub sent_at: Option<Timestamp>,
     /// What went wrong last.
     pub error: Option<String>,
-}
-
-/// What is stuck, for showing.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct OutboxFigures {
-    /// Not sent yet.
-    pub waiting: u64,
-    /// The oldest of those that failed at least once: when it was written, and what went wrong last.
-    pub stuck: Option<(Timestamp, String)>,
-    /// Given up and not forgotten yet.
-    pub given_up: u64,
-    /// What went wrong with the one given up last.
-    pub last_given_up: Option<String>,
 }
 
 const COLUMNS: &str = "id, key, channel, recipient, message, state, tries, next_at, created_at, sent_at, error";
@@ -279,7 +267,7 @@ impl Store {
     ///
     /// # Errors
     /// When the database fails.
-    pub async fn outbox_figures(&self) -> Result<OutboxFigures, StoreError> {
+    pub async fn message_figures(&self) -> Result<MessageFigures, StoreError> {
         self.read(figures).await
     }
 
@@ -300,26 +288,27 @@ impl Store {
     }
 }
 
-fn figures(db: &Connection) -> Result<OutboxFigures, StoreError> {
-    let mut figures = OutboxFigures::default();
+fn figures(db: &Connection) -> Result<MessageFigures, StoreError> {
     let count =
         |sql: &str| -> Result<u64, StoreError> { Ok(db.query_row(sql, [], |row| row.get::<_, i64>(0))? as u64) };
-    figures.waiting = count("SELECT count(*) FROM outbox WHERE state IN ('waiting', 'sending')")?;
-    figures.given_up = count("SELECT count(*) FROM outbox WHERE state = 'given-up'")?;
-    let mut query = db.prepare_cached(
-        "SELECT created_at, error FROM outbox
-         WHERE state IN ('waiting', 'sending') AND error IS NOT NULL ORDER BY id LIMIT 1",
-    )?;
-    let mut rows = query.query([])?;
-    if let Some(row) = rows.next()? {
-        figures.stuck = Some((stored_time(row.get(0)?), row.get(1)?));
-    }
-    let mut query = db.prepare_cached("SELECT error FROM outbox WHERE state = 'given-up' ORDER BY id DESC LIMIT 1")?;
-    let mut rows = query.query([])?;
-    if let Some(row) = rows.next()? {
-        figures.last_given_up = row.get(0)?;
-    }
-    Ok(figures)
+    let one = |which: &str| -> Result<Option<StuckMessage>, StoreError> {
+        let sql = format!("SELECT channel, recipient, created_at, error FROM outbox WHERE {which} LIMIT 1");
+        let read = |row: &Row<'_>| {
+            Ok(StuckMessage {
+                channel: row.get(0)?,
+                recipient: row.get(1)?,
+                since: stored_time(row.get(2)?),
+                error: row.get(3)?,
+            })
+        };
+        Ok(db.prepare_cached(&sql)?.query_row([], read).optional()?)
+    };
+    Ok(MessageFigures {
+        waiting: count("SELECT count(*) FROM outbox WHERE state IN ('waiting', 'sending')")?,
+        stuck: one("state IN ('waiting', 'sending') AND error IS NOT NULL ORDER BY id")?,
+        given_up: count("SELECT count(*) FROM outbox WHERE state = 'given-up'")?,
+        last_given_up: one("state = 'given-up' AND error IS NOT NULL ORDER BY id DESC")?,
+    })
 }
 
 fn read(row: &Row<'_>) -> Result<OutboxRow, StoreError> {

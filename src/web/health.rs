@@ -58,6 +58,13 @@ pub(super) async fn metrics(State(app): State<Arc<App>>) -> Response {
     };
     gauge(&mut registry, "queue_length", "Runs that wait for their turn", status.queued as i64);
     gauge(&mut registry, "inbox_pending", "Accepted reports that are not looked at yet", status.inbox_pending as i64);
+    gauge(&mut registry, "messages_waiting", "Messages that are not sent yet", status.messages.waiting as i64);
+    gauge(
+        &mut registry,
+        "messages_given_up",
+        "Messages given up in the last thirty days",
+        status.messages.given_up as i64,
+    );
     gauge(&mut registry, "engine_up", "1 when the container engine answers", i64::from(status.runtime_ok));
     gauge(
         &mut registry,

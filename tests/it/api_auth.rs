@@ -331,6 +331,8 @@ async fn readiness_tells_reasons_and_metrics_tell_figures() {
         "mainstay_runs{status=\"success\"} 1",
         "mainstay_runs{status=\"running\"} 1",
         "mainstay_inbox_pending 3",
+        "mainstay_messages_waiting 2",
+        "mainstay_messages_given_up 1",
         "mainstay_engine_up 1",
         "mainstay_ready 0",
         "mainstay_build_info{version=\"1.2.3\"} 1",

@@ -5,8 +5,8 @@ use mainstay::logs::file::{LogLimit, LogWriter};
 use mainstay::logs::hub::LogStore;
 use mainstay::logs::mask::Masker;
 use mainstay::model::api::{
-    AuditEntry, AuditFilter, AuditVerdict, DaemonStatus, HookAccepted, InboxView, Reloaded, RetryRequest, RunDetail,
-    RunFilter, RunSummary, Started, TokenCreated, TokenRequest, TokenView, TriggerRequest,
+    AuditEntry, AuditFilter, AuditVerdict, DaemonStatus, HookAccepted, InboxView, MessageFigures, Reloaded,
+    RetryRequest, RunDetail, RunFilter, RunSummary, Started, TokenCreated, TokenRequest, TokenView, TriggerRequest,
 };
 use mainstay::model::log::{LogChunk, Stream};
 use mainstay::model::{Asker, AttemptId, PersonName, RepoName, RunId, RunStatus};
@@ -163,6 +163,7 @@ impl Control for Memory {
             running: kept.runs.iter().filter(|run| run.summary.status == RunStatus::Running).count(),
             inbox_pending: 3,
             finished,
+            messages: MessageFigures { waiting: 2, given_up: 1, ..MessageFigures::default() },
             not_ready: kept.reasons.clone(),
         }
     }

@@ -16,6 +16,7 @@ mod inbox;
 mod late_leftovers;
 mod logs;
 mod logs_end_to_end;
+mod notify;
 mod one_push_one_run;
 mod people;
 mod private_registry;

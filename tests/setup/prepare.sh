@@ -38,6 +38,8 @@ git         git
 ldd         libc-bin
 prometheus  prometheus
 docker-compose docker-compose
+openssl     openssl
+/usr/lib/python3/dist-packages/aiosmtpd/smtp.py  python3-aiosmtpd
 "
 
 # -------------------------------------------------------------------------------------------------------------------

@@ -9,6 +9,8 @@ pub(crate) mod failpoints;
 pub(crate) mod http;
 pub(crate) mod proxy;
 pub(crate) mod stage;
+pub(crate) mod receiver;
+pub(crate) mod smtp;
 
 /// How often something is tried: `usual` in the gate, all of it under `make soak`, which sets `MAINSTAY_SOAK` to the
 /// number of random moments.
