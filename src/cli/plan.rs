@@ -5,7 +5,7 @@ use super::ui::{Tone, Ui};
 use super::validate::read_pipeline;
 use crate::config::pipeline::Pipeline;
 use crate::model::ids::RepoName;
-use crate::model::plan::WhenStatus;
+use crate::model::plan::{DeployStep, StepKind, WhenStatus};
 use crate::model::trigger::CommitInfo;
 use crate::model::{EventKind, Oid, Plan, PlannedStep, TriggerEvent};
 use crate::plan;
@@ -101,7 +101,19 @@ pub fn run(args: &Args, ui: &Ui) -> Result<Exit, Failure> {
 /// One step in a line: name, image, and everything about when it runs that is not usual.
 fn sentence(step: &PlannedStep, plan: &Plan, ui: &Ui) -> String {
     let widest = plan.steps.iter().map(|s| s.name.as_str().len()).max().unwrap_or(0).min(30);
-    let mut words = vec![format!("in {}", step.image)];
+    let mut words = vec![match &step.kind {
+        StepKind::Container => format!("in {}", step.image),
+        StepKind::Deploy(DeployStep { environment, rollback: Some(to), .. }) => {
+            format!("roll back {environment} to {to}")
+        }
+        kind => kind.words().unwrap_or_default(),
+    }];
+    if let StepKind::Deploy(deploy) = &step.kind
+        && !deploy.images.is_empty()
+    {
+        let services: Vec<&str> = deploy.images.keys().map(String::as_str).collect();
+        words.push(format!("with images for {}", services.join(", ")));
+    }
     if !step.needs.is_empty() {
         let needs: Vec<&str> = step.needs.iter().map(|name| name.as_str()).collect();
         words.push(format!("after {}", needs.join(", ")));
@@ -112,13 +124,14 @@ fn sentence(step: &PlannedStep, plan: &Plan, ui: &Ui) -> String {
         .map(|status| match status {
             WhenStatus::Success => "success",
             WhenStatus::Failure => "failure",
-            WhenStatus::Cancelled => "cancel",
             WhenStatus::RolledBack => "rollback",
+            WhenStatus::Cancelled => "cancel",
         })
         .collect();
     match status.as_slice() {
         ["success"] => {}
         ["failure"] => words.push("only when something failed".to_owned()),
+        ["rollback"] => words.push("only when a deploy was rolled back".to_owned()),
         list => words.push(format!("on {}", list.join(", "))),
     }
     if step.allow_failure {

@@ -162,7 +162,7 @@ fn outline(run: &RunDetail) -> Plan {
         once: false,
         resources: Resources::default(),
         shares_holder: false,
-        kind: crate::model::plan::StepKind::Container,
+        kind: step.kind.clone(),
     };
     Plan {
         pipeline: run.summary.pipeline.clone(),

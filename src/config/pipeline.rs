@@ -155,13 +155,11 @@ const RETRY_WORDS: &[(&str, RetryOn)] = &[
     ("lost-container", RetryOn::LostContainer),
     ("image-pull", RetryOn::ImagePull),
 ];
-const ALL_STATUS: &[WhenStatus] =
-    &[WhenStatus::Success, WhenStatus::Failure, WhenStatus::Cancelled, WhenStatus::RolledBack];
+const ALL_STATUS: &[WhenStatus] = &[WhenStatus::Success, WhenStatus::Failure, WhenStatus::Cancelled];
 const STATUS_WORDS: &[(&str, &[WhenStatus])] = &[
     ("success", &[WhenStatus::Success]),
     ("failure", &[WhenStatus::Failure]),
     ("cancelled", &[WhenStatus::Cancelled]),
-    ("rolled-back", &[WhenStatus::RolledBack]),
     ("always", ALL_STATUS),
 ];
 

@@ -208,12 +208,11 @@ struct When {
 }
 
 #[derive(Debug, Deserialize, JsonSchema)]
-#[serde(rename_all = "kebab-case")]
+#[serde(rename_all = "lowercase")]
 enum Status {
     Success,
     Failure,
     Cancelled,
-    RolledBack,
     Always,
 }
 

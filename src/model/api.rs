@@ -4,6 +4,7 @@
 use super::ids::{Oid, PersonName, PipelineName, RepoName, RunId, StepName};
 use super::log::Stream;
 use super::outcome::{AttemptEnd, RunStatus, StepOutcome};
+use super::plan::StepKind;
 use super::trigger::{EventKind, Feeder};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -118,11 +119,11 @@ pub enum StepState {
 pub struct StepView {
     /// Its name.
     pub name: StepName,
-    /// What an attempt of it does: `container`, `deploy` or `approval`. Only containers have a log.
-    #[serde(default = "StepView::usual_kind")]
-    pub kind: String,
-    /// Its image; empty for a step that is no container.
+    /// Its image; empty when it is no container.
     pub image: String,
+    /// What it does, when it is no container.
+    #[serde(skip_serializing_if = "StepKind::is_container", default)]
+    pub kind: StepKind,
     /// What it needs.
     pub needs: Vec<StepName>,
     /// Where it stands.
@@ -140,12 +141,9 @@ pub struct StepView {
 }
 
 impl StepView {
-    fn usual_kind() -> String {
-        "container".to_owned()
-    }
-    /// Whether its attempts write a log.
+    /// Whether its attempts write a log: only containers do.
     pub fn has_log(&self) -> bool {
-        self.kind == "container"
+        self.kind.is_container()
     }
 }
 

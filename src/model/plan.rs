@@ -63,7 +63,7 @@ pub struct PlannedStep {
 }
 
 /// What an attempt of a step does.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum StepKind {
     /// Runs a container of `image`.
@@ -76,33 +76,44 @@ pub enum StepKind {
 }
 
 impl StepKind {
-    /// The word that screens and the API have for it.
-    pub fn as_str(&self) -> &'static str {
-        match self {
-            StepKind::Container => "container",
-            StepKind::Deploy(_) => "deploy",
-            StepKind::Approval(_) => "approval",
-        }
-    }
-    /// What it waits for while it is under way, in words, when it waits for others.
-    pub fn waits_for(&self) -> Option<String> {
-        match self {
-            StepKind::Container => None,
-            StepKind::Deploy(deploy) => Some(format!("waits for the deploy to {}", deploy.environment)),
-            StepKind::Approval(ApprovalStep { environment: Some(environment), .. }) => {
-                Some(format!("waits for approval for {environment}"))
-            }
-            StepKind::Approval(approval) => Some(format!("waits for approval by {}", approval.from.join(", "))),
-        }
-    }
     /// It needs no container, no workspace and no turn: it waits for others.
     pub fn only_waits(&self) -> bool {
-        !matches!(self, StepKind::Container)
+        !self.is_container()
+    }
+
+    /// It runs a container.
+    pub fn is_container(&self) -> bool {
+        matches!(self, StepKind::Container)
+    }
+
+    /// What stands in the place of an image where steps are shown: `deploy → production`, `approval · production`.
+    pub fn words(&self) -> Option<String> {
+        match self {
+            StepKind::Container => None,
+            StepKind::Deploy(deploy) => Some(match (&deploy.promote, &deploy.rollback) {
+                (Some(from), _) => format!("promote {from} → {}", deploy.environment),
+                (None, Some(_)) => format!("roll back {}", deploy.environment),
+                (None, None) => format!("deploy → {}", deploy.environment),
+            }),
+            StepKind::Approval(approval) => Some(match &approval.environment {
+                Some(environment) => format!("approval · {environment}"),
+                None => {
+                    let first: Vec<&str> = approval.from.iter().take(SHOWN_MAX).map(String::as_str).collect();
+                    let more = approval.from.len().saturating_sub(SHOWN_MAX);
+                    let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+                    let many = if approval.required > 1 { format!("{} of ", approval.required) } else { String::new() };
+                    format!("approval · {many}{}{more}", first.join(", "))
+                }
+            }),
+        }
     }
 }
 
+/// More names than this do not fit beside a step.
+const SHOWN_MAX: usize = 3;
+
 /// The `deploy` of a step.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct DeployStep {
     /// Which environment of `mainstay.yml`.
     pub environment: EnvironmentName,
@@ -110,10 +121,40 @@ pub struct DeployStep {
     pub images: BTreeMap<String, String>,
     /// Takes the images, and nothing else, from the release that serves in this environment.
     pub promote: Option<EnvironmentName>,
+    /// Puts an earlier release of the environment back, and takes no images: a [`RollbackTo`] as text. May hold
+    /// expressions, filled in when it starts.
+    #[serde(default)]
+    pub rollback: Option<String>,
+}
+
+/// Which release a `rollback` puts back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RollbackTo {
+    /// The last verified one before the one that serves.
+    Previous,
+    /// The one of that number.
+    Release(u64),
+}
+
+impl std::str::FromStr for RollbackTo {
+    type Err = String;
+    /// Takes `previous`, `12` and `#12`.
+    fn from_str(text: &str) -> Result<Self, String> {
+        let text = text.trim();
+        if text == "previous" {
+            return Ok(RollbackTo::Previous);
+        }
+        let number = text.strip_prefix('#').unwrap_or(text);
+        let plain = number.bytes().all(|b| b.is_ascii_digit());
+        number.parse().ok().filter(|number| plain && *number > 0).map(RollbackTo::Release).ok_or_else(|| {
+            let shown: String = text.chars().take(40).flat_map(char::escape_debug).collect();
+            format!("`{shown}` is no release to go back to; write `previous` or a release's number")
+        })
+    }
 }
 
 /// The `approval` of a step.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct ApprovalStep {
     /// The environment whose policy in `mainstay.yml` decides. Exactly one of this and `from` is there.
     pub environment: Option<EnvironmentName>,
@@ -158,12 +199,12 @@ pub enum RetryOn {
 pub enum WhenStatus {
     /// Nothing that counts has failed. The default.
     Success,
-    /// Something that counts has failed.
+    /// Something that counts has failed. A deploy that was rolled back has.
     Failure,
-    /// The run was cancelled.
-    Cancelled,
-    /// A deploy that this step needs was rolled back, which is a failure too. (`always` is all four.)
+    /// A deploy was rolled back.
     RolledBack,
+    /// The run was cancelled. (`always` is all four.)
+    Cancelled,
 }
 
 /// CPU, memory and process limits of one step.
@@ -177,3 +218,51 @@ pub struct Resources {
     pub pids: Option<u32>,
 }
 impl Eq for Resources {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn releases_to_go_back_to() {
+        for (text, wanted) in
+            [("previous", RollbackTo::Previous), ("12", RollbackTo::Release(12)), (" #3 ", RollbackTo::Release(3))]
+        {
+            assert_eq!(text.parse(), Ok(wanted), "{text}");
+        }
+        for bad in ["", "0", "-1", "+1", "1.5", "last", "##1", "Previous", &"9".repeat(40)] {
+            assert!(bad.parse::<RollbackTo>().unwrap_err().contains("is no release"), "{bad}");
+        }
+    }
+
+    #[test]
+    fn what_stands_in_the_place_of_an_image() {
+        let environment = EnvironmentName::new("production").unwrap();
+        let deploy = |promote: Option<&str>, rollback: Option<&str>| {
+            let promote = promote.map(|name| name.parse().unwrap());
+            let rollback = rollback.map(str::to_owned);
+            let step = DeployStep { environment: environment.clone(), images: BTreeMap::new(), promote, rollback };
+            StepKind::Deploy(step).words().unwrap()
+        };
+        let approval = |environment: Option<EnvironmentName>, from: &[&str], required| {
+            let from = from.iter().map(|&name| name.to_owned()).collect();
+            let step = ApprovalStep { environment, from, required, expires: None, message: None, inputs: Vec::new() };
+            StepKind::Approval(step).words().unwrap()
+        };
+        assert_eq!(StepKind::Container.words(), None);
+        assert_eq!(deploy(None, None), "deploy → production");
+        assert_eq!(deploy(Some("staging"), None), "promote staging → production");
+        assert_eq!(deploy(None, Some("previous")), "roll back production");
+        assert_eq!(approval(Some(environment.clone()), &[], 1), "approval · production");
+        assert_eq!(approval(None, &["ana"], 1), "approval · ana");
+        assert_eq!(approval(None, &["a", "b", "c", "d", "e"], 2), "approval · 2 of a, b, c and 2 more");
+    }
+
+    #[test]
+    fn a_plan_stored_before_there_were_kinds_is_of_containers() {
+        let deploy: DeployStep =
+            serde_json::from_str(r#"{"environment": "live", "images": {}, "promote": null}"#).unwrap();
+        assert_eq!(deploy.rollback, None);
+        assert!(serde_json::from_str::<StepKind>("\"container\"").unwrap().is_container());
+    }
+}

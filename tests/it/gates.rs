@@ -131,7 +131,7 @@ fn approval(text: &str, needs: &[&str]) -> PlannedStep {
 
 fn deploy(text: &str, needs: &[&str], image: &str) -> PlannedStep {
     let images = BTreeMap::from([("api".to_owned(), image.to_owned())]);
-    let kind = StepKind::Deploy(DeployStep { environment: production(), images, promote: None });
+    let kind = StepKind::Deploy(DeployStep { environment: production(), images, promote: None, rollback: None });
     PlannedStep { kind, image: String::new(), ..step(text, needs, &[]) }
 }
 

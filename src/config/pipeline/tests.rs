@@ -199,6 +199,7 @@ fn each_mistake_has_its_sentence() {
         (&step("resources: {memory: 1MiB}"), "at least 6MiB"),
         (&step("resources: {memory: 5MB}"), "is not a size"),
         (&step("resources: {pids: 1}"), "from 10 to"),
+        (&step("when: {status: [rolled-back]}"), "`rolled-back` is part of the language"),
         (&step("when: {status: []}"), "would never run"),
         (&step("when: {event: push}"), "`event` is part of the language"),
         (&step("matrix: {a: [1]}"), "`matrix` is part of the language"),
