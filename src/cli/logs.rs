@@ -78,7 +78,7 @@ pub async fn run(args: &Args, context: &Context) -> Result<Exit, Failure> {
     let detail = client.run(run).await?;
     if let Some(step) = detail.steps.iter().find(|step| Some(&step.name) == args.step.as_ref() && !step.has_log()) {
         let reason = step.reason.as_deref().map(|reason| format!("; {}", words::clean(reason))).unwrap_or_default();
-        context.ui.say(format!("`{}` is a step of kind {}, which has no log{reason}", step.name, step.kind));
+        context.ui.say(format!("`{}` runs no container and has no log{reason}", step.name));
         return Ok(Exit::Good);
     }
     let mut printer = Printer::new(context, &detail, &wish);

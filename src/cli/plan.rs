@@ -127,6 +127,7 @@ fn sentence(step: &PlannedStep, plan: &Plan, ui: &Ui) -> String {
             WhenStatus::RolledBack => "rollback",
             WhenStatus::Cancelled => "cancel",
             WhenStatus::RolledBack => "rollback",
+            WhenStatus::Cancelled => "cancel",
         })
         .collect();
     match status.as_slice() {

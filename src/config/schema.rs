@@ -246,13 +246,12 @@ struct When {
 }
 
 #[derive(Debug, Deserialize, JsonSchema)]
-#[serde(rename_all = "kebab-case")]
+#[serde(rename_all = "lowercase")]
 enum Status {
     Success,
     Failure,
     RolledBack,
     Cancelled,
-    RolledBack,
     Always,
 }
 

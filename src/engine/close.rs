@@ -27,6 +27,11 @@ pub(super) async fn close(shared: &Shared, run: RunId) -> Result<(), EngineError
         shared.store.close_run(run, None).await?;
         return Ok(());
     };
+    if row.plan.steps.iter().all(|step| step.kind.only_waits()) && state.space.is_none() && state.lost.is_empty() {
+        // Nothing was ever made for it, and an engine that is away has no say in it.
+        shared.store.close_run(run, None).await?;
+        return Ok(());
+    }
     let settings = shared.settings();
     let keep = settings.keep.filter(|_| row.status == RunStatus::Failed && state.filled && state.space.is_some());
     crate::failpoint!("engine.close.before");

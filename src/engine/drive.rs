@@ -34,6 +34,9 @@ const REPORTS_AT_ONCE: usize = 64;
 /// How long an ended run waits for containers that are still being made: starts on a busy machine take seconds.
 const MAKING_WITHIN: Duration = Duration::from_secs(60);
 
+/// How long an ended run waits for those who are told that nobody waits for them any more.
+const CALLED_OFF_WITHIN: Duration = Duration::from_secs(10);
+
 /// What the driver's tasks report.
 enum Message {
     Image { reference: String, result: Result<ResolvedImage, RuntimeError> },
@@ -149,6 +152,7 @@ pub(super) async fn drive(
         driver.running.shutdown().await;
     }
     if ended? {
+        driver.call_off().await;
         driver.await_containers().await;
         close::close(shared, run).await
     } else {
@@ -347,6 +351,24 @@ impl Driver<'_> {
     async fn record(&mut self, event: RunEvent) -> Result<(), EngineError> {
         self.note(&event)?;
         self.commit().await
+    }
+
+    /// A run that ended in an error may have steps that others are still asked about: they are told.
+    async fn call_off(&mut self) {
+        let plan = &self.row.plan;
+        let waits = |step: &StepName| plan.step(step).is_some_and(|step| step.kind.only_waits());
+        let mut open: BTreeSet<StepName> = self.attempts.keys().filter(|step| waits(step)).cloned().collect();
+        for step in &open {
+            self.attempts[step].send_replace(true);
+        }
+        let until = tokio::time::Instant::now() + CALLED_OFF_WITHIN;
+        while !open.is_empty() {
+            match tokio::time::timeout_at(until, self.messages.recv()).await {
+                Ok(Some(Message::Ended { step, .. })) => open.remove(&step),
+                Ok(Some(_)) => continue,
+                Ok(None) | Err(_) => return,
+            };
+        }
     }
 
     /// Lets the engine finish the containers it makes ahead before they are removed: some lose count of a network's

@@ -329,7 +329,7 @@ mod waiting {
 
     fn deploy(text: &str, needs: &[&str]) -> PlannedStep {
         let environment = EnvironmentName::new("production").unwrap();
-        let kind = StepKind::Deploy(DeployStep { environment, images: BTreeMap::new(), promote: None });
+        let kind = StepKind::Deploy(DeployStep { environment, images: BTreeMap::new(), promote: None, rollback: None });
         PlannedStep { kind, image: String::new(), ..step(text, needs) }
     }
 

@@ -3,7 +3,7 @@
 use super::state::{RunState, StepProgress};
 use super::{Engine, EngineError};
 use crate::model::api::{AttemptView, RunDetail, StepState, StepView};
-use crate::model::plan::PlannedStep;
+use crate::model::plan::{ApprovalStep, PlannedStep, StepKind};
 use crate::model::{RunId, RunStatus};
 
 impl Engine {
@@ -44,7 +44,7 @@ fn step_view(state: &RunState, step: &PlannedStep) -> StepView {
         (Some(skip), _, _) => Some(skip.reason.clone()),
         (_, Some(_), _) => Some("kept from the run that this one repeats".to_owned()),
         (_, _, Some(end)) if !end.is_success() => Some(end.to_string()),
-        (None, None, None) if shown == StepState::Running => step.kind.waits_for(),
+        (None, None, None) if shown == StepState::Running => waits_for(&step.kind),
         _ => None,
     };
     let attempts = progress
@@ -61,7 +61,6 @@ fn step_view(state: &RunState, step: &PlannedStep) -> StepView {
         .collect();
     StepView {
         name: step.name.clone(),
-        kind: step.kind.as_str().to_owned(),
         image: step.image.clone(),
         kind: step.kind.clone(),
         needs: step.needs.clone(),
@@ -70,5 +69,17 @@ fn step_view(state: &RunState, step: &PlannedStep) -> StepView {
         reason,
         attempts,
         outputs: state.outputs(&step.name).cloned().unwrap_or_default(),
+    }
+}
+
+/// What a step waits for while it is under way, in words, when it waits for others.
+fn waits_for(kind: &StepKind) -> Option<String> {
+    match kind {
+        StepKind::Container => None,
+        StepKind::Deploy(deploy) => Some(format!("waits for the deploy to {}", deploy.environment)),
+        StepKind::Approval(ApprovalStep { environment: Some(environment), .. }) => {
+            Some(format!("waits for approval for {environment}"))
+        }
+        StepKind::Approval(approval) => Some(format!("waits for approval by {}", approval.from.join(", "))),
     }
 }

@@ -142,7 +142,7 @@ pub struct StepView {
 }
 
 impl StepView {
-    /// Whether its attempts write a log.
+    /// Whether its attempts write a log: only containers do.
     pub fn has_log(&self) -> bool {
         self.kind.is_container()
     }

