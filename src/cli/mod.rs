@@ -1,6 +1,8 @@
 //! The command line: arguments come in, an exit code leaves. One file per command; this one knows their names, their
 //! order on the help page, and which of them need a runtime.
 
+pub mod approvals;
+pub mod approve;
 pub mod audit;
 pub mod cancel;
 pub mod client;
@@ -99,6 +101,11 @@ enum Command {
     Cancel(cancel::Args),
     Retry(retry::Args),
     Inbox(inbox::Args),
+    // deploys
+    Approvals(approvals::Args),
+    Approve(approve::ApproveArgs),
+    Reject(approve::RejectArgs),
+    Withdraw(approve::WithdrawArgs),
     // keeping
     Secrets(secrets::Args),
     Token(token::Args),
@@ -113,6 +120,7 @@ const GROUPS: &[(&str, &[&str])] = &[
     ("Start", &["init", "demo", "doctor", "serve", "reload", "status", "hook", "completions", "man"]),
     ("Pipelines", &["validate", "schema", "graph", "plan", "run"]),
     ("Runs", &["trigger", "runs", "show", "logs", "cancel", "retry", "inbox"]),
+    ("Deploys", &["approvals", "approve", "reject", "withdraw"]),
     ("Keeping", &["secrets", "token", "audit"]),
 ];
 
@@ -205,6 +213,10 @@ fn dispatch(command: &Command, context: &Context) -> Result<Exit, Failure> {
         Command::Cancel(args) => asynchronously(cancel::run(args, context)),
         Command::Retry(args) => asynchronously(retry::run(args, context)),
         Command::Inbox(args) => asynchronously(inbox::run(args, context)),
+        Command::Approvals(args) => asynchronously(approvals::run(args, context)),
+        Command::Approve(args) => asynchronously(approve::approve(args, context)),
+        Command::Reject(args) => asynchronously(approve::reject(args, context)),
+        Command::Withdraw(args) => asynchronously(approve::withdraw(args, context)),
         Command::Secrets(args) => secrets::run(args, context),
         Command::Token(args) => asynchronously(token::run(args, context)),
         Command::Audit(args) => asynchronously(audit::run(args, context)),

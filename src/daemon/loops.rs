@@ -21,6 +21,8 @@ const TICK: Duration = Duration::from_secs(1);
 const HEALTH_EVERY: Duration = Duration::from_secs(5);
 /// Kept workspaces are looked through this often; they are kept for hours.
 const EXPIRE_EVERY: Duration = Duration::from_secs(300);
+/// Requests for approval whose time is over are looked for this often: they end that much late at the most.
+const APPROVALS_EVERY: Duration = Duration::from_secs(2);
 /// Old runs are looked for this often, and mirrors tidied; both are kept for days or pushes by the hundred.
 const HOUSEKEEPING_EVERY: Duration = Duration::from_secs(600);
 /// Old runs forgotten before the housekeeping looks up again.
@@ -53,6 +55,7 @@ pub(super) fn start(core: &Arc<Core>, hook: crate::trigger::socket::Listener, le
     loops.until_stop(core, engine(Arc::clone(core)));
     loops.until_stop(core, health(Arc::clone(core)));
     loops.until_stop(core, expire(Arc::clone(core)));
+    loops.until_stop(core, approvals(Arc::clone(core)));
     loops.until_stop(core, housekeeping(Arc::clone(core)));
     // Not cut off by the stop, which would leave half a space: giving up the pool waits for it.
     tokio::spawn(warm(Arc::clone(core)));
@@ -158,6 +161,20 @@ async fn expire(core: Arc<Core>) {
             tracing::error!(%error, "failed to remove kept workspaces");
         }
         tokio::time::sleep(EXPIRE_EVERY).await;
+    }
+}
+
+/// Ends what nobody decided in time.
+async fn approvals(core: Arc<Core>) {
+    loop {
+        match core.approvals.expire_due().await {
+            Ok(0) => {}
+            Ok(count) => tracing::info!(count, "requests for approval expired"),
+            Err(error) => {
+                tracing::error!(%error, "failed to end overdue requests for approval; it will be tried again")
+            }
+        }
+        tokio::time::sleep(APPROVALS_EVERY).await;
     }
 }
 

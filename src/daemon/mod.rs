@@ -11,6 +11,7 @@ mod people;
 pub mod sweep;
 pub mod wire;
 
+use crate::approval::{Approvals, Rules};
 use crate::config::daemon::{Daemon, WebhookKind};
 use crate::engine::Engine;
 use crate::git::Mirror;
@@ -43,6 +44,7 @@ pub struct Core {
     engine: Engine,
     wake: Arc<Notify>,
     intake: Arc<Intake>,
+    approvals: Approvals,
     started_at: Timestamp,
     stopping: watch::Sender<bool>,
     health: RwLock<Health>,
@@ -77,6 +79,7 @@ pub async fn serve(config_path: &Path) -> anyhow::Result<()> {
     let config = Arc::new(crate::config::daemon::load(config_path)?);
     let _lock = lock::StateLock::take(&config.state)?;
     let core = Core::start(config_path, &config)?;
+    core.approvals.recover().await?;
     let socket = listen::Socket::bind(&config.state.join(SOCKET))?;
     let tcp = tokio::net::TcpListener::bind(config.server.listen).await.with_context(|| {
         format!("listen on {}\nhint: `server.listen` in mainstay.yml names another address", config.server.listen)
@@ -124,6 +127,7 @@ impl Core {
         let wake = Arc::new(Notify::new());
         let logs = LogStore::new(&config.state);
         let engine = Engine::new(store.clone(), logs, wired.settings.clone(), Arc::clone(&wake));
+        let approvals = Approvals::open(store.clone(), &config.state, Rules::of(config))?;
         let intake = Intake::new(store, watched(config, &wired.mirrors), Arc::clone(&wake));
         engine.configure(wired.repos, wired.settings);
         let core = Core {
@@ -133,6 +137,7 @@ impl Core {
             engine,
             wake,
             intake,
+            approvals,
             started_at: Timestamp::now(),
             stopping: watch::Sender::new(false),
             health: RwLock::new(Health { not_ready: vec!["the daemon is starting".into()], ..Health::default() }),
@@ -150,6 +155,7 @@ impl Core {
             intake: Arc::clone(self) as Arc<dyn web::Intake>,
             people: Arc::clone(self) as Arc<dyn web::People>,
             audit: Arc::new(self.engine.store().clone()),
+            approvals: self.approvals.clone(),
             token: auth::Token::load_or_create(&config.state.join(TOKEN))?,
             hosts: auth::Hosts::new(Some(address), public),
             changes: self.engine.changes(),
@@ -213,6 +219,10 @@ impl Core {
         self.engine.store().record_act(act).await?;
         self.engine.configure(wired.repos, wired.settings);
         self.intake.replace(watched(&new, &wired.mirrors));
+        if let Err(error) = self.approvals.configure(Rules::of(&new)).await {
+            // In force all the same: every answer and every use counts anew.
+            tracing::error!(%error, "failed to count approvals anew");
+        }
         for gone in before.runtimes.iter().filter(|old| !wired.runtimes.iter().any(|new| new.is(old))) {
             // Runs under way keep it; only what it holds ready for the next ones goes.
             let runtime = Arc::clone(&gone.runtime);

@@ -1,7 +1,8 @@
 //! What the HTTP API says, shared by the server (`web`) and the command line (`cli`). Field names are a public
 //! contract: `--json` prints these documents as they are.
 
-use super::ids::{Oid, PersonName, PipelineName, RepoName, RunId, StepName};
+use super::approval::ApprovalState;
+use super::ids::{ApprovalId, Oid, PersonName, PipelineName, RepoName, RunId, StepName};
 use super::log::Stream;
 use super::outcome::{AttemptEnd, RunStatus, StepOutcome};
 use super::trigger::{EventKind, Feeder};
@@ -376,6 +377,29 @@ impl std::fmt::Debug for TokenCreated {
     }
 }
 
+/// What `POST /api/v1/approvals/{id}/approve` and `…/reject` take.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct DecisionRequest {
+    /// What is given along with a yes, checked against the request's inputs.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty", default)]
+    pub inputs: BTreeMap<String, String>,
+    /// What is said along with it, at most 1000 characters.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub message: Option<String>,
+}
+
+/// What `POST /webhooks/approvals/{name}` answers.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+pub struct DecisionHeard {
+    /// The request.
+    pub approval: ApprovalId,
+    /// Where it stands now.
+    pub state: ApprovalState,
+    /// The message had been taken before, and changed nothing now.
+    pub again: bool,
+}
+
 /// Which entries of the audit a list shows, the newest first.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -399,9 +423,9 @@ pub struct AuditEntry {
     pub who: String,
     /// Whether that is a person of `mainstay.yml`; else it is a user of the machine, the token file, or a signal.
     pub person: bool,
-    /// How it is known who: `socket`, `token`, `shared-token` or `signal`.
+    /// How it is known who: `socket`, `token`, `shared-token`, `signal`, `mail`, `webhook` or `daemon`.
     pub way: String,
-    /// What was done: `trigger`, `cancel`, `retry`, `replay`, `reload`, `token-create` or `token-revoke`.
+    /// What was done: `trigger`, `cancel`, `approve`, …; the user guide lists them.
     pub act: String,
     /// To what.
     pub subject: String,

@@ -184,6 +184,9 @@ pub struct Decision {
     pub channel: Channel,
     /// What they gave along.
     pub inputs: BTreeMap<String, String>,
+    /// What they said along with it.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub message: Option<String>,
     /// When.
     pub at: Timestamp,
     /// When they took it back.
@@ -203,15 +206,21 @@ pub struct ApprovalView {
     pub step: Option<StepName>,
     /// Where it stands.
     pub state: ApprovalState,
+    /// The deploy that waits.
+    pub deploy: Option<DeployId>,
     /// For showing.
     pub subject: Subject,
     /// How many have to say yes.
     pub required: u32,
     /// Who may, as things stand now.
     pub eligible: Vec<PersonName>,
+    /// Whose yes counts so far.
+    pub counted: Vec<PersonName>,
     /// Who may not, and why.
     pub excluded: Vec<Excluded>,
-    /// What was said so far.
+    /// What may be given along with a yes.
+    pub inputs: Vec<Input>,
+    /// What was said so far, also what was taken back.
     pub decisions: Vec<Decision>,
     /// When it was asked.
     pub created_at: Timestamp,

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 /// One input.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct Input {
     /// Its name.
     pub name: String,
@@ -18,7 +18,7 @@ pub struct Input {
 }
 
 /// What an input takes.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum InputKind {
     /// Any text.

@@ -50,6 +50,26 @@ pub enum ActKind {
     TokenCreate,
     /// A personal token was revoked.
     TokenRevoke,
+    /// People are asked for their yes.
+    ApprovalAsked,
+    /// A person said yes.
+    Approve,
+    /// A person said no.
+    Reject,
+    /// A person took back what they said.
+    Withdraw,
+    /// Enough people said yes.
+    ApprovalGranted,
+    /// A yes no longer counts, and without it there are not enough.
+    ApprovalReopened,
+    /// What was approved began.
+    ApprovalUsed,
+    /// Nobody decided in time.
+    ApprovalExpired,
+    /// What was asked for has changed, or is no longer wanted.
+    ApprovalVoid,
+    /// Wrong digits were shown for a mailed link so often that it is dead.
+    ApprovalLinkDead,
 }
 
 impl ActKind {
@@ -62,6 +82,16 @@ impl ActKind {
             ActKind::Reload => "reload",
             ActKind::TokenCreate => "token-create",
             ActKind::TokenRevoke => "token-revoke",
+            ActKind::ApprovalAsked => "approval-asked",
+            ActKind::Approve => "approve",
+            ActKind::Reject => "reject",
+            ActKind::Withdraw => "withdraw",
+            ActKind::ApprovalGranted => "approval-granted",
+            ActKind::ApprovalReopened => "approval-reopened",
+            ActKind::ApprovalUsed => "approval-used",
+            ActKind::ApprovalExpired => "approval-expired",
+            ActKind::ApprovalVoid => "approval-void",
+            ActKind::ApprovalLinkDead => "approval-link-dead",
         }
     }
 }

@@ -237,6 +237,7 @@ CREATE TABLE decisions (
     verdict     TEXT NOT NULL,                     -- Verdict
     channel     TEXT NOT NULL,                     -- Channel
     inputs      TEXT NOT NULL,                     -- JSON object
+    message     TEXT,                              -- what they said along with it
     at          INTEGER NOT NULL,
     withdrawn_at INTEGER
 ) STRICT;
@@ -252,7 +253,8 @@ CREATE TABLE links (
     void_at     INTEGER,
     code_digest BLOB,                              -- of the six digits mailed last
     code_until  INTEGER,
-    code_tries  INTEGER NOT NULL DEFAULT 0
+    code_tries  INTEGER NOT NULL DEFAULT 0,        -- wrong digits, over all that were mailed
+    codes       INTEGER NOT NULL DEFAULT 0         -- how often digits were mailed
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX links_by_approval ON links (approval_id, person);
 

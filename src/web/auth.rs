@@ -128,6 +128,17 @@ impl Hosts {
         Hosts(names)
     }
 
+    /// Whether a form may have been sent from a page of ours. Browsers that are told to send no referrer, as our pages tell
+    /// them, say `null`; other programs say nothing.
+    pub(super) fn allow_origin(&self, origin: Option<&str>) -> bool {
+        match origin {
+            None | Some("null") => true,
+            Some(origin) => {
+                origin.parse::<axum::http::Uri>().is_ok_and(|uri| uri.host().is_some_and(|h| self.allow(h)))
+            }
+        }
+    }
+
     /// `host` as in the header, with or without a port.
     fn allow(&self, host: &str) -> bool {
         let name = match host.rfind(':') {
@@ -203,7 +214,7 @@ impl Shown {
 /// Who asks; nobody, when the route is open to everybody.
 async fn allowed(app: &App, shown: &Shown) -> Result<Option<Asker>, Problem> {
     match shown.peer {
-        Some(Peer::Local { uid }) => local(app, uid).await.map(Some),
+        Some(Peer::Local { uid }) => person_where_needed(shown.route, local(app, uid).await?).map(Some),
         Some(Peer::Network) => network(app, shown).await,
         // A listener that does not say who is there: a mistake of ours, and not one to be generous about.
         None => Err(Problem::forbidden("say who asks: the connection is of no known kind")),
@@ -247,7 +258,21 @@ async fn network(app: &App, shown: &Shown) -> Result<Option<Asker>, Problem> {
         )
         .hint("run `mainstay token` on the daemon's machine, as its user or root, without MAINSTAY_URL"));
     }
-    Ok(Some(asker))
+    person_where_needed(shown.route, asker).map(Some)
+}
+
+/// Some things only a person may do: whoever has the shared token, or another user's account, is not known to be one.
+fn person_where_needed(route: Option<&Route>, asker: Asker) -> Result<Asker, Problem> {
+    if asker.as_person().is_some() || route.is_none_or(|route| !route.person) {
+        return Ok(asker);
+    }
+    let problem = Problem::forbidden(format!("do that as {}: only people of mainstay.yml may", asker.who()));
+    Err(match asker.way() {
+        Way::Socket => problem.hint("add the name of that user under `unix` of a person in `people.users`"),
+        _ => problem.hint(
+            "use a personal token: `mainstay token create PERSON` makes one, and MAINSTAY_TOKEN_FILE names its file",
+        ),
+    })
 }
 
 /// 401 for a token that is nobody's.

@@ -5,18 +5,22 @@
 //! `daemon` implements. The routes are one table ([`ROUTES`]), from which router and OpenAPI document are both made.
 
 mod api;
+mod approvals;
 pub mod auth;
 mod health;
 mod hooks;
+mod links;
 pub mod listen;
 mod logs;
 mod openapi;
+mod page;
 mod problem;
 mod routes;
 
 pub use problem::Problem;
 pub use routes::{ROUTES, Route, router};
 
+use crate::approval::Approvals;
 use crate::engine::Engine;
 use crate::logs::hub::LogStore;
 use crate::model::api::{
@@ -48,6 +52,8 @@ pub struct App {
     pub people: Arc<dyn People>,
     /// Reads who did what.
     pub audit: Arc<dyn Audit>,
+    /// Asks people, and takes what they say.
+    pub approvals: Approvals,
     /// What a TCP client without a token of its own must show.
     pub token: Token,
     /// Names under which TCP clients may speak to us.

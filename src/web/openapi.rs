@@ -1,7 +1,9 @@
 //! The OpenAPI document, made from the table of routes and the types that are sent.
 
 use super::routes::{ROUTES, Route};
+use crate::approval::webhook::Spoken;
 use crate::model::api;
+use crate::model::approval::ApprovalView;
 use axum::Json;
 use schemars::{Schema, SchemaGenerator};
 use serde_json::{Map, Value, json};
@@ -74,6 +76,23 @@ pub(super) fn create_token(g: &mut SchemaGenerator) -> Bodies {
 }
 pub(super) fn revoke_token(g: &mut SchemaGenerator) -> Bodies {
     Bodies::answer(g.subschema_for::<api::TokenView>())
+}
+pub(super) fn approvals(g: &mut SchemaGenerator) -> Bodies {
+    Bodies::answer(g.subschema_for::<Vec<ApprovalView>>())
+}
+pub(super) fn approval(g: &mut SchemaGenerator) -> Bodies {
+    Bodies::answer(g.subschema_for::<ApprovalView>())
+}
+pub(super) fn decide(g: &mut SchemaGenerator) -> Bodies {
+    let request = g.subschema_for::<api::DecisionRequest>();
+    Bodies::answer(g.subschema_for::<ApprovalView>()).taking(request)
+}
+pub(super) fn spoken(g: &mut SchemaGenerator) -> Bodies {
+    let request = g.subschema_for::<Spoken>();
+    Bodies::answer(g.subschema_for::<api::DecisionHeard>()).taking(request)
+}
+pub(super) fn page(_: &mut SchemaGenerator) -> Bodies {
+    Bodies { request: None, answer: None, kind: "text/html" }
 }
 pub(super) fn audit(g: &mut SchemaGenerator) -> Bodies {
     Bodies::answer(g.subschema_for::<Vec<api::AuditEntry>>())

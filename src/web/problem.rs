@@ -1,5 +1,6 @@
 //! An error as an HTTP answer: one shape for every route.
 
+use crate::approval::{ApprovalError, Refusal};
 use crate::engine::EngineError;
 use crate::model::api::ApiError;
 use crate::store::StoreError;
@@ -49,6 +50,12 @@ impl Problem {
         self.hints.push(hint.into());
         self
     }
+    /// Errors of rooms carry their hints as lines of their own; answers have a place for them.
+    pub(super) fn told(status: StatusCode, text: &str) -> Self {
+        let mut lines = text.lines();
+        let problem = Self::new(status, lines.next().unwrap_or_default());
+        lines.filter_map(|line| line.strip_prefix("hint: ")).fold(problem, Problem::hint)
+    }
     /// 404 for a run.
     pub(super) fn no_run(run: crate::model::RunId) -> Self {
         Self::not_found(format!("find run #{run}")).hint("`mainstay runs` lists them")
@@ -78,6 +85,31 @@ impl From<EngineError> for Problem {
             other => {
                 tracing::error!(error = %other, "a stored run cannot be read");
                 Self::unavailable("read a stored run").hint("the daemon's log says why")
+            }
+        }
+    }
+}
+
+impl From<Refusal> for Problem {
+    fn from(refusal: Refusal) -> Self {
+        let status = match refusal {
+            Refusal::Unknown(_) => StatusCode::NOT_FOUND,
+            Refusal::Over { .. } | Refusal::Differs { .. } | Refusal::NothingSaid { .. } => StatusCode::CONFLICT,
+            Refusal::NotYours { .. } | Refusal::Channel { .. } => StatusCode::FORBIDDEN,
+            Refusal::Inputs { .. } => StatusCode::BAD_REQUEST,
+        };
+        Self::told(status, &refusal.to_string())
+    }
+}
+
+impl From<ApprovalError> for Problem {
+    fn from(error: ApprovalError) -> Self {
+        match error {
+            ApprovalError::Refused(refusal) => refusal.into(),
+            ApprovalError::Store(error) => error.into(),
+            ApprovalError::Key(error) => {
+                tracing::error!(%error, "links cannot be made");
+                Self::unavailable("make a link").hint("the daemon's log says why")
             }
         }
     }

@@ -1,7 +1,7 @@
 //! Every route there is, in one table: the router, the guard and the OpenAPI document are made from it, so none of
 //! them can know a route that the others do not.
 
-use super::{App, api, auth, health, hooks, logs, openapi};
+use super::{App, api, approvals, auth, health, hooks, links, logs, openapi};
 use axum::Router;
 use axum::extract::{DefaultBodyLimit, Request};
 use axum::http::{HeaderValue, StatusCode, header};
@@ -21,6 +21,8 @@ pub struct Route {
     pub open: bool,
     /// Is served over the Unix socket only.
     pub local: bool,
+    /// Only a person may: by a personal token, or as a user of this machine who is one.
+    pub person: bool,
     /// One sentence for the OpenAPI document.
     pub summary: &'static str,
     /// Query parameters: name, JSON type, meaning.
@@ -42,6 +44,8 @@ enum Access {
     Open,
     /// The Unix socket, and over TCP any token.
     Token,
+    /// A personal token, or the Unix socket as a user who is a person.
+    Person,
     /// The Unix socket alone.
     Socket,
 }
@@ -53,6 +57,7 @@ macro_rules! route {
             path: $path,
             open: matches!(Access::$access, Access::Open),
             local: matches!(Access::$access, Access::Socket),
+            person: matches!(Access::$access, Access::Person),
             summary: $summary,
             query: route!(@query $($query)?),
             good: $good,
@@ -102,6 +107,14 @@ pub const ROUTES: &[Route] = &[
     route!("POST" "/api/v1/tokens/{id}/revoke", Socket, "End a personal token; over the Unix socket only", 200, openapi::revoke_token, post(api::revoke_token)),
     route!("GET" "/api/v1/audit", Token, "Who did what, the newest first", 200, openapi::audit, get(api::audit), AUDIT),
     route!("GET" "/api/v1/audit/verify", Token, "Walk the whole chain of the audit", 200, openapi::audit_verdict, get(api::verify_audit), &[("expect", "string", "A hash, noted earlier, that an entry must have")]),
+    route!("GET" "/api/v1/approvals", Token, "What people are asked, the newest first", 200, openapi::approvals, get(approvals::list), &[("all", "boolean", "Also those that are over")]),
+    route!("GET" "/api/v1/approvals/{id}", Token, "One request, whole", 200, openapi::approval, get(approvals::one)),
+    route!("POST" "/api/v1/approvals/{id}/approve", Person, "Say yes; people only", 200, openapi::decide, post(approvals::approve)),
+    route!("POST" "/api/v1/approvals/{id}/withdraw", Person, "Take back what one said; people only", 200, openapi::approval, post(approvals::withdraw)),
+    route!("POST" "/api/v1/approvals/{id}/reject", Person, "Say no, which ends it; people only", 200, openapi::decide, post(approvals::reject)),
+    route!("POST" "/webhooks/approvals/{name}", Open, "A system brings a person's decision; signed with its own secret", 200, openapi::spoken, post(approvals::webhook)),
+    route!("GET" "/a/{token}", Open, "The page behind a mailed link; changes nothing", 200, openapi::page, get(links::show)),
+    route!("POST" "/a/{token}", Open, "Decide over a mailed link; asks for mailed digits first", 200, openapi::page, post(links::decide)),
     route!("GET" "/api/v1/status", Token, "How the daemon stands", 200, openapi::status, get(api::status)),
     route!("GET" "/api/v1/openapi.json", Token, "This document", 200, openapi::any, get(openapi::document)),
 ];
