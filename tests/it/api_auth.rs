@@ -24,7 +24,9 @@ async fn ask(daemon: &Daemon, route: &Route, token: Option<&str>) -> StatusCode 
         request = request.header("authorization", format!("Bearer {token}"));
     }
     if route.method == "POST" {
-        request = request.header("content-type", "application/json").body(match route.path {
+        let kind = if route.path.starts_with("/a/") { "application/x-www-form-urlencoded" } else { "application/json" };
+        request = request.header("content-type", kind).body(match route.path {
+            "/a/{token}" => "verdict=approve",
             "/api/v1/trigger" => r#"{"repo":"shop"}"#,
             "/api/v1/tokens" => r#"{"person":"ana"}"#,
             _ => "{}",

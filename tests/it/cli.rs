@@ -65,7 +65,20 @@ fn the_help_page_groups_the_commands() {
 
 #[test]
 fn help_of_commands() {
-    for name in ["trigger", "runs", "show", "logs", "retry", "inbox", "doctor", "token", "audit", "approvals", "approve", "reject"] {
+    for name in [
+        "trigger",
+        "runs",
+        "show",
+        "logs",
+        "retry",
+        "inbox",
+        "doctor",
+        "token",
+        "audit",
+        "approvals",
+        "approve",
+        "reject",
+    ] {
         let said = say(&[name, "--help"], Path::new("/"));
         assert_eq!(said.code, Some(0));
         insta::assert_snapshot!(format!("help_{name}"), said.out);
