@@ -383,6 +383,3 @@ impl Approvals {
 fn random(error: KeyError) -> StoreError {
     StoreError::Conflict(error.to_string())
 }
-
-#[cfg(test)]
-mod tests;

@@ -147,11 +147,7 @@ fn impossible(
         return Some(format!("nobody can approve it: nobody is in {}", policy.from.join(", ")));
     }
     let names = eligible.iter().map(PersonName::as_str).collect::<Vec<_>>().join(", ");
-    let may = match eligible.len() {
-        0 => "nobody may".to_owned(),
-        1 => format!("only {names} may"),
-        _ => format!("only {names} may"),
-    };
+    let may = if eligible.is_empty() { "nobody may".to_owned() } else { format!("only {names} may") };
     let not: Vec<String> = request
         .excluded
         .iter()

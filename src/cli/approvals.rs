@@ -225,10 +225,8 @@ pub(super) fn outcome(view: &ApprovalView) -> String {
                 .map(|person| person.as_str())
                 .collect();
             let (have, need) = (view.counted.len(), view.required);
-            format!(
-                "{have} of {need} said yes; it waits for {}",
-                if waits.is_empty() { "nobody".to_owned() } else { waits.join(", ") }
-            )
+            let waits = if waits.is_empty() { "nobody".to_owned() } else { waits.join(", ") };
+            format!("{have} of {need} said yes; it waits for {waits}")
         }
         ApprovalState::Granted => "it is granted".to_owned(),
         state => match &view.note {

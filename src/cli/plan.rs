@@ -124,7 +124,6 @@ fn sentence(step: &PlannedStep, plan: &Plan, ui: &Ui) -> String {
         .map(|status| match status {
             WhenStatus::Success => "success",
             WhenStatus::Failure => "failure",
-            WhenStatus::RolledBack => "rollback",
             WhenStatus::Cancelled => "cancel",
             WhenStatus::RolledBack => "rollback",
             WhenStatus::Cancelled => "cancel",

@@ -355,7 +355,7 @@ fn apply(tx: &Transaction<'_>, id: ApprovalId, write: &ApprovalWrite, now: Times
         ApprovalWrite::Link(link) => {
             tx.execute(
                 "INSERT INTO links (id, approval_id, person, expires_at) VALUES (?1, ?2, ?3, ?4)",
-                params![link.id, id.0 as i64, link.person.as_str(), link.expires_at.as_millisecond()],
+                params![link.id, number, link.person.as_str(), link.expires_at.as_millisecond()],
             )?;
         }
         ApprovalWrite::UseLink(link) => {

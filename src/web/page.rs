@@ -372,7 +372,7 @@ fn heading(out: &mut String, text: &str) {
 }
 
 fn tag(out: &mut String, name: &str, text: &str) {
-    let _ = write!(out, "<{name}>{}</{name}>\n", esc(text));
+    let _ = writeln!(out, "<{name}>{}</{name}>", esc(text));
 }
 
 fn paragraphs(out: &mut String, text: &str) {
@@ -382,7 +382,7 @@ fn paragraphs(out: &mut String, text: &str) {
 }
 
 fn note(out: &mut String, class: &str, title: &str, text: &str) {
-    let _ = write!(out, "<div class=\"note {class}\"><b>{}</b>{}</div>\n", esc(title), esc(text));
+    let _ = writeln!(out, "<div class=\"note {class}\"><b>{}</b>{}</div>", esc(title), esc(text));
 }
 
 fn fact(out: &mut String, name: &str, value: &str) {
@@ -491,12 +491,20 @@ mod tests {
             let html = page.html();
             let (_, body) = html.split_once("</style>").unwrap();
             assert!(html.contains("<title>&quot;&gt;&lt;script&gt;"), "{html}");
-            for raw in ["<script", "\"><", "'x'", "\u{202e}", "\u{1b}"] {
-                let found =
-                    body.replace("\"><b>", "").replace("\"><span", "").replace("\"></", "").replace("\"><dt>", "");
-                let hit =
-                    found.find(raw).map(|at| found[at.saturating_sub(60)..].chars().take(160).collect::<String>());
-                assert!(raw == "\"><" || hit.is_none(), "{raw}: {hit:?}");
+            for raw in ["<script", "alert('x')", "\u{202e}", "\u{1b}"] {
+                let hit = body.find(raw).map(|at| body[at.saturating_sub(60)..].chars().take(160).collect::<String>());
+                assert_eq!(hit, None, "{raw} stands in the page as it came");
+            }
+            // Every tag is one of ours, and what came in closed none.
+            for piece in body.split('<').skip(1) {
+                let tag: String =
+                    piece.trim_start_matches('/').chars().take_while(char::is_ascii_alphanumeric).collect();
+                let ours = [
+                    "head", "body", "html", "main", "header", "b", "span", "div", "h1", "h2", "p", "dl", "dt", "dd",
+                    "ul", "li", "pre", "br", "form", "label", "small", "input", "select", "option", "textarea",
+                    "button", "details", "summary",
+                ];
+                assert!(ours.contains(&tag.as_str()), "<{piece}");
             }
         }
     }

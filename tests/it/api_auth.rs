@@ -1,6 +1,6 @@
 //! Promise: whoever cannot show the token gets nothing over TCP, on any route there is or will be; what comes in is bounded.
 
-use crate::api_daemon::{ANAS_TOKEN, Daemon, sample};
+use crate::api_daemon::{ANAS_TOKEN, Daemon, asked, sample};
 use crate::support::http;
 use mainstay::model::Way;
 use mainstay::web::{ROUTES, Route};
@@ -10,7 +10,10 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixStream};
 
 fn concrete(route: &Route) -> String {
-    let path = route.path.replace("{repo}", "shop");
+    let path = route.path.replace("{repo}", "shop").replace("{name}", "board").replace("{token}", "none");
+    if path.contains("approvals/{id}") {
+        return path.replace("{id}", "1");
+    }
     if path.contains("inbox/{id}") { path.replace("{id}", "41") } else { path.replace("{id}", "12") }
 }
 
@@ -21,7 +24,9 @@ async fn ask(daemon: &Daemon, route: &Route, token: Option<&str>) -> StatusCode 
         request = request.header("authorization", format!("Bearer {token}"));
     }
     if route.method == "POST" {
-        request = request.header("content-type", "application/json").body(match route.path {
+        let kind = if route.path.starts_with("/a/") { "application/x-www-form-urlencoded" } else { "application/json" };
+        request = request.header("content-type", kind).body(match route.path {
+            "/a/{token}" => "verdict=approve",
             "/api/v1/trigger" => r#"{"repo":"shop"}"#,
             "/api/v1/tokens" => r#"{"person":"ana"}"#,
             _ => "{}",
@@ -35,8 +40,10 @@ async fn every_route_over_tcp_needs_the_token_unless_the_table_says_open() {
     let daemon = Daemon::start().await;
     daemon.memory.put(sample(12, "running"));
     daemon.memory.log(12, "build", 1, "hello", true);
+    daemon.approvals.ensure(asked("run/12/go-live", &["managers"], 1)).await.unwrap();
     let open: Vec<&str> = ROUTES.iter().filter(|route| route.open).map(|route| route.path).collect();
-    assert_eq!(open, ["/healthz", "/readyz", "/hooks/{repo}"], "another route was opened to everybody: is that meant?");
+    let meant = ["/healthz", "/readyz", "/hooks/{repo}", "/webhooks/approvals/{name}", "/a/{token}", "/a/{token}"];
+    assert_eq!(open, meant, "another route was opened to everybody: is that meant?");
     let almost = format!("{}0", &daemon.token[..63]);
     for route in ROUTES {
         let name = format!("{} {}", route.method, route.path);
@@ -47,8 +54,8 @@ async fn every_route_over_tcp_needs_the_token_unless_the_table_says_open() {
             }
             let status = ask(&daemon, route, wrong).await;
             if route.open {
-                let fits = [StatusCode::OK, StatusCode::UNAUTHORIZED];
-                // The webhook's own signature is what is missing there.
+                let fits = [StatusCode::OK, StatusCode::UNAUTHORIZED, StatusCode::NOT_FOUND];
+                // The webhook's own signature is what is missing there; no system and no link has such a name.
                 assert!(fits.contains(&status), "{name} answered {status}");
             } else {
                 assert_eq!(status, StatusCode::UNAUTHORIZED, "{name} with token {wrong:?}");
@@ -58,14 +65,21 @@ async fn every_route_over_tcp_needs_the_token_unless_the_table_says_open() {
             let status = ask(&daemon, route, Some(right)).await;
             if route.local {
                 assert_eq!(status, StatusCode::FORBIDDEN, "{name} is not for TCP, whatever token is shown");
+            } else if route.person && right != ANAS_TOKEN {
+                assert_eq!(status, StatusCode::FORBIDDEN, "{name} is for people, not for whoever has the token file");
             } else if !route.open {
                 assert!(status.is_success(), "{name} with a right token answered {status}");
             }
         }
     }
     let wishes = daemon.memory.wishes();
-    let posts = ROUTES.iter().filter(|route| route.method == "POST" && !route.open && !route.local).count();
+    let theirs = |route: &&Route| route.method == "POST" && !route.open && !route.local && !route.person;
+    let posts = ROUTES.iter().filter(theirs).count();
     assert_eq!(wishes.len(), 2 * posts, "a refused request had an effect: {wishes:?}");
+    // Approved, taken back and rejected by Ana; by nobody else.
+    let view = daemon.approvals.view(mainstay::model::ApprovalId(1)).await.unwrap().unwrap();
+    let said: Vec<_> = view.decisions.iter().map(|d| (d.person.as_str(), d.verdict.as_str())).collect();
+    assert_eq!(said, [("ana", "approve"), ("ana", "reject")]);
 }
 
 #[tokio::test]

@@ -1,6 +1,8 @@
 //! The web room on its real listeners, over runs kept in memory: what the API and the command line need to be asked.
 
 use async_trait::async_trait;
+use mainstay::approval::{Approvals, Clock, Rules};
+use mainstay::config::daemon::Person;
 use mainstay::logs::file::{LogLimit, LogWriter};
 use mainstay::logs::hub::LogStore;
 use mainstay::logs::mask::Masker;
@@ -8,8 +10,10 @@ use mainstay::model::api::{
     AuditEntry, AuditFilter, AuditVerdict, DaemonStatus, HookAccepted, InboxView, MessageFigures, Reloaded,
     RetryRequest, RunDetail, RunFilter, RunSummary, Started, TokenCreated, TokenRequest, TokenView, TriggerRequest,
 };
+use mainstay::model::approval::{ApprovalPolicy, ApprovalRequest, Channel, Subject};
 use mainstay::model::log::{LogChunk, Stream};
-use mainstay::model::{Asker, AttemptId, PersonName, RepoName, RunId, RunStatus};
+use mainstay::model::{Asker, AttemptId, PersonName, RepoName, RunId, RunStatus, Span};
+use mainstay::store::Store;
 use mainstay::web::auth::{Hosts, Token};
 use mainstay::web::listen::{Socket, serve};
 use mainstay::web::{App, Audit, Control, Headers, HookError, Intake, People, Problem, Runs, router};
@@ -245,9 +249,55 @@ impl Audit for Memory {
     }
 }
 
+/// Ana, Ben and Cem, who get mail, and Dee, who does not.
+pub(crate) fn rules() -> Rules {
+    let person = |name: &str| Person { mail: Some(format!("{name}@example.com")), ..Person::default() };
+    let mut rules = Rules { mail: true, public_url: "https://ci.example.com".into(), ..Rules::default() };
+    for name in ["ana", "ben", "cem"] {
+        rules.people.users.insert(name.parse().unwrap(), person(name));
+    }
+    rules.people.users.insert("dee".parse().unwrap(), Person::default());
+    let managers = ["ana", "ben"].map(|name| name.parse().unwrap());
+    rules.people.groups.insert("managers".parse().unwrap(), managers.into());
+    rules
+}
+
+/// A request to those people: so many of them must say yes within an hour.
+pub(crate) fn asked(key: &str, from: &[&str], required: u32) -> ApprovalRequest {
+    ApprovalRequest {
+        key: key.to_owned(),
+        environment: None,
+        run: Some(RunId(12)),
+        step: Some("go-live".parse().unwrap()),
+        deploy: None,
+        binding: format!("binding of {key}"),
+        subject: Subject {
+            title: "deploy shop 1a2b3c4d to production".into(),
+            repo: "shop".into(),
+            git_ref: "refs/heads/main".into(),
+            commit: "1a2b3c4d".repeat(5),
+            way_back: "mainstay rollback production".into(),
+            ..Subject::default()
+        },
+        policy: ApprovalPolicy {
+            from: from.iter().map(ToString::to_string).collect(),
+            required,
+            expires: Span(std::time::Duration::from_secs(3_600)),
+            by: vec![Channel::Mail, Channel::Webhook, Channel::Cli],
+            allow_self: false,
+            allow_unknown_pusher: false,
+        },
+        excluded: vec![],
+        unknown_pusher: None,
+        inputs: vec![],
+    }
+}
+
 /// A running web room.
 pub(crate) struct Daemon {
     pub(crate) memory: Memory,
+    pub(crate) approvals: Approvals,
+    pub(crate) store: Store,
     pub(crate) tcp: SocketAddr,
     pub(crate) token: String,
     folder: tempfile::TempDir,
@@ -258,16 +308,24 @@ pub(crate) struct Daemon {
 impl Daemon {
     /// Listens on a socket in a new state folder and on a free TCP port.
     pub(crate) async fn start() -> Daemon {
+        Self::with(rules(), Clock::default()).await
+    }
+
+    /// The same by other rules and another clock for approvals.
+    pub(crate) async fn with(rules: Rules, clock: Clock) -> Daemon {
         let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
         use std::os::unix::fs::PermissionsExt;
         let folder = tempfile::tempdir().unwrap();
         std::fs::set_permissions(folder.path(), std::fs::Permissions::from_mode(0o700)).unwrap();
         let logs = LogStore::new(folder.path());
         let memory = Memory { kept: Arc::default(), logs, changes: watch::Sender::new(0) };
-        Self::on(folder, memory).await
+        Self::on(folder, memory, rules, clock).await
     }
 
-    async fn on(folder: tempfile::TempDir, memory: Memory) -> Daemon {
+    async fn on(folder: tempfile::TempDir, memory: Memory, rules: Rules, clock: Clock) -> Daemon {
+        let store = Store::open(folder.path()).unwrap();
+        let approvals = Approvals::with_clock(store.clone(), folder.path(), rules, clock).unwrap();
+        approvals.recover().await.unwrap();
         let socket = Socket::bind(&folder.path().join("mainstay.sock")).unwrap();
         let tcp = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = tcp.local_addr().unwrap();
@@ -280,6 +338,7 @@ impl Daemon {
             intake: Arc::new(memory.clone()),
             people: Arc::new(memory.clone()),
             audit: Arc::new(memory.clone()),
+            approvals: approvals.clone(),
             token,
             hosts: Hosts::new(Some(address), Some("https://ci.example.com")),
             changes: memory.changes.subscribe(),
@@ -288,7 +347,7 @@ impl Daemon {
         });
         let served = tokio::spawn(serve(router(app), socket, Some(tcp), stop.subscribe()));
         let token = std::fs::read_to_string(folder.path().join("token")).unwrap().trim().to_owned();
-        Daemon { memory, tcp: address, token, folder, stop, served }
+        Daemon { memory, approvals, store, tcp: address, token, folder, stop, served }
     }
 
     /// The state folder.
@@ -318,7 +377,7 @@ pub(crate) struct Stopped {
 impl Stopped {
     /// Listens again on the same state folder, with the same runs.
     pub(crate) async fn start(self) -> Daemon {
-        Daemon::on(self.folder, self.memory).await
+        Daemon::on(self.folder, self.memory, rules(), Clock::default()).await
     }
 }
 

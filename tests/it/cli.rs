@@ -56,7 +56,7 @@ fn say(arguments: &[&str], folder: &Path) -> Said {
 fn the_help_page_groups_the_commands() {
     let said = say(&["--help"], Path::new("/"));
     assert_eq!((said.code, said.err.as_str()), (Some(0), ""));
-    for group in ["Start:", "Pipelines:", "Runs:", "Options:", "Exit codes:"] {
+    for group in ["Start:", "Pipelines:", "Runs:", "Deploys:", "Options:", "Exit codes:"] {
         assert!(said.out.contains(&format!("\n{group}")), "{group} is not on\n{}", said.out);
     }
     assert!(!said.out.contains("shim"), "{}", said.out);
@@ -65,7 +65,20 @@ fn the_help_page_groups_the_commands() {
 
 #[test]
 fn help_of_commands() {
-    for name in ["trigger", "runs", "show", "logs", "retry", "inbox", "doctor", "token", "audit"] {
+    for name in [
+        "trigger",
+        "runs",
+        "show",
+        "logs",
+        "retry",
+        "inbox",
+        "doctor",
+        "token",
+        "audit",
+        "approvals",
+        "approve",
+        "reject",
+    ] {
         let said = say(&[name, "--help"], Path::new("/"));
         assert_eq!(said.code, Some(0));
         insta::assert_snapshot!(format!("help_{name}"), said.out);

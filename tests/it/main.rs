@@ -2,6 +2,7 @@
 
 mod api_auth;
 mod api_daemon;
+mod approvals;
 mod audit;
 mod cli;
 mod conformance;
