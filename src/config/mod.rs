@@ -15,7 +15,7 @@ pub mod pipeline;
 pub mod schedule;
 pub mod schema;
 pub mod secret;
-mod yaml;
+pub(crate) mod yaml;
 
 pub use finding::{Finding, Findings, Severity};
 

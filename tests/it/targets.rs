@@ -29,4 +29,4 @@ macro_rules! every_case {
     };
 }
 
-// Each target below the macros, which it calls: `mod swarm;`.
+mod swarm;

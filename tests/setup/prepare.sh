@@ -45,6 +45,8 @@ here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 . "$here/lib.sh"
 . "$here/engine.sh"
 . "$here/images.sh"
+. "$here/sample.sh"
+. "$here/swarm.sh"
 . "$here/tools.sh"
 
 what=${1:-}
@@ -67,6 +69,8 @@ test)
     locked ensure_engine
     locked ensure_images
     locked ensure_demo_project "${2:-$(target_dir)/demo-project}"
+    locked ensure_sample_images
+    locked ensure_swarm
     locked ensure_cargo_tools
     ;;
 run)

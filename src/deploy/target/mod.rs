@@ -3,6 +3,8 @@
 //! In comes a release; out goes what serves. Three implementations: `swarm`, `compose`, `command`; a Kubernetes one has
 //! its place beside them. The suite in `tests/it/targets.rs` runs on all.
 
+pub mod swarm;
+
 use crate::model::deploy::{Observation, Release};
 use crate::model::{EnvironmentName, Oid};
 use async_trait::async_trait;

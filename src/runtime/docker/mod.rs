@@ -12,9 +12,11 @@ mod image;
 mod logs;
 mod network;
 mod space;
+mod swarm;
 
 pub use image::Registries;
 pub use network::Cidr;
+pub use swarm::{LocalImage, NAMESPACE, SwarmManager, SwarmService, SwarmState, SwarmTask};
 
 use super::{
     Found, Leftover, Living, ResolvedImage, Runtime, RuntimeError, SpaceName, StepSpec, Word, WorkspaceSource,

@@ -8,6 +8,7 @@ pub(crate) mod engine;
 pub(crate) mod failpoints;
 pub(crate) mod http;
 pub(crate) mod proxy;
+pub(crate) mod swarm;
 
 /// How often something is tried: `usual` in the gate, all of it under `make soak`, which sets `MAINSTAY_SOAK` to the
 /// number of random moments.
