@@ -196,9 +196,9 @@ fn get(address: SocketAddr) -> Result<String, String> {
     }
 }
 
-fn with(lab: SwarmLab, case: impl FnOnce(&SwarmLab) -> BoxFuture<'_, ()>) {
+fn with(lab: SwarmLab, case: impl FnOnce(Arc<SwarmLab>) -> BoxFuture<'static, ()>) {
     let lab = Arc::new(lab);
-    super::lab::run(|| Box::new(Shared(lab.clone())), |_| case(&lab));
+    super::lab::run(|| Box::new(Shared(lab.clone())), |_| case(lab.clone()));
 }
 
 /// So that a case can see what is special about a swarm's laboratory.
@@ -236,6 +236,7 @@ impl Lab for Shared {
 fn one_bad_service_of_two_is_told_and_both_can_be_put_back() {
     with(SwarmLab::new(TWO_SERVICES, &["app", "worker"], 2), |lab| {
         Box::pin(async move {
+            let lab = &*lab;
             let one = lab.release(1, Version::One);
             good(lab, &one).await;
             let image = |word: &str| image_id(&format!("mainstay-test/app:{word}"));
@@ -256,6 +257,7 @@ fn one_bad_service_of_two_is_told_and_both_can_be_put_back() {
 fn a_first_release_that_crashes_is_told_with_its_last_words() {
     with(SwarmLab::new(STACK, &["app"], 2), |lab| {
         Box::pin(async move {
+            let lab = &*lab;
             match apply(lab, &lab.release(1, Version::Crashes)).await {
                 Err(TargetError::Bad { why, left: Left::Mixed }) => assert!(why.contains("out of luck"), "{why}"),
                 other => panic!("{other:?}"),
@@ -270,6 +272,7 @@ fn services_that_a_release_no_longer_has_go_after_it_serves() {
     both.variables.clear();
     with(both, |lab| {
         Box::pin(async move {
+            let lab = &*lab;
             good(lab, &lab.release(1, Version::One)).await;
             let mut fewer = lab.release(2, Version::Two);
             let mut rendered: serde_json::Value = serde_json::from_str(&fewer.rendered).unwrap();
@@ -289,6 +292,7 @@ fn secrets_reach_the_tasks_and_are_seen_as_digests_only() {
     lab.variables.clear();
     with(lab, |lab| {
         Box::pin(async move {
+            let lab = &*lab;
             let release = lab.release(1, Version::One);
             assert!(release.rendered.contains("${LEVEL}"), "{}", release.rendered);
             match apply(lab, &release).await {
@@ -310,6 +314,7 @@ fn secrets_reach_the_tasks_and_are_seen_as_digests_only() {
 fn an_image_that_is_gone_is_said_before_anything_is_touched() {
     with(SwarmLab::new(STACK, &["app"], 2), |lab| {
         Box::pin(async move {
+            let lab = &*lab;
             good(lab, &lab.release(1, Version::One)).await;
             let gone = lab.release_with(2, &[("app", format!("sha256:{}", "5".repeat(64)))]);
             match apply(lab, &gone).await {
@@ -329,6 +334,7 @@ fn no_request_fails_in_a_good_deploy_a_bad_one_and_a_rollback() {
     lab.variables = BTreeMap::from([("PORT".to_owned(), port.to_string())]);
     with(lab, move |lab| {
         Box::pin(async move {
+            let lab = &*lab;
             let release = |number, version: Version| {
                 let app = image_id(&format!("mainstay-test/app:{}", version.word()));
                 lab.release_with(number, &[("app", app), ("proxy", image_id("mainstay-test/proxy:1"))])
