@@ -29,4 +29,5 @@ macro_rules! every_case {
     };
 }
 
+mod nodes;
 mod swarm;

@@ -36,6 +36,7 @@ docker-registry docker-registry
 htpasswd    apache2-utils
 git         git
 ldd         libc-bin
+ip          iproute2
 "
 
 # -------------------------------------------------------------------------------------------------------------------

@@ -89,10 +89,9 @@ impl Swarm {
                 "`docker swarm init` there makes it one of a single node, which is enough".to_owned(),
             ),
             "locked" => ("is a locked manager".to_owned(), "`docker swarm unlock` there".to_owned()),
-            "active" if state.error.is_empty() => (
-                "is a worker of its swarm".to_owned(),
-                "name a manager as the target's `host`".to_owned(),
-            ),
+            "active" if state.error.is_empty() => {
+                ("is a worker of its swarm".to_owned(), "name a manager as the target's `host`".to_owned())
+            }
             other => (
                 format!("is in a swarm that cannot decide ({other}) {}", state.error).trim().to_owned(),
                 "more than half of the managers have to be there: `docker node ls`".to_owned(),
@@ -218,7 +217,8 @@ impl Swarm {
             if rollout.is_as_before(&look) {
                 return Left::Before;
             }
-            let changed = look.services.iter().any(|one| rollout.others_changed(observe::short(&self.stack, &one.name), &look));
+            let changed =
+                look.services.iter().any(|one| rollout.others_changed(observe::short(&self.stack, &one.name), &look));
             if changed || Instant::now() > until {
                 return Left::Mixed;
             }
@@ -241,7 +241,9 @@ impl Swarm {
     ) -> TargetError {
         let mut words = format!("service `{name}`: {why}");
         if let Some(task) = rollout.culprit(name, look) {
-            if !task.error.is_empty() && !why.contains(&task.error) {
+            // `finished`, `started` say nothing of what is wrong.
+            let said = !["finished", "started", ""].contains(&task.error.as_str());
+            if said && !why.contains(&task.error) {
                 words.push_str(&format!("; its task said: {}", task.error));
             }
             if let Some(code) = task.exit_code.filter(|code| *code != 0 && !task.error.contains(&format!("({code})"))) {
@@ -259,8 +261,10 @@ impl Swarm {
         }
         // What a program prints may be what it was given.
         let masker = Masker::new(apply.secrets.values().map(|value| value.clone().into_bytes()));
-        let masked: Vec<_> =
-            words.lines().map(|line| String::from_utf8_lossy(&masker.mask_line(line.as_bytes())).into_owned()).collect();
+        let masked: Vec<_> = words
+            .lines()
+            .map(|line| String::from_utf8_lossy(&masker.mask_line(line.as_bytes())).into_owned())
+            .collect();
         TargetError::Bad { why: masked.join("\n"), left }
     }
 }
@@ -307,7 +311,8 @@ impl Target for Swarm {
 
     fn render(&self, input: &RenderInput) -> Result<Rendered, TargetError> {
         render::render(&self.file, input, self.downtime_allowed).map_err(|findings| {
-            let place = |line: usize| if line == 0 { findings.file.clone() } else { format!("{}:{line}", findings.file) };
+            let place =
+                |line: usize| if line == 0 { findings.file.clone() } else { format!("{}:{line}", findings.file) };
             let lines: Vec<_> = findings
                 .list
                 .iter()
@@ -334,7 +339,9 @@ impl Target for Swarm {
             self.client.deploy(&self.stack, &document.to_string()).await
         };
         match handed.await {
-            Ok(said) => said.into_iter().filter(|line| !line.contains("detach")).for_each(|line| (apply.progress)(line)),
+            Ok(said) => {
+                said.into_iter().filter(|line| !line.contains("detach")).for_each(|line| (apply.progress)(line))
+            }
             Err(refused) => {
                 let why = refused.error(self.manager.endpoint())?;
                 let look = self.look().await.map_err(error)?;
@@ -391,7 +398,7 @@ impl Target for Swarm {
 }
 
 /// Published ports and virtual addresses of services need IPVS in the kernel: loaded, built in, or there to be loaded.
-fn has_routing_mesh() -> bool {
+pub(crate) fn has_routing_mesh() -> bool {
     if Path::new("/proc/net/ip_vs").exists() || Path::new("/sys/module/ip_vs").exists() {
         return true;
     }

@@ -7,6 +7,7 @@ pub(crate) mod dockerd;
 pub(crate) mod engine;
 pub(crate) mod failpoints;
 pub(crate) mod http;
+pub(crate) mod nodes;
 pub(crate) mod proxy;
 pub(crate) mod swarm;
 

@@ -80,7 +80,8 @@ pub(super) async fn another_release_can_be_applied_over_one_that_was_cut_off(lab
     let one = lab.release(1, Version::One);
     good(lab, &one).await;
     let mut number = 1;
-    for (moment, version) in MOMENTS.into_iter().zip([Version::Two, Version::Crashes, Version::Sick].into_iter().cycle())
+    for (moment, version) in
+        MOMENTS.into_iter().zip([Version::Two, Version::Crashes, Version::Sick].into_iter().cycle())
     {
         number += 1;
         cut_off(lab, number, version, moment).await;

@@ -134,7 +134,14 @@ fn passes(said: &str) -> bool {
 fn sort(said: String) -> Refused {
     let said = said.trim().to_owned();
     let away = ["Cannot connect to the Docker daemon", "connection refused", "error during connect", "no such host"];
-    let document = ["Additional property", "must be a", "unsupported Compose file", "yaml:", "Invalid interpolation", "invalid reference"];
+    let document = [
+        "Additional property",
+        "must be a",
+        "unsupported Compose file",
+        "yaml:",
+        "Invalid interpolation",
+        "invalid reference",
+    ];
     if away.iter().any(|words| said.contains(words)) {
         Refused::Unreachable(said)
     } else if document.iter().any(|words| said.contains(words)) {
@@ -149,9 +156,7 @@ impl Refused {
     pub(super) fn error(self, endpoint: &str) -> Result<String, TargetError> {
         match self {
             Refused::Missing(why) => Err(missing_client(&why)),
-            Refused::Unreachable(detail) => {
-                Err(TargetError::Unreachable { endpoint: endpoint.to_owned(), detail })
-            }
+            Refused::Unreachable(detail) => Err(TargetError::Unreachable { endpoint: endpoint.to_owned(), detail }),
             Refused::Document(why) => Err(TargetError::Render(format!("the `docker` client says: {why}"))),
             Refused::Engine(why) => Ok(why),
         }

@@ -31,10 +31,7 @@ pub(super) fn document(
     let mut document: Value = serde_json::from_str(&release.rendered).map_err(|error| broken(error.to_string()))?;
     let services = document["services"].as_object_mut().ok_or_else(|| broken("it has no services".to_owned()))?;
     for (name, service) in services.iter_mut() {
-        let mut labels = vec![
-            (ENVIRONMENT, release.environment.to_string()),
-            (RELEASE, release.number.to_string()),
-        ];
+        let mut labels = vec![(ENVIRONMENT, release.environment.to_string()), (RELEASE, release.number.to_string())];
         let hidden = with_secrets(service);
         if !hidden.is_empty() {
             labels.push((SECRETS, hidden.join(",")));
@@ -66,10 +63,12 @@ fn with_secrets(service: &Value) -> Vec<String> {
             ("environment", Value::Object(entries)) => {
                 names.extend(entries.iter().filter(|(_, value)| holds(value)).map(|(name, _)| format!("env.{name}")));
             }
-            ("environment", Value::Array(list)) => names.extend(list.iter().filter(|entry| holds(entry)).map(|entry| {
-                let name = entry.as_str().unwrap_or_default().split('=').next().unwrap_or_default();
-                format!("env.{name}")
-            })),
+            ("environment", Value::Array(list)) => {
+                names.extend(list.iter().filter(|entry| holds(entry)).map(|entry| {
+                    let name = entry.as_str().unwrap_or_default().split('=').next().unwrap_or_default();
+                    format!("env.{name}")
+                }))
+            }
             _ if holds(value) => names.push(key.clone()),
             _ => {}
         }
@@ -166,7 +165,8 @@ mod tests {
             },
             "web": { "environment": ["TOKEN=x${KEY}"], "deploy": { "update_config": {} } },
         } }));
-        let secrets = [("KEY", "k"), ("PASSWORD", "a$b${KEY}")].map(|(name, value)| (name.to_owned(), value.to_owned()));
+        let secrets =
+            [("KEY", "k"), ("PASSWORD", "a$b${KEY}")].map(|(name, value)| (name.to_owned(), value.to_owned()));
         let manners = BTreeMap::from([("api".to_owned(), Manner { no_way_back: true, at_once: true })]);
         let found = document(&release, &secrets.into(), &manners).unwrap();
         let api = &found["services"]["api"];
@@ -174,7 +174,12 @@ mod tests {
         assert_eq!(api["environment"], json!({ "PASSWORD": "a$$b$${KEY}", "PLAIN": "5$$" }));
         assert_eq!(
             api["deploy"]["labels"],
-            json!(["team=a", "mainstay.environment=production", "mainstay.release=7", "mainstay.secrets=command,env.PASSWORD"])
+            json!([
+                "team=a",
+                "mainstay.environment=production",
+                "mainstay.release=7",
+                "mainstay.secrets=command,env.PASSWORD"
+            ])
         );
         assert_eq!(api["deploy"]["update_config"], json!({ "failure_action": "pause", "parallelism": 0 }));
         let web = &found["services"]["web"];

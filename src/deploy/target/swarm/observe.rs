@@ -56,7 +56,11 @@ pub(super) fn template(spec: &Value) -> Value {
     spec
 }
 
-fn instances<'a>(name: &'a str, service: &'a SwarmService, tasks: &'a [SwarmTask]) -> impl Iterator<Item = Instance> + 'a {
+fn instances<'a>(
+    name: &'a str,
+    service: &'a SwarmService,
+    tasks: &'a [SwarmTask],
+) -> impl Iterator<Item = Instance> + 'a {
     let ours: Vec<_> = tasks.iter().filter(|task| task.service == service.id).collect();
     let wanted: Vec<_> = ours.iter().copied().filter(|task| task.desired == "running").collect();
     wanted.into_iter().map(move |task| {
@@ -76,7 +80,11 @@ fn instances<'a>(name: &'a str, service: &'a SwarmService, tasks: &'a [SwarmTask
             image: text(&task.spec["ContainerSpec"]["Image"]),
             healthy,
             restarts: restarts as u64,
-            state: if healthy || task.error.is_empty() { task.state.clone() } else { format!("{}: {}", task.state, task.error) },
+            state: if healthy || task.error.is_empty() {
+                task.state.clone()
+            } else {
+                format!("{}: {}", task.state, task.error)
+            },
         }
     })
 }
@@ -128,7 +136,10 @@ fn items(stack: &str, spec: &Value, networks: &HashMap<String, String>) -> BTree
     put("healthcheck.retries".into(), text(&check["Retries"]));
     for mount in list(&container["Mounts"]) {
         let read_only = if mount["ReadOnly"] == true { " (read-only)" } else { "" };
-        put(format!("volume.{}", text(&mount["Target"])), format!("{} {}{read_only}", text(&mount["Type"]), text(&mount["Source"])));
+        put(
+            format!("volume.{}", text(&mount["Target"])),
+            format!("{} {}{read_only}", text(&mount["Type"]), text(&mount["Source"])),
+        );
     }
     for (kind, key, name) in [("config", "Configs", "ConfigName"), ("secret", "Secrets", "SecretName")] {
         for one in list(&container[key]) {
@@ -146,7 +157,10 @@ fn items(stack: &str, spec: &Value, networks: &HashMap<String, String>) -> BTree
     labels(&container["Labels"], "label", &mut put);
     let resources = &template["Resources"];
     for (part, name) in [("Limits", "limit"), ("Reservations", "reservation")] {
-        put(format!("{name}.cpus"), resources[part]["NanoCPUs"].as_f64().map(|n| (n / 1e9).to_string()).unwrap_or_default());
+        put(
+            format!("{name}.cpus"),
+            resources[part]["NanoCPUs"].as_f64().map(|n| (n / 1e9).to_string()).unwrap_or_default(),
+        );
         put(format!("{name}.memory"), text(&resources[part]["MemoryBytes"]));
         put(format!("{name}.pids"), text(&resources[part]["Pids"]));
     }
@@ -164,7 +178,8 @@ fn items(stack: &str, spec: &Value, networks: &HashMap<String, String>) -> BTree
     put("endpoint_mode".into(), text(&spec["EndpointSpec"]["Mode"]));
     for port in list(&spec["EndpointSpec"]["Ports"]) {
         let protocol = port["Protocol"].as_str().unwrap_or("tcp");
-        let published = format!("{} {}", text(&port["PublishedPort"]), port["PublishMode"].as_str().unwrap_or("ingress"));
+        let published =
+            format!("{} {}", text(&port["PublishedPort"]), port["PublishMode"].as_str().unwrap_or("ingress"));
         put(format!("port.{}/{protocol}", text(&port["TargetPort"])), published);
     }
     hide(spec["Labels"][SECRETS].as_str().unwrap_or_default(), &mut items);
@@ -175,7 +190,8 @@ fn items(stack: &str, spec: &Value, networks: &HashMap<String, String>) -> BTree
 fn hide(names: &str, items: &mut BTreeMap<String, String>) {
     for name in names.split(',').filter(|name| !name.is_empty()) {
         // A part of a setting is hidden with the whole: `healthcheck` is several items, and `labels` are `label.…`.
-        let part = |item: &str, of: &str| item.strip_prefix(of).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'));
+        let part =
+            |item: &str, of: &str| item.strip_prefix(of).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'));
         let of = |item: &str| part(item, name) || name.strip_suffix('s').is_some_and(|one| part(item, one));
         for (_, value) in items.iter_mut().filter(|(item, _)| of(item)) {
             let digest = hex::encode(Sha256::digest(value.as_bytes()));
@@ -263,7 +279,7 @@ mod tests {
                 "api.constraints = node.role==worker",
                 "api.deploy.label.team = a",
                 "api.env.LEVEL = info",
-                "api.env.PASSWORD = sha256:0f1dd4c3ce29",
+                "api.env.PASSWORD = sha256:20d2fe5e369d",
                 "api.image = api@sha256:1",
                 "api.mode = Replicated",
                 "api.network.net = api",
@@ -286,7 +302,8 @@ mod tests {
             task("f", 2, "starting", "running", "LEVEL=info"),
         ];
         let seen = observation("shop", &[service("LEVEL=info")], &tasks, &HashMap::new());
-        let shown: Vec<_> = seen.instances.iter().map(|i| (i.name.as_str(), i.healthy, i.restarts, i.state.as_str())).collect();
+        let shown: Vec<_> =
+            seen.instances.iter().map(|i| (i.name.as_str(), i.healthy, i.restarts, i.state.as_str())).collect();
         assert_eq!(
             shown,
             [("api.1.a", true, 2, "running"), ("api.2.f", false, 0, "starting: task: non-zero exit (3)")]

@@ -329,11 +329,10 @@ fn nanos(text: &str) -> Option<u64> {
         let digits = rest.find(|c: char| !c.is_ascii_digit() && c != '.')?;
         let amount: f64 = rest[..digits].parse().ok()?;
         let unit = &rest[digits..];
-        let units =
-            [("ns", 1.0), ("us", 1e3), ("µs", 1e3), ("ms", 1e6), ("s", 1e9), ("m", 60e9), ("h", 3600e9)];
-        let (word, factor) = units.into_iter().find(|(word, _)| {
-            unit.starts_with(word) && !unit[word.len()..].starts_with(|c: char| c.is_alphabetic())
-        })?;
+        let units = [("ns", 1.0), ("us", 1e3), ("µs", 1e3), ("ms", 1e6), ("s", 1e9), ("m", 60e9), ("h", 3600e9)];
+        let (word, factor) = units
+            .into_iter()
+            .find(|(word, _)| unit.starts_with(word) && !unit[word.len()..].starts_with(|c: char| c.is_alphabetic()))?;
         total += amount * factor;
         rest = &unit[word.len()..];
     }
@@ -374,7 +373,8 @@ fn services_of(root: &Node) -> impl Iterator<Item = (String, Place)> {
 /// A number as the engine's client would read it: file modes are written with a leading zero.
 fn number(text: &str) -> Option<Value> {
     let digits = text.replace('_', "");
-    let radix = |prefix: &str, radix| digits.strip_prefix(prefix).and_then(|rest| u64::from_str_radix(rest, radix).ok());
+    let radix =
+        |prefix: &str, radix| digits.strip_prefix(prefix).and_then(|rest| u64::from_str_radix(rest, radix).ok());
     if let Some(value) = radix("0x", 16).or_else(|| radix("0o", 8)) {
         return Some(json!(value));
     }

@@ -16,6 +16,9 @@ const FIRST_FAILURES_MAX: usize = 3;
 /// A task that was started stays up for so long before it counts; what ends at once is running, too, for a moment.
 const STEADY: Duration = Duration::from_secs(1);
 
+/// How a task ends that should not have. One that is stopped because it is unhealthy, and ends with 0, is `complete`.
+const ENDED: [&str; 3] = ["failed", "rejected", "complete"];
+
 /// What the engine said at one moment.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Look {
@@ -98,7 +101,11 @@ impl<'a> Rollout<'a> {
                 at_once: !settled || number(has) > number(&self.release),
             }
         };
-        self.before.services.iter().map(|service| (short(self.stack, &service.name).to_owned(), manner(service))).collect()
+        self.before
+            .services
+            .iter()
+            .map(|service| (short(self.stack, &service.name).to_owned(), manner(service)))
+            .collect()
     }
 
     /// Where each of the wanted services stands.
@@ -116,7 +123,9 @@ impl<'a> Rollout<'a> {
         let said = || service.message.trim().to_owned();
         match service.update.as_deref() {
             Some("rollback_started") => return Verdict::GoingBack(said()),
-            Some("rollback_completed") => return Verdict::Bad { why: said(), put_back: release_of(service) != self.release },
+            Some("rollback_completed") => {
+                return Verdict::Bad { why: said(), put_back: release_of(service) != self.release };
+            }
             Some("rollback_paused" | "paused") => return Verdict::Bad { why: said(), put_back: false },
             _ if release_of(service) != self.release => {
                 return Verdict::Bad { why: "somebody else changed it meanwhile".to_owned(), put_back: false };
@@ -145,21 +154,22 @@ impl<'a> Rollout<'a> {
 
     fn new_failures<'l>(&'l self, service: &'l SwarmService, look: &'l Look) -> impl Iterator<Item = &'l SwarmTask> {
         let known = |task: &SwarmTask| {
-            self.before.tasks.iter().any(|old| old.id == task.id && ["failed", "rejected"].contains(&old.state.as_str()))
+            self.before.tasks.iter().any(|old| old.id == task.id && ENDED.contains(&old.state.as_str()))
         };
-        look.tasks_of(service).filter(move |task| {
-            ["failed", "rejected"].contains(&task.state.as_str()) && is_of(task, service) && !known(task)
-        })
+        look.tasks_of(service)
+            .filter(move |task| ENDED.contains(&task.state.as_str()) && is_of(task, service) && !known(task))
     }
 
     fn progress(&self, service: &SwarmService, look: &Look) -> Verdict {
         let (new, old): (Vec<_>, Vec<_>) = look.tasks_of(service).partition(|task| is_of(task, service));
         let wanted: Vec<_> = new.iter().filter(|task| task.desired == "running").collect();
-        let up = wanted.iter().filter(|task| task.state == "running" && !look.silent.contains(&task.node)).count() as u64;
+        let up =
+            wanted.iter().filter(|task| task.state == "running" && !look.silent.contains(&task.node)).count() as u64;
         let all = replicas(service).unwrap_or(wanted.len().max(1) as u64);
         // Of either spec: what is no longer wanted is still there until it has ended.
         let goes = |task: &&&SwarmTask| task.desired != "running" || !is_of(task, service);
-        let ending = old.iter().chain(&new).filter(goes).filter(|task| is_alive(task) && !look.silent.contains(&task.node));
+        let ending =
+            old.iter().chain(&new).filter(goes).filter(|task| is_alive(task) && !look.silent.contains(&task.node));
         let ending = ending.count();
         if up < all {
             let slow = wanted.iter().find(|task| task.state != "running");
@@ -175,9 +185,8 @@ impl<'a> Rollout<'a> {
         if service.update.as_deref() == Some("updating") {
             return Verdict::Going(format!("{up} of {all} run the release; the engine watches them for a moment"));
         }
-        let was_running = |task: &SwarmTask| {
-            self.before.tasks.iter().any(|old| old.id == task.id && old.state == "running")
-        };
+        let was_running =
+            |task: &SwarmTask| self.before.tasks.iter().any(|old| old.id == task.id && old.state == "running");
         let steady = |task: &SwarmTask| {
             was_running(task) || self.running.get(&task.id).is_some_and(|since| since.elapsed() >= STEADY)
         };
@@ -192,7 +201,7 @@ impl<'a> Rollout<'a> {
         let service = look.service(&format!("{}_{name}", self.stack))?;
         let known: BTreeSet<_> = self.before.tasks.iter().map(|task| (task.id.as_str(), task.state.as_str())).collect();
         let failed = |task: &&SwarmTask| {
-            ["failed", "rejected"].contains(&task.state.as_str()) && !known.contains(&(task.id.as_str(), task.state.as_str()))
+            ENDED.contains(&task.state.as_str()) && !known.contains(&(task.id.as_str(), task.state.as_str()))
         };
         let failed = look.tasks_of(service).filter(failed).max_by(|a, b| a.since.cmp(&b.since));
         let stuck = |task: &&SwarmTask| task.desired == "running" && task.state != "running";
@@ -230,7 +239,8 @@ fn is_same(old: &Value, new: &Value) -> bool {
 }
 
 fn is_alive(task: &SwarmTask) -> bool {
-    !["complete", "shutdown", "failed", "rejected", "remove", "orphaned", "new", "pending"].contains(&task.state.as_str())
+    !["complete", "shutdown", "failed", "rejected", "remove", "orphaned", "new", "pending"]
+        .contains(&task.state.as_str())
 }
 
 #[cfg(test)]

@@ -6,7 +6,9 @@ fn input(file: &str, images: &[(&str, &str)]) -> RenderInput {
         file: Some(file.to_owned()),
         commit: "1".repeat(40).parse().unwrap(),
         images: images.iter().map(|(name, image)| ((*name).to_owned(), (*image).to_owned())).collect(),
-        variables: [("LEVEL", "info"), ("COUNT", "3"), ("PRICE", "5$")].map(|(n, v)| (n.to_owned(), v.to_owned())).into(),
+        variables: [("LEVEL", "info"), ("COUNT", "3"), ("PRICE", "5$")]
+            .map(|(n, v)| (n.to_owned(), v.to_owned()))
+            .into(),
         secret_names: vec!["PASSWORD".to_owned()],
     }
 }
@@ -80,12 +82,27 @@ fn whatever_is_wrong_is_said_with_its_place() {
         ("services:\n  a: { image: '${NAME}:1' }", &[(2, "the variable `NAME` is not set")]),
         ("services:\n  a: { image: x, user: $USER }", &[(2, "a `$` stands alone")]),
         ("services:\n  a: { user: x }", &[(2, "service `a` has no image")]),
-        ("services:\n  a:\n    image: x\n    env_file: .env", &[(4, "`env_file` names another file, and a release is this file alone")]),
-        ("services: { a: { image: x } }\nconfigs:\n  c: { file: ./c }", &[(3, "`file` names another file, and a release is this file alone")]),
-        ("services:\n  a:\n    image: x\n    deploy: { labels: [mainstay.instance=x] }", &[(4, "labels that begin with `mainstay.` are Mainstay's own")]),
-        ("services:\n  a:\n    image: x\n    labels: { mainstay.instance: x }", &[(4, "labels that begin with `mainstay.` are Mainstay's own")]),
+        (
+            "services:\n  a:\n    image: x\n    env_file: .env",
+            &[(4, "`env_file` names another file, and a release is this file alone")],
+        ),
+        (
+            "services: { a: { image: x } }\nconfigs:\n  c: { file: ./c }",
+            &[(3, "`file` names another file, and a release is this file alone")],
+        ),
+        (
+            "services:\n  a:\n    image: x\n    deploy: { labels: [mainstay.instance=x] }",
+            &[(4, "labels that begin with `mainstay.` are Mainstay's own")],
+        ),
+        (
+            "services:\n  a:\n    image: x\n    labels: { mainstay.instance: x }",
+            &[(4, "labels that begin with `mainstay.` are Mainstay's own")],
+        ),
         ("version: '2.4'\nservices: { a: { image: x } }", &[(1, "a stack file has version 3")]),
-        ("services:\n  a: { image: x, deploy: { mode: replicated-job } }", &[(2, "service `a` is a job (`mode: replicated-job`)")]),
+        (
+            "services:\n  a: { image: x, deploy: { mode: replicated-job } }",
+            &[(2, "service `a` is a job (`mode: replicated-job`)")],
+        ),
         ("services:\n  a: { image: x, deploy: once }", &[(2, "`deploy` is a map")]),
         ("services: [a]", &[(1, "`services` is a map of services by name")]),
         ("services:\n", &[(1, "`services` is a map of services by name")]),
@@ -123,7 +140,9 @@ fn what_cannot_run_beside_itself_needs_downtime_to_be_allowed() {
 #[test]
 fn what_writes_to_a_volume_says_whether_two_of_it_may_run_at_once() {
     for volumes in ["['data:/var/lib/x']", "[{ type: volume, source: data, target: /x }]"] {
-        let file = |more: &str| format!("services:\n  db:\n    image: x\n    volumes: {volumes}\n{more}volumes: {{ data: {{}} }}\n");
+        let file = |more: &str| {
+            format!("services:\n  db:\n    image: x\n    volumes: {volumes}\n{more}volumes: {{ data: {{}} }}\n")
+        };
         for downtime in [false, true] {
             let found = wrong(&file(""), &[], downtime);
             assert!(found[0].1.contains("`db` writes to `data`"), "{found:?}");
@@ -131,20 +150,26 @@ fn what_writes_to_a_volume_says_whether_two_of_it_may_run_at_once() {
         let said = file("    deploy: { update_config: { order: start-first } }\n");
         assert_eq!(good(&said, &[])["services"]["db"]["deploy"]["update_config"]["order"], "start-first");
     }
-    for volumes in ["['data:/x:ro', /tmp/x]", "[{ type: tmpfs, target: /x }, { type: bind, source: /etc, target: /y, read_only: true }]"] {
+    for volumes in [
+        "['data:/x:ro', /tmp/x]",
+        "[{ type: tmpfs, target: /x }, { type: bind, source: /etc, target: /y, read_only: true }]",
+    ] {
         good(&format!("services: {{ a: {{ image: x, volumes: {volumes} }} }}"), &[]);
     }
 }
 
 #[test]
 fn spans_and_numbers_are_read_as_the_engines_client_reads_them() {
-    for (text, expected) in [("1s", 1e9), ("1m30s", 90e9), ("500ms", 5e8), ("1.5h", 5400e9), ("10us", 1e4), ("0s", 0.0)] {
+    for (text, expected) in [("1s", 1e9), ("1m30s", 90e9), ("500ms", 5e8), ("1.5h", 5400e9), ("10us", 1e4), ("0s", 0.0)]
+    {
         assert_eq!(nanos(text), Some(expected as u64), "{text}");
     }
     for text in ["", "1", "s", "1 s", "1sec", "-1s"] {
         assert_eq!(nanos(text), None, "{text}");
     }
-    for (text, expected) in [("0440", json!(288)), ("0x10", json!(16)), ("0.5", json!(0.5)), ("-3", json!(-3)), ("0", json!(0))] {
+    for (text, expected) in
+        [("0440", json!(288)), ("0x10", json!(16)), ("0.5", json!(0.5)), ("-3", json!(-3)), ("0", json!(0))]
+    {
         assert_eq!(number(text), Some(expected), "{text}");
     }
 }

@@ -124,7 +124,10 @@ fn the_engine_may_go_back_only_to_what_was_whole() {
     let usual = Manner::default();
     assert_eq!(manner(settled(), 2), usual);
     // The way back: all at once, and the engine may still keep what there is.
-    assert_eq!(manner(look(service("two", 2, None), vec![up("b1", 1, "two"), up("b2", 2, "two")]), 1), Manner { at_once: true, ..usual });
+    assert_eq!(
+        manner(look(service("two", 2, None), vec![up("b1", 1, "two"), up("b2", 2, "two")]), 1),
+        Manner { at_once: true, ..usual }
+    );
     // The same again: what the engine would go back to is the same.
     assert_eq!(manner(settled(), 1), Manner { no_way_back: true, at_once: false });
     let broken = Manner { no_way_back: true, at_once: true };
@@ -158,9 +161,15 @@ fn the_newest_failed_task_of_this_time_speaks_for_the_service() {
     let mut before = settled();
     before.tasks.push(old.clone());
     let rollout = Rollout::new("shop", 2, before);
-    let tasks = vec![old, task("b", 1, "two", "failed", "shutdown"), task("c", 2, "two", "failed", "shutdown"), up("a1", 1, "one")];
+    let tasks = vec![
+        old,
+        task("b", 1, "two", "failed", "shutdown"),
+        task("c", 2, "two", "failed", "shutdown"),
+        up("a1", 1, "one"),
+    ];
     let now = look(service("one", 1, Some("rollback_completed")), tasks);
     assert_eq!(rollout.culprit("api", &now).map(|task| task.id.as_str()), Some("c"));
-    let waiting = look(service("two", 2, Some("updating")), vec![up("a1", 1, "one"), task("p", 1, "two", "pending", "running")]);
+    let waiting =
+        look(service("two", 2, Some("updating")), vec![up("a1", 1, "one"), task("p", 1, "two", "pending", "running")]);
     assert_eq!(rollout.culprit("api", &waiting).map(|task| task.id.as_str()), Some("p"));
 }
