@@ -31,3 +31,5 @@ macro_rules! every_case {
 }
 
 mod compose;
+mod nodes;
+mod swarm;

@@ -6,6 +6,8 @@ here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 . "$here/lib.sh"
 . "$here/engine.sh"
 . "$here/images.sh"
+. "$here/sample.sh"
+. "$here/swarm.sh"
 dry_run=no
 [ "${1:-}" = --dry-run ] && dry_run=yes
 
@@ -36,9 +38,16 @@ each() {
 # The base images by name, and only where set-up made them; a pulled one has no label.
 made_by_set_up() {
     local image
-    for image in "$DEMO_IMAGE" alpine:3 busybox:latest debian:12; do
+    for image in $(sample_images) "$DEMO_IMAGE" alpine:3 busybox:latest debian:12; do
         "${DOCKER[@]}" image ls --format '{{.Repository}}:{{.Tag}}' --filter label=mainstay.setup --filter "reference=$image"
     done
+}
+
+# Stacks that Mainstay deployed.
+stacks() {
+    [ "$(swarm_state)" = "active true" ] || return 0
+    "${DOCKER[@]}" service ls -q --filter label=mainstay.environment |
+        xargs -r "${DOCKER[@]}" service inspect -f '{{index .Spec.Labels "com.docker.stack.namespace"}}' | sort -u
 }
 
 # The images whose own labels are ours.
@@ -55,11 +64,13 @@ clean_engine() {
         say "no container engine answers: nothing to clean there"
         return 0
     fi
+    stacks | each stack rm
     "${DOCKER[@]}" ps -a --format '{{.ID}} {{.Labels}}' | ours | each rm --force --volumes
     "${DOCKER[@]}" network ls --format '{{.ID}} {{.Labels}}' | ours | each network rm
     "${DOCKER[@]}" volume ls --format '{{.Name}} {{.Labels}}' | ours | each volume rm
     image_labels | ours | each rmi
     made_by_set_up | each rmi
+    leave_swarm
 }
 
 clean_files() {

@@ -40,6 +40,7 @@ prometheus  prometheus
 docker-compose docker-compose
 openssl     openssl
 /usr/lib/python3/dist-packages/aiosmtpd/smtp.py  python3-aiosmtpd
+ip          iproute2
 "
 
 # -------------------------------------------------------------------------------------------------------------------
@@ -49,6 +50,8 @@ here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 . "$here/lib.sh"
 . "$here/engine.sh"
 . "$here/images.sh"
+. "$here/sample.sh"
+. "$here/swarm.sh"
 . "$here/tools.sh"
 
 what=${1:-}
@@ -71,6 +74,8 @@ test)
     locked ensure_engine
     locked ensure_images
     locked ensure_demo_project "${2:-$(target_dir)/demo-project}"
+    locked ensure_sample_images
+    locked ensure_swarm
     locked ensure_cargo_tools
     ;;
 run)

@@ -4,6 +4,7 @@
 use super::machine::disk;
 use super::{Check, State};
 use crate::config::daemon::{DockerSettings, Ipv4Range};
+use crate::deploy::target::swarm::has_routing_mesh;
 use jiff::Timestamp;
 use reqwest::{Client, Method, Url};
 use serde_json::{Value, json};
@@ -56,6 +57,7 @@ pub(super) async fn look(settings: &DockerSettings, try_run: bool, checks: &mut 
         Ok(info) => {
             checks.push(clock(&info, Timestamp::now()));
             checks.push(kernel(&info));
+            checks.push(swarm(&info, engine.is_local() && !has_routing_mesh()));
             let root = PathBuf::from(info["DockerRootDir"].as_str().unwrap_or("/var/lib/docker"));
             // Of an engine elsewhere the folder is not ours to look at.
             if engine.is_local() && root.is_dir() {
@@ -166,6 +168,35 @@ fn kernel(info: &Value) -> Check {
     Check::poor(NAME, format!("{found}; limits without effect: {}", absent.join(", ")), mend)
 }
 
+/// Whether stacks can be deployed there.
+fn swarm(info: &Value, no_mesh: bool) -> Check {
+    const NAME: &str = "swarm";
+    let swarm = &info["Swarm"];
+    match (swarm["ControlAvailable"].as_bool(), swarm["LocalNodeState"].as_str()) {
+        (Some(true), _) => {
+            let nodes = swarm["Nodes"].as_u64().unwrap_or(1);
+            let found = format!("a manager of {nodes} node{}", if nodes == 1 { "" } else { "s" });
+            if no_mesh {
+                return Check::good(
+                    NAME,
+                    format!(
+                        "{found}; this kernel has no IPVS, so no routing mesh: use `endpoint_mode: dnsrr`, and `mode: host` for ports"
+                    ),
+                );
+            }
+            Check::good(NAME, found)
+        }
+        (_, None | Some("inactive")) => {
+            Check::good(NAME, "none; `docker swarm init` makes one, for environments with `target: { swarm: … }`")
+        }
+        (_, Some(state)) => Check::poor(
+            NAME,
+            format!("no manager that can decide ({state}) {}", swarm["Error"].as_str().unwrap_or_default()).trim(),
+            "name a manager as the `host` of environments that deploy stacks",
+        ),
+    }
+}
+
 /// How many more run networks fit into the configured range beside what the engine has already.
 fn run_networks(range: Ipv4Range, networks: &Value) -> Check {
     const NAME: &str = "run networks";
@@ -264,6 +295,20 @@ mod tests {
         assert_eq!(found(&["10.213.0.0/25"]), "7 of 8 fit into 10.213.0.0/22");
         assert_eq!(found(&["10.213.0.64/26", "10.213.1.0/24"]), "5 of 8 fit into 10.213.0.0/22");
         assert_eq!(run_networks(range, &networks(&["10.0.0.0/8"])).state, State::Missing);
+    }
+
+    #[test]
+    fn a_swarm_is_wanted_by_those_who_deploy_stacks_only() {
+        let look = |swarm: Value, no_mesh| {
+            let check = super::swarm(&json!({ "Swarm": swarm }), no_mesh);
+            (check.state, check.found)
+        };
+        let manager = json!({ "LocalNodeState": "active", "ControlAvailable": true, "Nodes": 3 });
+        assert_eq!(look(manager.clone(), false), (State::Good, "a manager of 3 nodes".to_owned()));
+        assert!(look(manager, true).1.contains("no routing mesh"));
+        assert_eq!(look(json!({ "LocalNodeState": "inactive", "ControlAvailable": false }), true).0, State::Good);
+        let worker = json!({ "LocalNodeState": "active", "ControlAvailable": false, "Error": "" });
+        assert_eq!(look(worker, false), (State::Poor, "no manager that can decide (active)".to_owned()));
     }
 
     #[test]

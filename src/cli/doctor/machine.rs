@@ -21,6 +21,7 @@ pub(super) fn look(place: &Place, checks: &mut Vec<Check>) {
     checks.extend(socket(&place.socket()));
     checks.push(program("git", "--version", "some Git hosts and `mainstay demo` need it"));
     checks.push(program("ssh", "-V", "repositories with an ssh address need it"));
+    checks.push(program("docker", "--version", "stacks of a swarm and Compose projects are deployed with it"));
     checks.push(open_files());
 }
 

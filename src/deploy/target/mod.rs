@@ -7,6 +7,7 @@ pub mod command;
 pub mod compose;
 mod document;
 mod notes;
+pub mod swarm;
 
 use crate::model::deploy::{Observation, Release};
 use crate::model::{EnvironmentName, Oid};

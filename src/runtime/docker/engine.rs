@@ -76,22 +76,27 @@ fn chain(error: &dyn std::error::Error) -> String {
     causes.join(": ")
 }
 
+/// An error of ours from one of the engine's. `doing` fits after "failed to ...".
+pub(super) fn error_at(endpoint: &str, doing: impl Into<String>, error: &Error) -> RuntimeError {
+    match error {
+        Error::DockerResponseServerError { message, .. } => {
+            RuntimeError::Refused { doing: doing.into(), detail: message.trim().to_owned() }
+        }
+        Error::DockerStreamError { error } => {
+            RuntimeError::Refused { doing: doing.into(), detail: error.trim().to_owned() }
+        }
+        Error::JsonDataError { .. } | Error::JsonSerdeError { .. } | Error::URLEncodedError { .. } => {
+            RuntimeError::Refused { doing: doing.into(), detail: chain(error) }
+        }
+        // Connection refused, reset, closed in the middle, too slow: the engine is away, or going.
+        _ => RuntimeError::Unreachable { endpoint: endpoint.to_owned(), detail: chain(error) },
+    }
+}
+
 impl Engine {
     /// An error of ours from one of the engine's. `doing` fits after "failed to ...".
     pub(super) fn error(&self, doing: impl Into<String>, error: &Error) -> RuntimeError {
-        match error {
-            Error::DockerResponseServerError { message, .. } => {
-                RuntimeError::Refused { doing: doing.into(), detail: message.trim().to_owned() }
-            }
-            Error::DockerStreamError { error } => {
-                RuntimeError::Refused { doing: doing.into(), detail: error.trim().to_owned() }
-            }
-            Error::JsonDataError { .. } | Error::JsonSerdeError { .. } | Error::URLEncodedError { .. } => {
-                RuntimeError::Refused { doing: doing.into(), detail: chain(error) }
-            }
-            // Connection refused, reset, closed in the middle, too slow: the engine is away, or going.
-            _ => RuntimeError::Unreachable { endpoint: self.endpoint.clone(), detail: chain(error) },
-        }
+        error_at(&self.endpoint, doing, error)
     }
 
     pub(super) fn unreachable(&self, detail: impl Into<String>) -> RuntimeError {

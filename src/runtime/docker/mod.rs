@@ -14,9 +14,11 @@ mod network;
 pub(crate) mod oneoff;
 pub(crate) mod project;
 mod space;
+mod swarm;
 
 pub use image::Registries;
 pub use network::Cidr;
+pub use swarm::{LocalImage, NAMESPACE, SwarmManager, SwarmService, SwarmState, SwarmTask};
 
 use super::{
     Found, Leftover, Living, ResolvedImage, Runtime, RuntimeError, SpaceName, StepSpec, Word, WorkspaceSource,
