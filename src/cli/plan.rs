@@ -126,7 +126,6 @@ fn sentence(step: &PlannedStep, plan: &Plan, ui: &Ui) -> String {
             WhenStatus::Failure => "failure",
             WhenStatus::Cancelled => "cancel",
             WhenStatus::RolledBack => "rollback",
-            WhenStatus::Cancelled => "cancel",
         })
         .collect();
     match status.as_slice() {

@@ -2,10 +2,12 @@
 
 use super::wire;
 use crate::config::daemon::environment::TargetConfig;
-use crate::config::daemon::{Daemon, RuntimeChoice};
+use crate::config::daemon::{Daemon, DockerSettings, RuntimeChoice};
 use crate::deploy::gate::{Asking, Passed};
 use crate::deploy::target::Target;
 use crate::deploy::target::command::{Command, CommandParts};
+use crate::deploy::target::compose::{Compose, ComposeParts};
+use crate::deploy::target::swarm::Swarm;
 use crate::deploy::{Deploys, Setup, Setups};
 use crate::engine::gate::{GateAsk, Gates};
 use crate::git::Mirror;
@@ -129,7 +131,26 @@ fn target(
 ) -> anyhow::Result<Arc<dyn Target>> {
     let Some(environment) = config.environments.get(name) else { anyhow::bail!("there is no environment {name}") };
     Ok(match &environment.target {
-        TargetConfig::Swarm(_) | TargetConfig::Compose(_) => anyhow::bail!("soon"),
+        TargetConfig::Swarm(settings) => Arc::new(Swarm::new(settings, environment.downtime_allowed)?),
+        TargetConfig::Compose(settings) => {
+            let mirror = mirrors.get(&settings.repo).with_context(|| format!("watch {}", settings.repo))?;
+            let engine = match (&settings.host, &config.runtime) {
+                (Some(host), _) => DockerSettings { host: Some(host.clone()), ..DockerSettings::default() },
+                (None, RuntimeChoice::Docker(engine)) => engine.clone(),
+                (None, RuntimeChoice::Process) => DockerSettings::default(),
+            };
+            Arc::new(Compose::new(ComposeParts {
+                environment: name.clone(),
+                instance: instance.clone(),
+                config: settings.clone(),
+                downtime_allowed: environment.downtime_allowed,
+                mirror: mirror.dir().to_owned(),
+                dir: config.state.join("environments").join(name.as_str()),
+                shim: std::env::current_exe().context("find this program's own file")?,
+                docker: wire::docker(config, &engine, instance)?,
+                secrets: environment.secrets(),
+            }))
+        }
         TargetConfig::Command(settings) => {
             let mirror = mirrors.get(&settings.repo).with_context(|| format!("watch {}", settings.repo))?;
             let docker = match (&settings.image, &config.runtime) {

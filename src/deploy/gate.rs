@@ -5,8 +5,8 @@ use super::admit::Admission;
 use super::{DeployError, Deploys, candidate};
 use crate::model::approval::{ApprovalPolicy, ApprovalRequest, ApprovalState, ApprovalView, Channel, Subject};
 use crate::model::deploy::{DeployKind, DeployRequest, DeployStatus, Provenance};
-use crate::model::plan::{ApprovalStep, DeployStep};
-use crate::model::{ApprovalId, AttemptId, DeployId, EnvironmentName, Span};
+use crate::model::plan::{ApprovalStep, DeployStep, RollbackTo};
+use crate::model::{ApprovalId, Asker, AttemptId, DeployId, EnvironmentName, Span};
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -93,6 +93,9 @@ impl Deploys {
     }
 
     async fn ask_for(&self, asking: &Asking, step: &DeployStep) -> Result<DeployId, DeployError> {
+        if let Some(to) = &step.rollback {
+            return self.ask_back(asking, &step.environment, to).await;
+        }
         let mut images = step.images.clone();
         let mut promoted_from = None;
         if let Some(from) = &step.promote {
@@ -110,6 +113,31 @@ impl Deploys {
         }
         let request = request(asking, &step.environment, images, promoted_from);
         self.request(request, None).await
+    }
+
+    /// A step that goes back is what a person who goes back asks for; again for the same attempt, it is the same request.
+    async fn ask_back(
+        &self,
+        asking: &Asking,
+        environment: &EnvironmentName,
+        to: &str,
+    ) -> Result<DeployId, DeployError> {
+        let setup = self.shared.setup(environment)?;
+        let from = &asking.provenance;
+        if !setup.config.from.iter().any(|source| source.allows(&from.repo, &from.git_ref, &from.pipeline)) {
+            return Err(DeployError::Refused(format!(
+                "{}, pipeline {} may not roll {environment} back",
+                from.repo, from.pipeline
+            )));
+        }
+        let to = match to.parse::<RollbackTo>() {
+            Ok(RollbackTo::Previous) => None,
+            Ok(RollbackTo::Release(number)) => Some(number),
+            Err(why) => return Err(DeployError::Refused(format!("roll {environment} back: {why}"))),
+        };
+        let AttemptId { run, step, attempt } = &asking.attempt;
+        let by = from.actor.clone().unwrap_or_else(|| format!("run #{run}"));
+        self.go_back(environment, to, Some(format!("run/{run}/{step}/{attempt}")), &Asker::user(by)).await
     }
 
     /// Asks people for a step, and waits for what they say.

@@ -200,7 +200,23 @@ impl Deploys {
         to: Option<u64>,
         by: &Asker,
     ) -> Result<DeployId, DeployError> {
+        self.go_back(environment, to, None, by).await
+    }
+
+    /// The same for a request that may come twice.
+    async fn go_back(
+        &self,
+        environment: &EnvironmentName,
+        to: Option<u64>,
+        key: Option<String>,
+        by: &Asker,
+    ) -> Result<DeployId, DeployError> {
         self.shared.setup(environment)?;
+        if let Some(key) = &key
+            && let Some(known) = self.shared.store.deploy_of_key(key.clone()).await?
+        {
+            return Ok(known);
+        }
         let open = self.shared.store.open_deploys(Some(environment.clone())).await?;
         if let Some(under_way) = open.iter().find(|deploy| deploy.status.holds_environment()) {
             if under_way.request.kind == DeployKind::Rollback || under_way.status == DeployStatus::RollingBack {
@@ -220,7 +236,7 @@ impl Deploys {
         let request = DeployRequest {
             environment: environment.clone(),
             kind: DeployKind::Rollback,
-            key: format!("rollback/{environment}/{:016x}", random()),
+            key: key.unwrap_or_else(|| format!("rollback/{environment}/{:016x}", random())),
             provenance: release.provenance.clone(),
             started_by: vec![by.who().to_owned()],
             step: None,

@@ -111,6 +111,18 @@ impl Store {
         .await
     }
 
+    /// The deploy that was asked for with that key.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn deploy_of_key(&self, key: String) -> Result<Option<DeployId>, StoreError> {
+        self.read(move |db| {
+            let sql = "SELECT id FROM deploys WHERE key = ?1";
+            Ok(db.query_row(sql, [key], |row| Ok(DeployId(row.get::<_, i64>(0)? as u64))).optional()?)
+        })
+        .await
+    }
+
     /// Adds a fact, the status it leads to, and what it changes.
     ///
     /// # Errors
