@@ -131,7 +131,8 @@ fn what_runs_no_container_says_what_it_does() {
             tone: Tone::Active,
         })
     };
-    assert!(text(&plan, &waits).contains("● ask (approval · live) runs 2m"), "{}", text(&plan, &waits));
+    let stands = text_painted(&plan, &waits, Some(120), &|_, label| label.to_owned());
+    assert!(stands.contains("● ask (approval · live) runs 2m"), "{stands}");
     assert!(dot(&plan, &waits).contains(r#""staging" [label="staging\ndeploy → staging","#), "{}", dot(&plan, &waits));
     assert!(mermaid(&plan, &waits).contains("[\"● ask runs 2m<br/>approval · live\"]"), "{}", mermaid(&plan, &waits));
     let picture = svg(&plan, &waits);
