@@ -121,7 +121,12 @@ fn what_runs_no_container_says_what_it_does() {
         "○ image ─ ○ staging (deploy → staging) ─ ○ ask (approval · live) ─ ○ live (promote staging → live)\n"
     );
     // Where it does not fit, the drawing is worth more.
-    assert_eq!(drawn(60), "○ image ─ ○ staging ─ ○ ask ─ ○ live\n");
+    let wanted = "○ image ─ ○ staging ─ ○ ask ─ ○ live\n
+staging  deploy → staging
+ask      approval · live
+live     promote staging → live
+";
+    assert_eq!(drawn(60), wanted);
     assert!(drawn(20).contains("   2  ○ staging (deploy → staging)     after image\n"), "{}", drawn(20));
     let waits = |name: &StepName| {
         (name.as_str() == "ask").then(|| Cell {
