@@ -292,7 +292,7 @@ pub(super) const FREEZE_KEYS: &[&str] = &["from", "to"];
 pub(super) const HOOKS_KEYS: &[&str] = &["before", "after", "rollback"];
 pub(super) const SCHEMA_KEYS: &[&str] = &["version", "reversible"];
 pub(super) const NOTIFY_KEYS: &[&str] = &["smtp", "webhooks"];
-pub(super) const SMTP_KEYS: &[&str] = &["url", "from", "password", "authority"];
+pub(super) const SMTP_KEYS: &[&str] = &["url", "from", "user", "password", "authority"];
 pub(super) const NOTIFY_WEBHOOK_KEYS: &[&str] = &["url", "format", "secret", "inbound"];
 pub(super) const INBOUND_KEYS: &[&str] = &["secret", "people"];
 

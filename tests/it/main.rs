@@ -24,6 +24,7 @@ mod private_registry;
 mod run_is_stopped;
 mod run_survives_kill;
 mod schedules_end_to_end;
+mod settings_of_deploys;
 mod support;
 mod targets;
 mod webhooks;

@@ -146,19 +146,27 @@ impl Reader<'_, '_> {
             }
             Some(path)
         });
-        let Server { security, host, port, user } = server?;
+        let Server { security, host, port, user: in_url } = server?;
+        let user = match fields.entry("user") {
+            Some((key, _)) if in_url.is_some() => {
+                self.check.error(key.place, "the user stands in `url` already");
+                in_url
+            }
+            Some((_, node)) => Some(self.check.line(node, "`user`")?.to_owned()),
+            None => in_url,
+        };
         match (fields.get("password"), &user) {
             (Some(node), None) => {
                 self.check.error_with_hint(
                     node.place,
                     "there is a `password`, and nobody whose it is",
-                    "write the user into the address: `smtps://USER@HOST`",
+                    "write `user`, or the user into the address: `smtps://USER@HOST`",
                 );
             }
             (None, Some(_)) => {
                 self.check.error_with_hint(
                     node.place,
-                    "`url` names a user, and there is no `password`",
+                    "there is a user, and no `password`",
                     "`password: \"${secret:SMTP}\"`, kept with `mainstay secrets set SMTP`",
                 );
             }
@@ -348,6 +356,12 @@ mod tests {
     }
 
     #[test]
+    fn the_user_may_stand_beside_the_address() {
+        let daemon = read("{ smtp: { url: 'smtp://h', from: a@b, user: 'ci@b', password: '${KEY}' } }").unwrap();
+        assert_eq!(daemon.notify.smtp.unwrap().user.as_deref(), Some("ci@b"));
+    }
+
+    #[test]
     fn addresses_of_mail_servers() {
         use SmtpSecurity::{Plain, StartTls, Tls};
         let table = [
@@ -385,7 +399,10 @@ mod tests {
             (smtp("url: 'smtps://%zz@h', password: x"), "no usable user", "'smtps"),
             (smtp("url: 'smtp+plain://h'"), "in clear text to another machine", "'smtp+plain"),
             (smtp("url: 'smtp+plain://10.0.0.1'"), "in clear text to another machine", "'smtp+plain"),
-            (smtp("url: 'smtps://u@h'"), "there is no `password`", "{ from"),
+            (smtp("url: 'smtps://u@h'"), "there is a user, and no `password`", "{ from"),
+            (smtp("url: 'smtps://h', user: u"), "there is a user, and no `password`", "{ from"),
+            (smtp("url: 'smtps://u@h', user: u, password: x"), "stands in `url` already", "user"),
+            (smtp("url: 'smtps://h', user: '', password: x"), "`user` is empty", "''"),
             (smtp("url: 'smtps://h', password: x"), "nobody whose it is", "x }"),
             (smtp("url: 'smtps://u@h', password: ''"), "`password` is empty", "''"),
             (smtp("url: 'smtps://h', authority: nope.pem"), "there is no file `/srv/ci/nope.pem`", "nope.pem"),

@@ -245,6 +245,8 @@ struct Smtp {
     url: String,
     /// Who sends: `Mainstay <ci@example.com>`.
     from: String,
+    /// The user, where it does not stand in `url`.
+    user: Option<String>,
     /// Best written as `${secret:NAME}`.
     password: Option<String>,
     /// A PEM file with the authority that signed the server's certificate, when it is one of your own.

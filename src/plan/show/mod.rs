@@ -58,10 +58,21 @@ pub fn text_painted(
     paint: &dyn Fn(Tone, &str) -> String,
 ) -> String {
     let columns = columns.unwrap_or(COLUMNS);
-    // What a step does is worth its room in a drawing, but not the drawing.
+    // What a step does is worth its room in a drawing, but not the drawing: then it stands below.
     let drawn = drawing::draw(plan, state, columns, true, paint);
-    let drawn = drawn.or_else(|| drawing::draw(plan, state, columns, false, paint));
+    let drawn = drawn.or_else(|| Some(drawing::draw(plan, state, columns, false, paint)? + &below(plan)));
     drawn.unwrap_or_else(|| list(plan, state, paint))
+}
+
+/// A line for each step that is no container: its name and what it does.
+fn below(plan: &Plan) -> String {
+    let rows: Vec<_> = plan.steps.iter().filter_map(|step| Some((step.name.as_str(), step.kind.words()?))).collect();
+    let widest = rows.iter().map(|(name, _)| name.len()).max().unwrap_or(0);
+    let mut out = if rows.is_empty() { String::new() } else { "\n".to_owned() };
+    for (name, words) in rows {
+        let _ = writeln!(out, "{name:<widest$}  {words}");
+    }
+    out
 }
 
 /// One line a step: its layer, its label, what it needs.

@@ -121,7 +121,12 @@ fn what_runs_no_container_says_what_it_does() {
         "○ image ─ ○ staging (deploy → staging) ─ ○ ask (approval · live) ─ ○ live (promote staging → live)\n"
     );
     // Where it does not fit, the drawing is worth more.
-    assert_eq!(drawn(60), "○ image ─ ○ staging ─ ○ ask ─ ○ live\n");
+    let wanted = "○ image ─ ○ staging ─ ○ ask ─ ○ live\n
+staging  deploy → staging
+ask      approval · live
+live     promote staging → live
+";
+    assert_eq!(drawn(60), wanted);
     assert!(drawn(20).contains("   2  ○ staging (deploy → staging)     after image\n"), "{}", drawn(20));
     let waits = |name: &StepName| {
         (name.as_str() == "ask").then(|| Cell {
@@ -131,7 +136,8 @@ fn what_runs_no_container_says_what_it_does() {
             tone: Tone::Active,
         })
     };
-    assert!(text(&plan, &waits).contains("● ask (approval · live) runs 2m"), "{}", text(&plan, &waits));
+    let stands = text_painted(&plan, &waits, Some(120), &|_, label| label.to_owned());
+    assert!(stands.contains("● ask (approval · live) runs 2m"), "{stands}");
     assert!(dot(&plan, &waits).contains(r#""staging" [label="staging\ndeploy → staging","#), "{}", dot(&plan, &waits));
     assert!(mermaid(&plan, &waits).contains("[\"● ask runs 2m<br/>approval · live\"]"), "{}", mermaid(&plan, &waits));
     let picture = svg(&plan, &waits);
