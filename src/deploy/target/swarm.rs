@@ -340,7 +340,7 @@ impl Target for Swarm {
         };
         match handed.await {
             Ok(said) => {
-                said.into_iter().filter(|line| !line.contains("detach")).for_each(|line| (apply.progress)(line))
+                said.into_iter().filter(|line| !line.contains("detach")).for_each(|line| (apply.progress)(line));
             }
             Err(refused) => {
                 let why = refused.error(self.manager.endpoint())?;
@@ -383,11 +383,11 @@ impl Target for Swarm {
                     REMOVED_WITHIN.as_secs()
                 )));
             }
-            if left.iter().any(|one| !one.starts_with("container")) {
-                if let Err(refused) = self.client.remove(&self.stack).await {
-                    let why = refused.error(self.manager.endpoint())?;
-                    tracing::warn!(stack = self.stack, why, "the stack is not removed yet");
-                }
+            if left.iter().any(|one| !one.starts_with("container"))
+                && let Err(refused) = self.client.remove(&self.stack).await
+            {
+                let why = refused.error(self.manager.endpoint())?;
+                tracing::warn!(stack = self.stack, why, "the stack is not removed yet");
             }
             let again = Instant::now() + REMOVE_EVERY;
             while Instant::now() < again && !self.manager.left(&self.stack).await.map_err(error)?.is_empty() {

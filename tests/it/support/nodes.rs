@@ -157,7 +157,8 @@ impl Nodes {
         self.kill(n);
     }
 
-    /// Everything that runs in the node's namespace or belongs to its folder.
+    /// Everything that runs in the node's namespace or belongs to its folder, and what runs in its containers: children of
+    /// the engine's shims, started by any of their threads.
     fn kill(&self, n: usize) {
         let dir = self.dir(n).display().to_string();
         let name = &self.names[n - 1];
@@ -165,7 +166,7 @@ impl Nodes {
             "for pid in $(ip netns pids {name}); do kill -9 $pid 2>/dev/null; done; \
              for cmd in /proc/[0-9]*/cmdline; do pid=${{cmd#/proc/}}; pid=${{pid%/cmdline}}; \
                if tr '\\0' ' ' <$cmd 2>/dev/null | grep -qF '{dir}/'; then \
-                 for child in $(cat /proc/$pid/task/$pid/children 2>/dev/null); do kill -9 $child 2>/dev/null; done; \
+                 for child in $(cat /proc/$pid/task/*/children 2>/dev/null); do kill -9 $child 2>/dev/null; done; \
                  [ $pid = $$ ] || kill -9 $pid 2>/dev/null; fi; done; true"
         ));
     }
@@ -193,7 +194,7 @@ impl Drop for Nodes {
         let (mark, dir) = (&self.mark, self.folder.path().display());
         let names = self.names.join(" ");
         root(&format!(
-            "for name in {names}; do ip netns del $name; done; ip link del {mark}; \
+            "for name in {names}; do ip netns del $name; ip link del {mark}v${{name##*-}}; done; ip link del {mark}; \
              iptables -D FORWARD -i {mark} -o {mark} -j ACCEPT; \
              grep -o ' {dir}/[^ ]*' /proc/mounts | sort -r | xargs -r umount -l; rm -rf {dir}/*; true"
         ));

@@ -67,7 +67,7 @@ fn with_secrets(service: &Value) -> Vec<String> {
                 names.extend(list.iter().filter(|entry| holds(entry)).map(|entry| {
                     let name = entry.as_str().unwrap_or_default().split('=').next().unwrap_or_default();
                     format!("env.{name}")
-                }))
+                }));
             }
             _ if holds(value) => names.push(key.clone()),
             _ => {}

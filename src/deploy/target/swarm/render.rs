@@ -253,7 +253,7 @@ impl Reader<'_> {
             let value = &mut document["services"][&service];
             // What it is built from is another's matter.
             value.as_object_mut().map(|entries| entries.remove("build"));
-            if !value["image"].as_str().is_some_and(|image| !image.is_empty()) {
+            if value["image"].as_str().is_none_or(str::is_empty) {
                 let hint = "write `image` in the file, or give the deploy step an image for it";
                 self.error_with_hint(place, format!("service `{service}` has no image"), hint);
             }
@@ -378,10 +378,10 @@ fn number(text: &str) -> Option<Value> {
     if let Some(value) = radix("0x", 16).or_else(|| radix("0o", 8)) {
         return Some(json!(value));
     }
-    if let Some(value) = digits.strip_prefix('0').filter(|rest| !rest.is_empty()) {
-        if let Ok(value) = u64::from_str_radix(value, 8) {
-            return Some(json!(value));
-        }
+    if let Some(rest) = digits.strip_prefix('0').filter(|rest| !rest.is_empty())
+        && let Ok(value) = u64::from_str_radix(rest, 8)
+    {
+        return Some(json!(value));
     }
     let whole = digits.parse::<u64>().map(|n| json!(n)).or_else(|_| digits.parse::<i64>().map(|n| json!(n)));
     whole.ok().or_else(|| digits.parse::<f64>().ok().filter(|n| n.is_finite()).map(|n| json!(n)))
