@@ -11,8 +11,8 @@ use crate::model::{ApprovalId, DeployId, EnvironmentName, PersonName, RunId};
 use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
 
-/// Commits in a message: a screen or two; the page behind the link has them all.
-const COMMITS_MAX: usize = 30;
+/// Commits in a message: a screen of a phone; the page behind the link has them all.
+const COMMITS_MAX: usize = 12;
 /// Steps, and images; most pipelines and stacks have fewer than ten.
 const PAIRS_MAX: usize = 40;
 /// Changed settings in a message, for the same reason.
@@ -241,6 +241,7 @@ impl Message {
                 drift(environment, *release, differences, *stage, why.as_deref())
             }
             Message::LeaseTaken { environment, from, by, last_seen, deploy } => Words {
+                headline: "Taken over from a daemon that is gone".into(),
                 intro: vec![
                     format!(
                         "{} held {environment} and has given no sign of life since {}. {} has taken it over.",
@@ -358,7 +359,9 @@ impl Message {
         let mut intro = vec![format!("{person} {said} “{title}” {way}.")];
         intro.extend(withdraw_hint.as_deref().map(line));
         intro.push(format!("If you are {person} and this was not you, tell the others at once."));
+        let said = format!("{person} {said} {title} ({standing})");
         Words {
+            headline: said.clone(),
             intro,
             facts: facts([
                 ("Yes so far", some(&standing)),
@@ -367,7 +370,7 @@ impl Message {
                 ("Request", Some(approval.to_string())),
             ]),
             action: run_action(run_url.as_deref()),
-            ..Words::new(prefixed(environment.as_ref(), &format!("{person} {said} {title} ({standing})")), tone)
+            ..Words::new(prefixed(environment.as_ref(), &said), tone)
         }
     }
 
@@ -428,6 +431,7 @@ fn drift(
         ),
     };
     let mut words = Words::new(prefixed(Some(environment), said), tone);
+    words.headline = capital(said);
     words.intro = vec![format!("Release {environment}/{release} should run, and this differed."), rest.into()];
     words.facts = facts([("Why", why.map(line))]);
     let shown = |value: &Option<String>| value.as_deref().map_or("nothing".to_owned(), line);

@@ -131,8 +131,7 @@ pub(super) fn line(text: &str) -> String {
 /// Somebody's text as lines, at most so many and so large.
 pub(super) fn block(text: &str, max_lines: usize, max_bytes: usize) -> String {
     let mut clean = String::new();
-    let mut lines = 0;
-    for row in text.trim_end().split('\n') {
+    for (lines, row) in text.trim_end().split('\n').enumerate() {
         if lines == max_lines || clean.len() + row.len() > max_bytes {
             clean.push_str("… and more");
             break;
@@ -146,7 +145,6 @@ pub(super) fn block(text: &str, max_lines: usize, max_bytes: usize) -> String {
             }
         }
         clean.push('\n');
-        lines += 1;
     }
     unlinked(clean.trim_end())
 }
