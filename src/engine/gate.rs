@@ -67,3 +67,46 @@ impl Gates for Nobody {
 pub(super) fn ended(end: AttemptEnd) -> AttemptResult {
     AttemptResult { end, outputs: BTreeMap::new(), began_at: None, ended_at: Timestamp::now() }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::ids::{EnvironmentName, Oid, RepoName};
+    use crate::model::plan::DeployStep;
+    use crate::model::trigger::{CommitInfo, EventKind};
+    use crate::model::{RunId, StepName};
+
+    #[tokio::test]
+    async fn without_a_daemon_a_deploy_is_refused_and_the_way_is_told() {
+        let pipeline = PipelineName::new("release").unwrap();
+        let environment = EnvironmentName::new("production").unwrap();
+        let at = Timestamp::UNIX_EPOCH;
+        let ask = GateAsk {
+            attempt: AttemptId { run: RunId(1), step: StepName::new("live").unwrap(), attempt: 1 },
+            trigger: TriggerEvent {
+                repo: RepoName::new("shop").unwrap(),
+                kind: EventKind::Manual,
+                git_ref: "refs/heads/main".into(),
+                commit: CommitInfo { sha: Oid::zero(), message: String::new(), author: String::new(), authored_at: at },
+                before: None,
+                actor: None,
+                pipeline: None,
+                inputs: BTreeMap::new(),
+                at,
+            },
+            original_actor: Vec::new(),
+            plan: Arc::new(Plan {
+                pipeline: pipeline.clone(),
+                file: String::new(),
+                digest: String::new(),
+                steps: Vec::new(),
+            }),
+            pipeline,
+            kind: StepKind::Deploy(DeployStep { environment, images: BTreeMap::new(), promote: None, rollback: None }),
+            deploy_images: BTreeMap::new(),
+            results: Vec::new(),
+        };
+        let result = Nobody.pass(ask, watch::Sender::new(false).subscribe()).await;
+        assert!(matches!(result.end, AttemptEnd::Refused { detail } if detail.contains("mainstay promote")));
+    }
+}
