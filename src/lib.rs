@@ -8,6 +8,7 @@
 //! | [`cli`] | one file per command; turns errors into text and exit codes | daemon, everything the command needs |
 //! | [`daemon`] | wires the rooms together, owns the loops and the shutdown | all below |
 //! | [`web`] | the HTTP API, webhooks, live log stream | trigger, store, engine's handle |
+//! | [`approval`] | who may say yes, what counts, mailed links | config, store |
 //! | [`trigger`] | the world becomes one durable inbox row | git, config, store |
 //! | [`engine`] | events, one transition function, decide, drive, recover | plan, step, store |
 //! | [`step`] | what one attempt of one step does | runtime, logs |

@@ -107,7 +107,7 @@ impl<'a> Work<'a> {
         let id = self.row.id;
         let policy = self.rules.policy(&self.row.request);
         if !policy.by.contains(&answer.channel) {
-            let counts = policy.by.iter().map(|channel| word(channel)).collect::<Vec<_>>().join(" and ");
+            let counts = policy.by.iter().map(word).collect::<Vec<_>>().join(" and ");
             return Err(Refusal::Channel { id, channel: word(&answer.channel), counts });
         }
         if let Some(why) = why_not(&self.row.request, policy, &self.rules.people, &answer.person, answer.verdict) {

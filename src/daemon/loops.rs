@@ -204,7 +204,7 @@ async fn approvals(core: Arc<Core>) {
             Ok(0) => {}
             Ok(count) => tracing::info!(count, "requests for approval expired"),
             Err(error) => {
-                tracing::error!(%error, "failed to end overdue requests for approval; it will be tried again")
+                tracing::error!(%error, "failed to end overdue requests for approval; it will be tried again");
             }
         }
         tokio::time::sleep(APPROVALS_EVERY).await;

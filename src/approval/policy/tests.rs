@@ -93,7 +93,7 @@ fn votes_are_counted_by_the_rules() {
         request
     };
     // What is asked, what was said, the minute, where it stands, how many are missing.
-    let table: Vec<(&str, ApprovalRequest, Vec<Decision>, i64, Standing, u32)> = vec![
+    let table = [
         ("nobody", plain(1), vec![], 5, Open, 1),
         ("one of one", plain(1), vec![yes("ana")], 5, Granted, 0),
         ("one of two", plain(2), vec![yes("ana")], 5, Open, 1),
