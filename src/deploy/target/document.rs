@@ -31,10 +31,7 @@ pub(super) fn render(input: &RenderInput, project: &str, side_by_side: bool) -> 
             service.remove("build");
         }
         check(name, service, side_by_side)?;
-        let count = count(name, service)?;
-        // Compose knows both, and older ones of it only the first.
-        service.insert("scale".to_owned(), json!(count));
-        replicas.insert(name.clone(), count);
+        replicas.insert(name.clone(), count(name, service)?);
     }
     share_volumes(top, project)?;
     top.insert(OWN.to_owned(), json!({ "commit": input.commit.as_str() }));
