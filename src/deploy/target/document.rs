@@ -20,7 +20,7 @@ pub(super) fn render(input: &RenderInput, project: &str, side_by_side: bool) -> 
     top.remove("version");
     let services = top.get_mut("services").and_then(Value::as_object_mut).filter(|services| !services.is_empty());
     let services = services.ok_or("the Compose file has no `services`")?;
-    for service in input.images.keys().filter(|service| !services.contains_key(*service)) {
+    if let Some(service) = input.images.keys().find(|service| !services.contains_key(*service)) {
         return Err(format!("the release has an image for `{service}`, and the Compose file has no such service"));
     }
     let mut replicas = BTreeMap::new();
