@@ -20,7 +20,7 @@ pub(super) fn render(input: &RenderInput, project: &str, side_by_side: bool) -> 
     top.remove("version");
     let services = top.get_mut("services").and_then(Value::as_object_mut).filter(|services| !services.is_empty());
     let services = services.ok_or("the Compose file has no `services`")?;
-    for service in input.images.keys().filter(|service| !services.contains_key(*service)) {
+    if let Some(service) = input.images.keys().find(|service| !services.contains_key(*service)) {
         return Err(format!("the release has an image for `{service}`, and the Compose file has no such service"));
     }
     let mut replicas = BTreeMap::new();
@@ -31,10 +31,7 @@ pub(super) fn render(input: &RenderInput, project: &str, side_by_side: bool) -> 
             service.remove("build");
         }
         check(name, service, side_by_side)?;
-        let count = count(name, service)?;
-        // Compose knows both, and older ones of it only the first.
-        service.insert("scale".to_owned(), json!(count));
-        replicas.insert(name.clone(), count);
+        replicas.insert(name.clone(), count(name, service)?);
     }
     share_volumes(top, project)?;
     top.insert(OWN.to_owned(), json!({ "commit": input.commit.as_str() }));

@@ -142,7 +142,10 @@ impl Docker {
         let listed = engine.api.list_networks(Some(ListNetworksOptions { filters: Some(filters) })).await;
         let listed = listed.map_err(|e| engine.error("list the project's networks", &e))?;
         for name in listed.into_iter().filter_map(|network| network.name) {
-            super::space::remove_network(engine, &name).await?;
+            match super::space::remove_network(engine, &name).await {
+                Err(error @ RuntimeError::Refused { .. }) => tracing::warn!(network = name, %error, "a network stays"),
+                other => other?,
+            }
         }
         Ok(())
     }

@@ -30,8 +30,13 @@ pub(super) enum Act {
     Up,
 }
 
-/// The plugin of the engine's client, or else the program of its own.
+/// The plugin of the engine's client, or else the program of its own. Asked until there is one, and then never again.
 pub(super) async fn find() -> Result<Tool, TargetError> {
+    static FOUND: tokio::sync::OnceCell<Tool> = tokio::sync::OnceCell::const_new();
+    FOUND.get_or_try_init(look_for).await.cloned()
+}
+
+async fn look_for() -> Result<Tool, TargetError> {
     for (call, name) in [("docker compose", "docker compose"), ("docker-compose", "docker-compose")] {
         let line = format!("{call} version --short");
         let line = shell::Line { line: &line, folder: None, environment: &[], timeout: VERSION_WITHIN };
