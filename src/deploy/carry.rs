@@ -23,6 +23,8 @@ const COUNT_EVERY: Duration = Duration::from_secs(2);
 const ANSWERS_QUEUED: usize = 256;
 /// Answers taken from the store after a crash: all that a watch of an hour with a few rules has.
 const ANSWERS_READ: u32 = 36_000;
+/// What was lost under way is begun anew so often: once for each of a few deaths in a row of machine and daemon.
+const LOST_TRIES: u32 = 3;
 /// A release is put back with at least this much time, however short the environment's own.
 const BACK_WITHIN: Duration = Duration::from_secs(120);
 
@@ -190,6 +192,8 @@ impl<'a> Carrier<'a> {
             let secrets = setup.config.secrets();
             let progress = |words: String| tracing::info!(%environment, deploy = %id, "{words}");
             let until = tokio::time::Instant::now() + within;
+            let (first, mut lost_tries) = (name.clone(), 0);
+            let mut name = name;
             loop {
                 let left = until.saturating_duration_since(tokio::time::Instant::now());
                 let apply =
@@ -204,6 +208,12 @@ impl<'a> Carrier<'a> {
                     },
                     Err(error) => error,
                 };
+                if matches!(error, TargetError::Lost(_)) && lost_tries < LOST_TRIES {
+                    tracing::warn!(%environment, deploy = %id, %error, "the target is brought to the release anew");
+                    lost_tries += 1;
+                    name = format!("{first}-{}", lost_tries + 1);
+                    continue;
+                }
                 let passing = matches!(error, TargetError::Unreachable { .. });
                 if !passing || until <= tokio::time::Instant::now() + AGAIN_AFTER {
                     return Err(error.to_string());

@@ -3,6 +3,8 @@
 use async_trait::async_trait;
 use mainstay::approval::{Approvals, Clock, Rules};
 use mainstay::config::daemon::Person;
+use mainstay::deploy::{Deploys, Setups};
+use mainstay::git::SigningKey;
 use mainstay::logs::file::{LogLimit, LogWriter};
 use mainstay::logs::hub::LogStore;
 use mainstay::logs::mask::Masker;
@@ -331,6 +333,8 @@ impl Daemon {
         let address = tcp.local_addr().unwrap();
         let stop = watch::Sender::new(false);
         let token = Token::load_or_create(&folder.path().join("token")).unwrap();
+        let key = SigningKey::open(&folder.path().join("sign.key")).unwrap();
+        let deploys = Deploys::new(store.clone(), approvals.clone(), key, Setups::default());
         let app = Arc::new(App {
             runs: Arc::new(memory.clone()),
             logs: memory.logs.clone(),
@@ -339,6 +343,7 @@ impl Daemon {
             people: Arc::new(memory.clone()),
             audit: Arc::new(memory.clone()),
             approvals: approvals.clone(),
+            deploys,
             token,
             hosts: Hosts::new(Some(address), Some("https://ci.example.com")),
             changes: memory.changes.subscribe(),

@@ -143,6 +143,7 @@ impl Document {
 fn refused(error: RuntimeError, left: Left) -> TargetError {
     match error {
         RuntimeError::Unreachable { endpoint, detail } => TargetError::Unreachable { endpoint, detail },
+        RuntimeError::Gone { what } => TargetError::Lost(what),
         other => TargetError::Bad { why: format!("failed to {other}"), left },
     }
 }

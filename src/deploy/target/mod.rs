@@ -68,6 +68,10 @@ pub enum TargetError {
     /// Something that is needed is not installed, or the target is not made for this.
     #[error("{0}")]
     Missing(String),
+    /// What was begun was lost, with the machine or by somebody's hand: nobody knows how far it came. Applying again, under
+    /// another name, is right.
+    #[error("find {0}")]
+    Lost(String),
     /// The new version did not come up.
     #[error("bring up the release: {why}")]
     Bad {

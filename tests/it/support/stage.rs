@@ -87,7 +87,7 @@ impl Drop for Application {
 pub(crate) struct Stage {
     pub(crate) daemon: Daemon,
     pub(crate) app: Application,
-    folder: tempfile::TempDir,
+    _folder: tempfile::TempDir,
 }
 
 /// What the environment says beside its target.
@@ -130,7 +130,7 @@ impl Stage {
         }
         config.push_str(beside);
         std::fs::write(&path, config).unwrap();
-        Stage { daemon, app, folder }
+        Stage { daemon, app, _folder: folder }
     }
 
     pub(crate) fn started(more: &str, beside: &str) -> Stage {
@@ -230,17 +230,5 @@ impl Stage {
             );
             std::thread::sleep(Duration::from_millis(20));
         }
-    }
-
-    /// Waits until a deploy is over.
-    pub(crate) fn deploy_ended(&self, id: u64) -> Value {
-        self.wait(&format!("the end of deploy {id}"), |stage| {
-            let deploy = stage.api(&format!("deploys/{id}"));
-            deploy["finished_at"].is_string().then_some(deploy)
-        })
-    }
-
-    pub(crate) fn folder(&self) -> &Path {
-        self.folder.path()
     }
 }
