@@ -1,7 +1,7 @@
 //! Everything that a person or another system may be told, and every sentence of it.
 //!
 //! Enters: a [`Message`], made where its cause is stored; it is kept as JSON in the outbox, so a variant or a field that
-//! was ever written must stay readable. Leaves: [`Words`], which `letter` makes into a mail and `post` into what chat
+//! was ever written must stay readable. Leaves: words, which `letter` makes into a mail and `post` into what chat
 //! systems take.
 
 use super::words::{Action, Body, Tone, Words, block, line};
