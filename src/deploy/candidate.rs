@@ -136,6 +136,10 @@ impl Shared {
         let Some(view) = self.approvals.view(id).await? else { return Ok((ApprovalFact::Unasked, None, None)) };
         let why = |state: &str| Some(view.note.clone().unwrap_or_else(|| format!("approval {id} {state}")));
         let (fact, denied) = match view.state {
+            // An unknown pusher, or everybody who may is its author: waiting for a day would change nothing.
+            ApprovalState::Open if (view.eligible.len() as u32) < view.required => {
+                (ApprovalFact::Open, why("can be given by nobody"))
+            }
             ApprovalState::Open => (ApprovalFact::Open, None),
             ApprovalState::Granted => (ApprovalFact::Granted, None),
             // Used by this very deploy, before it was recorded that it began; or by one that put the same bytes there for

@@ -323,7 +323,7 @@ fn request(
 fn passed(view: &ApprovalView) -> Option<Passed> {
     let why = |word: &str| view.note.clone().unwrap_or_else(|| format!("approval {} {word}", view.id));
     match view.state {
-        ApprovalState::Open if (view.eligible.len() as u32) < view.required && view.decisions.is_empty() => {
+        ApprovalState::Open if (view.eligible.len() as u32) < view.required => {
             Some(Passed::Refused(why("can be given by nobody")))
         }
         ApprovalState::Open => None,
