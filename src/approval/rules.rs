@@ -3,7 +3,7 @@
 use crate::config::daemon::notify::Inbound;
 use crate::config::daemon::{Daemon, People};
 use crate::model::approval::{ApprovalPolicy, ApprovalRequest};
-use crate::model::{EnvironmentName, PersonName, RunId};
+use crate::model::{EnvironmentName, PersonName};
 use std::collections::BTreeMap;
 
 /// The part of the configuration that approvals go by; replaced as a whole on reload.
@@ -44,10 +44,5 @@ impl Rules {
     /// Whether that person gets mail.
     pub(super) fn mails(&self, person: &PersonName) -> bool {
         self.mail && self.people.users.get(person).is_some_and(|person| person.mail.is_some())
-    }
-
-    /// Where the run is shown.
-    pub(super) fn run_url(&self, run: Option<RunId>) -> Option<String> {
-        run.map(|run| format!("{}/runs/{run}", self.public_url))
     }
 }

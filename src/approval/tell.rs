@@ -39,7 +39,6 @@ impl Work<'_> {
             "required": self.rules.policy(request).required.max(1),
             "expires_at": row.expires_at,
             "run": request.run,
-            "run_url": self.rules.run_url(request.run),
             "how_by_cli": format!("mainstay approve {}", row.id),
         })
     }
@@ -73,7 +72,6 @@ impl Work<'_> {
             "withdraw_hint": null,
             "link": null,
             "run": request.run,
-            "run_url": self.rules.run_url(request.run),
         });
         let mut all = tally.eligible;
         all.insert(said.person.clone());
@@ -105,7 +103,6 @@ impl Work<'_> {
             "state": self.row.state,
             "note": self.row.note,
             "run": request.run,
-            "run_url": self.rules.run_url(request.run),
         });
         for person in self.tally().eligible.iter().filter(|person| self.rules.mails(person)) {
             self.mail(format!("ended/mail/{person}"), person, document.clone());

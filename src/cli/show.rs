@@ -189,7 +189,7 @@ fn note(step: &StepView) -> String {
     if let Some(reason) = &step.reason {
         parts.push(words::clean(reason));
     } else if let Some(end) = step.attempts.last().and_then(|last| last.end.as_ref()).filter(|end| !end.is_success()) {
-        parts.push(words::clean(&end.to_string()));
+        parts.push(words::clean(end.to_string().lines().next().unwrap_or_default()));
     }
     if step.attempts.len() > 1 {
         parts.push(format!("attempt {}", step.attempts.len()));
@@ -215,6 +215,9 @@ fn failed(ui: &Ui, run: &RunDetail, step: &StepView, last: &[LogLineView]) -> Ve
         String::new(),
         ui.paint(Tone::Bad, format!("{name} failed: {}", if why.is_empty() { "no reason recorded" } else { &why })),
     ];
+    // What is to be tried stands below the reason, a line each.
+    let end = step.attempts.last().and_then(|last| last.end.as_ref()).map(ToString::to_string).unwrap_or_default();
+    out.extend(end.lines().skip(1).map(|hint| format!("  {}", words::clean(hint))));
     out.extend(
         last.iter().map(|line| format!("  {} {}", ui.paint(Tone::Dim, "|"), words::safe_log(&line.text, ui.color))),
     );

@@ -98,12 +98,7 @@ pub(super) fn setups(
         environments.insert(name.clone(), Arc::new(Setup { config: environment.clone(), target }));
         told.insert(name.clone(), told_about(config, name));
     }
-    Ok(Setups {
-        environments,
-        mirrors: mirrors.clone(),
-        told,
-        public_url: Some(config.server.public_url.clone()).filter(|url| !url.is_empty()),
-    })
+    Ok(Setups { environments, mirrors: mirrors.clone(), told })
 }
 
 /// Whoever decides about an environment hears what came of it; where nobody decides, everybody who has an address.

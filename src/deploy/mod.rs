@@ -31,7 +31,7 @@ use crate::approval::Approvals;
 use crate::config::daemon::Environment;
 use crate::git::{Mirror, SigningKey};
 use crate::model::deploy::{DeployKind, DeployRequest, DeployStatus};
-use crate::model::{Asker, DeployId, EnvironmentName, RepoName, RunId};
+use crate::model::{Asker, DeployId, EnvironmentName, RepoName};
 use crate::store::{Act, ActKind, DeployRow, NewHold, ReleaseRow, Store, StoreError};
 use state::{DeployEvent, DeployState, IllegalDeployEvent};
 use std::collections::BTreeMap;
@@ -56,8 +56,6 @@ pub struct Setups {
     pub mirrors: BTreeMap<RepoName, Arc<Mirror>>,
     /// Whom messages about deploys go to: channel and recipient, by environment.
     pub told: BTreeMap<EnvironmentName, Vec<(String, String)>>,
-    /// Where people see runs, if anywhere.
-    pub public_url: Option<String>,
 }
 
 /// Why a request about deploys was refused. `Display` fits after "failed to ...".
@@ -492,9 +490,5 @@ impl Shared {
         *state = next;
         self.announce();
         Ok(())
-    }
-
-    fn run_url(&self, run: RunId) -> Option<String> {
-        self.setups().public_url.as_ref().map(|url| format!("{url}/runs/{run}"))
     }
 }

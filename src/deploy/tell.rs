@@ -38,7 +38,8 @@ impl Shared {
             why,
             way_back,
             run: Some(from.run),
-            run_url: self.run_url(from.run),
+            // There is no page of a run yet; `mainstay show` has it.
+            run_url: None,
         };
         outgoing(&setups, environment, &format!("deploy/{id}/{status}"), &message)
     }
