@@ -4,7 +4,7 @@
 
 use crate::git_transports::git;
 use crate::support::stage::{Stage, USUAL};
-use crate::support::{Random, failpoints, soak};
+use crate::support::{Random, failpoints, http, soak};
 use serde_json::{Value, json};
 use std::time::{Duration, Instant};
 
@@ -372,5 +372,68 @@ fn a_dead_owners_lease_is_taken_over_and_the_audit_says_so() {
     assert_eq!(taken.len(), 1, "{taken:#?}");
     assert_eq!(taken[0]["details"]["from"], owner);
     assert_eq!(stage.environment()["lease"], Value::Null);
+    stage.daemon.end(0);
+}
+
+/// Kills the daemon at its n-th record or act from the question to the verified release: the answer that was given counts,
+/// once, and each release is put there by one deploy.
+#[test]
+fn killed_anywhere_an_answer_counts_once() {
+    let mut random = Random::new("killed_anywhere_an_answer_counts_once");
+    let points: Vec<u64> = match soak() {
+        Some(_) => (1..300).collect(),
+        None => {
+            let first = 1 + random.below(15);
+            (0..3).map(|n| first + n * 15).collect()
+        }
+    };
+    let approval = "watch: 300ms\napproval: { from: [ben], by: [cli], allow-unknown-pusher: true, allow-self: true }";
+    let mut stage = Stage::new(Some(failpoints::binary().to_owned()), approval, PEOPLE);
+    let (mut kills, mut unharmed) = (0, 0);
+    for (n, point) in points.iter().enumerate() {
+        stage.daemon.kill9();
+        stage.daemon.spawn(&[("MAINSTAY_FAILPOINT", point.to_string())]);
+        let mut died = !stage.daemon.wait_answer();
+        if died {
+            stage.daemon.start();
+        }
+        let image = format!("good-{n}");
+        let commit = stage.push(&image);
+        let until = Instant::now() + Duration::from_secs(60);
+        loop {
+            assert!(Instant::now() < until, "point {point}: stuck\n{}", stage.daemon.log_end());
+            if stage.daemon.has_ended() {
+                died = true;
+                stage.daemon.start();
+            }
+            let run = stage.daemon.runs_of(&commit).first().and_then(|run| stage.daemon.run(*run));
+            if run.is_some_and(|run| !matches!(run["status"].as_str(), Some("queued" | "running"))) {
+                break;
+            }
+            // Said again and again, as by somebody whose terminal did not answer.
+            if let Ok(open) = http::get(&stage.daemon.socket(), "/api/v1/approvals") {
+                for asked in open.as_array().into_iter().flatten().filter(|asked| asked["state"] == "open") {
+                    let path = format!("/api/v1/approvals/{}/approve", asked["id"]);
+                    let headers = [("Content-Type", "application/json")];
+                    let _ = http::ask(&stage.daemon.socket(), "POST", &path, &headers, b"{}");
+                }
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        let run = stage.ended(&commit);
+        assert_eq!(run["status"], "success", "point {point}: {run:#}\n{}", stage.daemon.log_end());
+        assert_eq!(stage.app.serves(), Some(image));
+        assert_eq!(stage.deploys().len(), n + 1, "point {point}: {:#?}", stage.deploys());
+        kills += u64::from(died);
+        unharmed += u64::from(!died);
+        if soak().is_some() && unharmed > 3 {
+            break;
+        }
+    }
+    assert!(kills > 0, "no point was hit");
+    let used = stage.api("approvals?all=true");
+    assert!(used.as_array().unwrap().iter().all(|asked| asked["state"] == "used"), "{used:#}");
+    assert_eq!(stage.daemon.cli(&["audit", "--verify"])["broken"], Value::Null);
+    println!("killed_anywhere_an_answer_counts_once: {kills} kills, each answer used once");
     stage.daemon.end(0);
 }

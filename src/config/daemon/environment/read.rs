@@ -2,7 +2,7 @@
 //! files of their own.
 
 use super::super::{
-    COMPARED_LEAST, ENVIRONMENT_KEYS, Environments, HOOKS_KEYS, LEASE_LEAST, People, ROLLBACK_KEYS, Reader, Repo,
+    COMPARED_LEAST, ENVIRONMENT_KEYS, Environments, HOOKS_KEYS, LEASE_LEAST, People, ROLLBACK_KEYS, Reader,
     SCHEMA_KEYS, SOURCE_KEYS, freeze,
 };
 use super::{Environment, Freeze, Hooks, Rollback, RollbackGit, Schema, Source, TargetConfig, Variable};
