@@ -81,7 +81,10 @@ impl Work<'_> {
             let mut mine = document.clone();
             if *person == said.person && !self.row.state.is_final() {
                 if !withdrawn {
-                    mine["withdraw_hint"] = json!(format!("mainstay withdraw {}", self.row.id));
+                    mine["withdraw_hint"] = json!(format!(
+                        "{person} can take it back until what was asked for begins: mainstay withdraw {}",
+                        self.row.id
+                    ));
                 }
                 mine["link"] = json!(self.new_link(key, person)?);
             }

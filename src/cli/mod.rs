@@ -135,8 +135,22 @@ const GROUPS: &[(&str, &[&str])] = &[
     ("Start", &["init", "demo", "doctor", "serve", "reload", "status", "hook", "completions", "man"]),
     ("Pipelines", &["validate", "schema", "graph", "plan", "run"]),
     ("Runs", &["trigger", "runs", "show", "logs", "cancel", "retry", "inbox"]),
-    ("Deploys", &["environments", "releases", "promote", "rollback", "repair", "hold", "release-hold"]),
-    ("Deploys", &["approvals", "approve", "reject", "withdraw"]),
+    (
+        "Deploys",
+        &[
+            "approvals",
+            "approve",
+            "reject",
+            "withdraw",
+            "environments",
+            "releases",
+            "promote",
+            "rollback",
+            "repair",
+            "hold",
+            "release-hold",
+        ],
+    ),
     ("Keeping", &["secrets", "token", "audit"]),
 ];
 

@@ -6,7 +6,7 @@ use super::{Context, deploys};
 use crate::model::EnvironmentName;
 use crate::model::deploy_view::{DeployStarted, PromoteRequest};
 
-/// Deploy the release of another environment: the same images, nothing is built again
+/// Deploy the release of another environment; nothing is built again
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   mainstay promote production                       what is verified where `promote-from` says

@@ -424,7 +424,6 @@ impl Reader<'_, '_> {
             Some(node) => {
                 let around = Around {
                     repo_names,
-                    repos: &repos,
                     people: &people,
                     notify: &notify,
                     has_smtp: fields.get("notify").is_some_and(|node| has_key(node, "smtp")),

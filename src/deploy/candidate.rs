@@ -9,6 +9,7 @@ use crate::config::daemon::{People, freeze};
 use crate::git::Mirror;
 use crate::model::approval::{ApprovalRequest, ApprovalState, Excluded, Subject};
 use crate::model::deploy::{DeployKind, DeployRequest, DeployStatus, Release};
+use crate::model::input::Input;
 use crate::model::{ApprovalId, DeployId, EnvironmentName, Oid, RepoName};
 use crate::store::{DeployRow, EnvironmentRow, HoldRow};
 use jiff::Timestamp;
@@ -36,6 +37,21 @@ pub(super) struct Candidate {
     setup: Arc<Setup>,
     stored: EnvironmentRow,
     serving: Option<Release>,
+}
+
+/// What else people are told when they are asked.
+#[derive(Default)]
+pub(super) struct Words {
+    /// The deploy that waits, when it is one and not a step before it.
+    pub(super) deploy: Option<DeployId>,
+    /// Stands above everything else.
+    pub(super) warning: Option<String>,
+    /// Steps of the run so far and how they ended.
+    pub(super) results: Vec<(String, String)>,
+    /// What the pipeline says about it.
+    pub(super) message: Option<String>,
+    /// What may be given along with a yes.
+    pub(super) inputs: Vec<Input>,
 }
 
 /// What a deploy would put there.
@@ -120,6 +136,10 @@ impl Shared {
         let Some(view) = self.approvals.view(id).await? else { return Ok((ApprovalFact::Unasked, None, None)) };
         let why = |state: &str| Some(view.note.clone().unwrap_or_else(|| format!("approval {id} {state}")));
         let (fact, denied) = match view.state {
+            // An unknown pusher, or everybody who may is its author: waiting for a day would change nothing.
+            ApprovalState::Open if (view.eligible.len() as u32) < view.required => {
+                (ApprovalFact::Open, why("can be given by nobody"))
+            }
             ApprovalState::Open => (ApprovalFact::Open, None),
             ApprovalState::Granted => (ApprovalFact::Granted, None),
             // Used by this very deploy, before it was recorded that it began; or by one that put the same bytes there for
@@ -186,13 +206,10 @@ impl Shared {
         &self,
         candidate: &Candidate,
         request: &DeployRequest,
-        deploy: Option<DeployId>,
-        warning: Option<String>,
-        results: Vec<(String, String)>,
-        message: Option<String>,
-        inputs: Vec<crate::model::input::Input>,
+        words: Words,
     ) -> Result<Option<ApprovalRequest>, DeployError> {
         let Some(policy) = candidate.setup.config.approval.clone() else { return Ok(None) };
+        let Words { deploy, warning, results, message, inputs } = words;
         let from = &request.provenance;
         let mirror = self.mirror(&from.repo)?;
         let since = candidate.serving.as_ref().filter(|release| release.provenance.repo == from.repo);

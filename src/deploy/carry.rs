@@ -109,7 +109,7 @@ impl<'a> Carrier<'a> {
     }
 
     /// Goes on with a deploy that has begun, to its end.
-    pub(super) async fn to_the_end(mut self) -> Result<Stopped, DeployError> {
+    pub(super) async fn carry(mut self) -> Result<Stopped, DeployError> {
         let lease = self.setup.config.lease.0;
         let dead = super::owner::is_dead;
         match self.shared.store.take_lease(&self.name, self.row.id, &self.shared.owner, lease, dead).await? {

@@ -2,7 +2,7 @@
 //! makes it look sooner.
 
 use super::admit::Admission;
-use super::candidate::{Candidate, short};
+use super::candidate::{Candidate, Words, short};
 use super::carry::{Carrier, Stopped};
 use super::state::{DeployEvent, DeployState};
 use super::{Command, DeployError, Setup, Shared, host, tell};
@@ -124,7 +124,7 @@ async fn look(shared: &Arc<Shared>, name: &EnvironmentName, ears: &mut Ears) -> 
     let open = shared.store.open_deploys(Some(name.clone())).await?;
     if let Some(row) = open.iter().find(|row| row.status.holds_environment()) {
         let state = shared.standing(row.id).await?.state;
-        return Ok(match Carrier::new(shared, setup, row.clone(), state, ears).to_the_end().await? {
+        return Ok(match Carrier::new(shared, setup, row.clone(), state, ears).carry().await? {
             Stopped::Ended | Stopped::Stopping => Duration::ZERO,
             Stopped::NotOurs(pause) => pause,
         });
@@ -202,9 +202,8 @@ pub(super) async fn admit_waiting(
                 shared.note(row.id, &mut state, DeployEvent::Superseded { by }, Effects::default()).await?;
             }
             Admission::Ask(warning) => {
-                let request = shared
-                    .approval_request(&candidate, &row.request, Some(row.id), warning, Vec::new(), None, Vec::new())
-                    .await;
+                let words = Words { deploy: Some(row.id), warning, ..Words::default() };
+                let request = shared.approval_request(&candidate, &row.request, words).await;
                 match request {
                     Ok(Some(request)) => {
                         let approval = shared.approvals.ensure(request).await?;

@@ -2,7 +2,8 @@
 //! may be repeated by a later process, and then finds what the first one began.
 
 use super::admit::Admission;
-use super::{DeployError, Deploys, candidate};
+use super::candidate::{self, Words};
+use super::{DeployError, Deploys};
 use crate::model::approval::{ApprovalPolicy, ApprovalRequest, ApprovalState, ApprovalView, Channel, Subject};
 use crate::model::deploy::{DeployKind, DeployRequest, DeployStatus, Provenance};
 use crate::model::plan::{ApprovalStep, DeployStep, RollbackTo};
@@ -214,18 +215,14 @@ impl Deploys {
         if let Some(id) = candidate.approval {
             return Ok(id);
         }
-        let asked = self
-            .shared
-            .approval_request(
-                &candidate,
-                &request,
-                None,
-                warning,
-                asking.results.clone(),
-                step.message.clone(),
-                step.inputs.clone(),
-            )
-            .await?;
+        let words = Words {
+            deploy: None,
+            warning,
+            results: asking.results.clone(),
+            message: step.message.clone(),
+            inputs: step.inputs.clone(),
+        };
+        let asked = self.shared.approval_request(&candidate, &request, words).await?;
         let asked = asked.ok_or_else(|| {
             DeployError::Refused(format!(
                 "ask for approval: {environment} has no `approval` in mainstay.yml, and an approval that nobody gives does not count"
@@ -326,7 +323,7 @@ fn request(
 fn passed(view: &ApprovalView) -> Option<Passed> {
     let why = |word: &str| view.note.clone().unwrap_or_else(|| format!("approval {} {word}", view.id));
     match view.state {
-        ApprovalState::Open if (view.eligible.len() as u32) < view.required && view.decisions.is_empty() => {
+        ApprovalState::Open if (view.eligible.len() as u32) < view.required => {
             Some(Passed::Refused(why("can be given by nobody")))
         }
         ApprovalState::Open => None,

@@ -216,7 +216,7 @@ impl DeployState {
                 self.put_back_at = Some(at);
             }
             DeployEvent::RolledBack if self.status == S::RollingBack && self.put_back_at.is_some() => {
-                self.status = S::RolledBack
+                self.status = S::RolledBack;
             }
             DeployEvent::Failed { why } if serving && !well => {
                 self.status = if self.kind == DeployKind::Rollback { S::RollbackFailed } else { S::Failed };

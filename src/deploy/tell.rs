@@ -34,7 +34,7 @@ impl Shared {
             deploy: id,
             release,
             status,
-            title: format!("{} {} to {environment}", from.repo, short(&from.commit)),
+            title: format!("{} {}", from.repo, short(&from.commit)),
             why,
             way_back,
             run: Some(from.run),

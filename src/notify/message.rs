@@ -1,7 +1,7 @@
 //! Everything that a person or another system may be told, and every sentence of it.
 //!
 //! Enters: a [`Message`], made where its cause is stored; it is kept as JSON in the outbox, so a variant or a field that
-//! was ever written must stay readable. Leaves: [`Words`], which `letter` makes into a mail and `post` into what chat
+//! was ever written must stay readable. Leaves: words, which `letter` makes into a mail and `post` into what chat
 //! systems take.
 
 use super::words::{Action, Body, Tone, Words, block, line};
@@ -81,8 +81,14 @@ pub enum Message {
         withdrawn: bool,
         /// How it stands now: `1 of 2`.
         standing: String,
-        /// How its giver takes it back, as long as that can be done.
+        /// What they said along with it.
+        #[serde(default)]
+        message: Option<String>,
+        /// How its giver takes it back on the command line, as long as that can be done.
         withdraw_hint: Option<String>,
+        /// The giver's own link, to take it back or to answer anew. Never sent to anybody else.
+        #[serde(default)]
+        link: Option<String>,
         /// The run that asks.
         run: Option<RunId>,
         /// Where the run is shown.
@@ -214,7 +220,7 @@ impl Message {
     /// The same without what only its reader may know: what a webhook is told, and what is kept once it is sent.
     pub fn without_secrets(mut self) -> Message {
         match &mut self {
-            Message::ApprovalAsked { link, .. } => *link = None,
+            Message::ApprovalAsked { link, .. } | Message::ApprovalDecided { link, .. } => *link = None,
             Message::ApprovalCode { code, .. } => code.clear(),
             _ => {}
         }
@@ -337,7 +343,9 @@ impl Message {
             channel,
             withdrawn,
             standing,
+            message,
             withdraw_hint,
+            link,
             run,
             run_url,
         } = self
@@ -357,6 +365,7 @@ impl Message {
         };
         let (title, standing) = (line(title), line(standing));
         let mut intro = vec![format!("{person} {said} “{title}” {way}.")];
+        intro.extend(message.as_deref().map(|said| format!("They say: {}", line(said))));
         intro.extend(withdraw_hint.as_deref().map(line));
         intro.push(format!("If you are {person} and this was not you, tell the others at once."));
         let said = format!("{person} {said} {title} ({standing})");
@@ -369,7 +378,10 @@ impl Message {
                 ("Run", run.map(|run| format!("#{run}"))),
                 ("Request", Some(approval.to_string())),
             ]),
-            action: run_action(run_url.as_deref()),
+            action: match link {
+                Some(url) => Some(Action { label: "Take it back, or answer anew", url: line(url), note: "" }),
+                None => run_action(run_url.as_deref()),
+            },
             ..Words::new(prefixed(environment.as_ref(), &said), tone)
         }
     }

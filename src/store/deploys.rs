@@ -14,6 +14,9 @@ use rusqlite::{Connection, OptionalExtension, Row, Transaction, params};
 /// Answers of health rules kept of one deploy: an hour of ten rules asked each second, newest first.
 const PROBES_KEPT: i64 = 36_000;
 
+/// Deploys whose answers are kept, over all environments: what anybody still looks into.
+const PROBED_DEPLOYS: i64 = 200;
+
 /// A deploy as it stands in the store.
 #[derive(Debug, Clone, PartialEq)]
 pub struct DeployRow {
@@ -102,6 +105,7 @@ impl Store {
                 ],
             )?;
             let id = DeployId(tx.last_insert_rowid() as u64);
+            tx.execute("DELETE FROM probes WHERE deploy_id <= ?1", [id.0 as i64 - PROBED_DEPLOYS])?;
             tx.execute("INSERT OR IGNORE INTO environments (name) VALUES (?1)", [request.environment.as_str()])?;
             if let Some(act) = act {
                 audit::record(tx, &act, now)?;

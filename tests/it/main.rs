@@ -2,6 +2,7 @@
 
 mod api_auth;
 mod api_daemon;
+mod approval_by_mail;
 mod approvals;
 mod audit;
 mod cli;
@@ -24,6 +25,7 @@ mod private_registry;
 mod run_is_stopped;
 mod run_survives_kill;
 mod schedules_end_to_end;
+mod self_deploy;
 mod settings_of_deploys;
 mod support;
 mod targets;

@@ -163,9 +163,9 @@ fn decided(run: u64, by: &str) -> Message {
         channel: Channel::Mail,
         withdrawn: false,
         standing: "1 of 2".into(),
-        withdraw_hint: Some(
-            "It can be taken back with `mainstay approve 3 --withdraw` until the deploy starts.".into(),
-        ),
+        message: None,
+        link: None,
+        withdraw_hint: Some("It can be taken back with `mainstay withdraw 3` until the deploy starts.".into()),
         run: Some(RunId(run)),
         run_url: Some(RUN_URL.into()),
     }

@@ -1,5 +1,7 @@
 //! The contract of `deploy::target::Target`, as one list of cases that every target has to pass.
 
+#![allow(clippy::print_stdout, reason = "how long things took, and how they were cut off, explains a failure")]
+
 mod cases;
 mod command;
 mod lab;

@@ -143,8 +143,6 @@ pub enum RollbackGit {
     None,
     /// A tag on the commit that turned bad.
     Tag,
-    /// A request to merge its revert, where a forge and its token are configured.
-    RevertPr,
 }
 
 /// A time in which nothing is deployed.

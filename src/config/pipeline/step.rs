@@ -308,10 +308,6 @@ impl Reader<'_> {
         let Some(fields) = self.check.fields(node, "`when`", WHEN_KEYS, WHEN_LATER) else { return list };
         let Some(node) = fields.get("status") else { return vec![WhenStatus::Success] };
         for item in self.check.items(node, "`status`") {
-            if matches!(&item.value, Value::Scalar(s) if s.text == "rolled-back") {
-                self.check.error(item.place, "`rolled-back` is part of the language, but not of this version");
-                continue;
-            }
             for status in self.check.word(item, "`status`", STATUS_WORDS).unwrap_or_default() {
                 if !list.contains(status) {
                     list.push(*status);

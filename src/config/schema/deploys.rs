@@ -157,16 +157,6 @@ struct Prometheus {
 struct Rollback {
     /// The last verified release is put back by itself; true when it is not said.
     auto: Option<bool>,
-    /// What the repository is told; nothing when it is not said.
-    git: Option<RollbackGit>,
-}
-
-#[derive(Debug, Deserialize, JsonSchema)]
-#[serde(rename_all = "kebab-case")]
-enum RollbackGit {
-    None,
-    Tag,
-    RevertPr,
 }
 
 #[derive(Debug, Deserialize, JsonSchema)]

@@ -63,7 +63,9 @@ fn all() -> Vec<(&'static str, Message)> {
         channel: Channel::Mail,
         withdrawn,
         standing: "1 of 2".into(),
-        withdraw_hint: Some("ben can take it back until the deploy starts: mainstay approve 3 --withdraw".into()),
+        message: None,
+        link: None,
+        withdraw_hint: Some("ben can take it back until the deploy starts: mainstay withdraw 3".into()),
         run: Some(RunId(12)),
         run_url: url(),
     };

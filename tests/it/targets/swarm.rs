@@ -381,10 +381,13 @@ fn no_request_fails_in_a_good_deploy_a_bad_one_and_a_rollback() {
     });
 }
 
+/// When a request was answered, and with what.
+type Answer = (Instant, Result<String, String>);
+
 /// Asks all the while, each request on a thread of its own, so that a slow one holds up nobody.
 struct Client {
     stop: Arc<std::sync::atomic::AtomicBool>,
-    answers: Arc<std::sync::Mutex<Vec<(Instant, Result<String, String>)>>>,
+    answers: Arc<std::sync::Mutex<Vec<Answer>>>,
     asking: std::thread::JoinHandle<()>,
 }
 

@@ -3,7 +3,7 @@
 
 use super::super::{
     COMPARED_LEAST, ENVIRONMENT_KEYS, Environments, HOOKS_KEYS, LEASE_LEAST, People, ROLLBACK_KEYS, Reader, Repo,
-    SCHEMA_KEYS, SOURCE_KEYS, WebhookKind, freeze,
+    SCHEMA_KEYS, SOURCE_KEYS, freeze,
 };
 use super::{Environment, Freeze, Hooks, Rollback, RollbackGit, Schema, Source, TargetConfig, Variable};
 use crate::config::check::{Fields, is_interpolated};
@@ -19,7 +19,6 @@ use std::time::Duration;
 pub(in crate::config::daemon) struct Around<'a> {
     /// The names of the watched repositories, also of those that did not read.
     pub(in crate::config::daemon) repo_names: Vec<&'a str>,
-    pub(in crate::config::daemon) repos: &'a BTreeMap<RepoName, Repo>,
     pub(in crate::config::daemon) people: &'a People,
     pub(in crate::config::daemon) notify: &'a Notify,
     /// There is a `notify.smtp`, whether it reads or not.
@@ -90,7 +89,7 @@ impl Reader<'_, '_> {
         let health = fields.get("health").map(|n| self.health(n)).unwrap_or_default();
         let watch = self.span(&fields, "watch", WATCH, Duration::ZERO);
         let timeout = self.span(&fields, "timeout", TIMEOUT, TIMEOUT_LEAST);
-        let rollback = self.rollback(fields.get("rollback"), target.as_ref(), around);
+        let rollback = self.rollback(fields.get("rollback"));
         let approval = fields.get("approval").and_then(|n| self.approval(n, around));
         let freeze = fields.get("freeze").map(|n| self.freezes(n)).unwrap_or_default();
         let lease = self.span(&fields, "lease", LEASE, LEASE_LEAST);
@@ -232,28 +231,24 @@ impl Reader<'_, '_> {
         span
     }
 
-    fn rollback(&mut self, node: Option<&Node>, target: Option<&TargetConfig>, around: &Around<'_>) -> Rollback {
+    fn rollback(&mut self, node: Option<&Node>) -> Rollback {
         let mut rollback = Rollback { auto: true, git: RollbackGit::None };
         let fields = node.and_then(|node| self.check.fields(node, "`rollback`", ROLLBACK_KEYS, &[]));
         let Some(fields) = fields else { return rollback };
         if let Some(node) = fields.get("auto") {
             rollback.auto = self.check.boolean(node, "`auto`").unwrap_or(true);
         }
-        let words = [("none", RollbackGit::None), ("tag", RollbackGit::Tag), ("revert-pr", RollbackGit::RevertPr)];
         let Some(node) = fields.get("git") else { return rollback };
-        let Some(git) = self.check.word(node, "`git`", &words) else { return rollback };
-        rollback.git = git;
-        let repo = target.and_then(|target| Some((target.repo(), around.repos.get(target.repo())?)));
-        if let (RollbackGit::RevertPr, Some((name, repo))) = (git, repo) {
-            let forge = repo.webhook.as_ref().is_some_and(|hook| hook.kind != WebhookKind::Generic);
-            if !forge || repo.auth.is_none() {
-                self.check.error_with_hint(
-                    node.place,
-                    format!("`revert-pr` needs a forge and a token of it, and `{name}` does not have both"),
-                    "under the repository, `webhook` says which forge it is, and `auth` has the token as its password",
-                );
-            }
+        if matches!(&node.value, Value::Scalar(scalar) if scalar.text == "revert-pr") {
+            self.check.error_with_hint(
+                node.place,
+                "`revert-pr` is part of the language, but not of this version",
+                "`tag` puts a tag on the commit that turned bad",
+            );
+            return rollback;
         }
+        let words = [("none", RollbackGit::None), ("tag", RollbackGit::Tag)];
+        rollback.git = self.check.word(node, "`git`", &words).unwrap_or(RollbackGit::None);
         rollback
     }
 

@@ -42,7 +42,7 @@ const EVERYTHING: &str = r#"
       - { prometheus: { url: "http://127.0.0.1:9090", query: "rate(errors[1m])", expect: "< 0.01" } }
     watch: 10m
     timeout: 5m
-    rollback: { auto: false, git: revert-pr }
+    rollback: { auto: false, git: tag }
     approval: { from: [managers, cem], required: 2, expires: 12h, by: [mail, cli], allow-self: true, allow-unknown-pusher: true }
     freeze:
       - { from: "Fri 16:00 Europe/Paris", to: "Mon 08:00 Europe/Paris" }
@@ -121,7 +121,7 @@ fn everything_is_understood_and_secrets_are_told_from_plain_texts() {
         (span("10m"), span("5m"), span("5s"), span("30s"))
     );
     assert!(live.self_heal && !live.downtime_allowed);
-    assert_eq!(live.rollback, Rollback { auto: false, git: RollbackGit::RevertPr });
+    assert_eq!(live.rollback, Rollback { auto: false, git: RollbackGit::Tag });
     assert_eq!(live.promote_from.as_ref().unwrap().as_str(), "staging");
     let approval = live.approval.as_ref().unwrap();
     assert_eq!(
@@ -296,7 +296,7 @@ fn each_mistake_has_its_sentence_and_its_place() {
         // rollback
         (with("rollback: { auto: maybe }"), "`true` or `false`", "maybe"),
         (with("rollback: { git: tags }"), "did you mean `tag`?", "tags"),
-        (with("rollback: { git: revert-pr }"), "needs a forge and a token", "revert-pr"),
+        (with("rollback: { git: revert-pr }"), "not of this version", "revert-pr"),
         // approval
         (approval(""), "`approval` needs `from`", "{  }"),
         (approval("from: []"), "`from` is empty: nobody", "[] }"),
