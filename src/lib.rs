@@ -1,26 +1,30 @@
 //! Mainstay: a GitOps pipeline runner and disaster-recovery keeper, as one binary on this library.
 //!
 //! The tree reads as one sentence per half of the product. This half:
-//! config -> trigger -> plan -> schedule (`engine`) -> run step (`step`, `runtime`) -> record (`store`) -> show (`web`, `cli`).
+//! config -> trigger -> plan -> schedule (`engine`) -> run step (`step`, `runtime`) -> ask people (`approval`) -> deploy,
+//! watch, take back (`deploy`) -> record (`store`) -> tell (`notify`) -> show (`web`, `cli`).
 //!
-//! | room | what it holds | knows |
+//! | room | what it holds | knows, beside model |
 //! |---|---|---|
 //! | [`cli`] | one file per command; turns errors into text and exit codes | daemon, everything the command needs |
-//! | [`daemon`] | wires the rooms together, owns the loops and the shutdown | all below |
-//! | [`web`] | the HTTP API, webhooks, live log stream | trigger, store, engine's handle |
+//! | [`daemon`] | wires the rooms together, owns the loops and the shutdown, makes the targets | all below |
+//! | [`web`] | the HTTP API, webhooks, mailed links, live log stream | approval, deploy, engine, logs, store |
+//! | [`deploy`] | environments, deploys, health rules, targets | approval, notify's messages, git, runtime, logs, step, config, store |
 //! | [`approval`] | who may say yes, what counts, mailed links | config, store |
-//! | [`trigger`] | the world becomes one durable inbox row | git, config, store |
-//! | [`engine`] | events, one transition function, decide, drive, recover | plan, step, store |
-//! | [`step`] | what one attempt of one step does | runtime, logs |
-//! | [`runtime`] | the contract with a container engine, Docker, plain processes | model |
-//! | [`logs`] | masking, framing, storing and reading log lines | model |
-//! | [`plan`] | (pipeline, trigger) becomes a plan; no I/O | config, model |
-//! | [`git`] | mirrors, reading a tree at a commit, checkouts | model |
-//! | [`config`] | what the files say, and whether it makes sense | model |
-//! | [`store`] | SQLite, and the only SQL | model |
+//! | [`notify`] | messages to people and systems, and the sending of them | config, store |
+//! | [`trigger`] | the world becomes one durable inbox row | git, store |
+//! | [`engine`] | events, one transition function, decide, drive, recover | plan, step, runtime, logs, git, config, store |
+//! | [`step`] | what one attempt of one step does | runtime, logs, config |
+//! | [`runtime`] | the contract with a container engine, Docker, plain processes | git |
+//! | [`logs`] | masking, framing, storing and reading log lines | nobody |
+//! | [`plan`] | (pipeline, trigger) becomes a plan; no I/O | config |
+//! | [`git`] | mirrors, reading a tree at a commit, checkouts, the history of releases | nobody |
+//! | [`config`] | what the files say, and whether it makes sense | nobody |
+//! | [`store`] | SQLite, and the only SQL | nobody |
 //! | [`model`] | plain data that every room may use | nobody |
 //!
-//! `docs/ARCHITECTURE.md` walks through a push from the hook to the last log line.
+//! `docs/ARCHITECTURE.md` walks through a push from the hook to the last log line, a yes, and a deploy from
+//! the step to the last probe.
 
 pub mod approval;
 pub mod cli;
