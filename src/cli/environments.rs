@@ -13,7 +13,7 @@ use jiff::Timestamp;
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   mainstay environments               a line each; exit code 1 when a person has to act
-  mainstay environments production    what runs there, what differs, what is held, the last answers of its health rules")]
+  mainstay environments production    what runs there, what differs, what is held")]
 pub struct Args {
     /// Only this one, whole
     environment: Option<EnvironmentName>,

@@ -136,7 +136,8 @@ pub(super) fn admit(facts: &Facts) -> Admission {
     if facts.kind == DeployKind::Repair && facts.attention.is_some() {
         return Admission::Refuse(format!("a person has to look at {environment} first"));
     }
-    if let Some(until) = facts.frozen_until {
+    // What is put back was there before the freeze.
+    if let Some(until) = facts.frozen_until.filter(|_| facts.kind != DeployKind::Repair) {
         return Admission::Refuse(format!(
             "{environment} is frozen until {}\nhint: a rollback is possible all the same",
             until.strftime("%Y-%m-%d %H:%M:%SZ")

@@ -172,6 +172,8 @@ impl Shared {
             .filter(|other| other.id > row.id && other.request.provenance.repo == from.repo)
             .filter(|other| matches!(other.status, DeployStatus::Queued | DeployStatus::Waiting))
             .filter(|other| matches!(other.request.kind, DeployKind::Deploy | DeployKind::Promote))
+            // What may not come here takes nobody's place.
+            .filter(|other| allowed(setup, &other.request))
             .map(|other| (other.id, other.request.provenance.commit.clone()))
             .collect();
         let (repo, commit) = (from.repo.clone(), from.commit.clone());
@@ -181,7 +183,7 @@ impl Shared {
             history.await.map_err(|error| DeployError::NotNow(format!("read the history: {error}")))??;
         Ok(Facts {
             kind: request.kind,
-            allowed: setup.config.from.iter().any(|source| source.allows(&from.repo, &from.git_ref, &from.pipeline)),
+            allowed: allowed(setup, request),
             comes_from: format!(
                 "{}, {}, pipeline {}",
                 from.repo,
@@ -216,7 +218,9 @@ impl Shared {
         let (since, commit) = (since.map(|release| release.provenance.commit.clone()), from.commit.clone());
         let between = tokio::task::spawn_blocking(move || mirror.commits_between(since.as_ref(), &commit, COMMITS_MAX));
         let between = between.await.map_err(|error| DeployError::NotNow(format!("read the history: {error}")))??;
-        if between.more && !policy.allow_self {
+        // Before the first release there is no border behind which changes are old: the commit itself is what is new.
+        let first = candidate.serving.is_none();
+        if between.more && !first && !policy.allow_self {
             return Err(DeployError::Refused(format!(
                 "ask for approval: more than {COMMITS_MAX} commits since the last release; nobody can be sure not to approve their own\nhint: `allow-self` in the environment's approval policy"
             )));
@@ -224,6 +228,7 @@ impl Shared {
         let written: Vec<Written> = between
             .commits
             .iter()
+            .take(if first { 1 } else { usize::MAX })
             .map(|commit| Written {
                 commit: short(&commit.sha).to_owned(),
                 author: commit.author_mail.clone(),
@@ -396,6 +401,12 @@ fn render(setup: &Setup, mirror: &Mirror, request: &DeployRequest) -> Result<Wha
 }
 
 type History = (Vec<HoldFact>, bool, Option<DeployId>);
+
+/// Whether what is asked for comes from where the environment says it may.
+pub(super) fn allowed(setup: &Setup, request: &DeployRequest) -> bool {
+    let from = &request.provenance;
+    setup.config.from.iter().any(|source| source.allows(&from.repo, &from.git_ref, &from.pipeline))
+}
 
 /// How a commit stands to what is held, what serves, and what was asked for later.
 fn history(

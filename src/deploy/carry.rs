@@ -161,8 +161,7 @@ impl<'a> Carrier<'a> {
             let before = self.setup.config.hooks.before.clone();
             let done = self.meanwhile(lost, async move { host::run(&before, &variables).await }).await?;
             if let Err(why) = done {
-                self.turned_bad(format!("the hook before it failed: {why}"), None).await?;
-                return Ok(self.fail("nothing was changed").await?);
+                return Ok(self.turned_bad(format!("the hook before it failed: {why}"), None).await?);
             }
             self.note(DeployEvent::Prepared, Effects::default()).await?;
         }
@@ -317,10 +316,12 @@ impl<'a> Carrier<'a> {
     }
 
     /// Records that it is bad, and holds its revision.
-    async fn turned_bad(&mut self, why: String, by: Option<&Asker>) -> Result<(), DeployError> {
+    async fn turned_bad(&mut self, why: String, by: Option<(&Asker, u64)>) -> Result<(), DeployError> {
         tracing::warn!(environment = %self.name, deploy = %self.row.id, why, "the release turned bad");
         let from = &self.row.request.provenance;
-        let held = matches!(self.row.request.kind, DeployKind::Deploy | DeployKind::Promote);
+        // What never touched the target says nothing about the revision.
+        let held = matches!(self.row.request.kind, DeployKind::Deploy | DeployKind::Promote) && self.state.prepared;
+        let (by, to) = (by.map(|(by, _)| by), by.map(|(_, to)| to));
         let strict = held && !self.holds_it_contains().await?.is_empty();
         let good = match self.state.fallback {
             Some(number) => self.shared.store.release(&self.name, number).await?,
@@ -345,12 +346,15 @@ impl<'a> Carrier<'a> {
         });
         let effects = Effects { hold, acts: acts.into_iter().collect(), ..Effects::default() };
         let by = by.map(|by| by.who().to_owned());
-        self.note(DeployEvent::TurnedBad { why, by }, effects).await
+        self.note(DeployEvent::TurnedBad { why, by, to }, effects).await
     }
 
     /// Decides what follows from being bad.
     async fn turn_back(&mut self) -> Result<(), Cut> {
         let by_person = self.state.bad_by.is_some();
+        if !self.state.prepared {
+            return Ok(self.fail("nothing was changed").await?);
+        }
         if self.row.request.kind == DeployKind::Rollback {
             return Ok(self.fail("a rollback is not rolled back").await?);
         }
@@ -360,7 +364,7 @@ impl<'a> Carrier<'a> {
         let Some(to) = self.state.fallback else {
             return Ok(self.fail("there is no verified release to go back to").await?);
         };
-        if let Some(why) = self.schema_bars(to).await? {
+        if let Some(why) = self.shared.schema_bars(&self.setup, &self.name, to).await? {
             return Ok(self.fail(&why).await?);
         }
         let details = serde_json::json!({ "deploy": self.row.id, "from": self.state.release, "to": to });
@@ -368,33 +372,6 @@ impl<'a> Carrier<'a> {
         let act = Act { by: Asker::daemon(), kind: ActKind::Rollback, subject, details };
         let effects = Effects { acts: if by_person { Vec::new() } else { vec![act] }, ..Effects::default() };
         Ok(self.note(DeployEvent::RollingBack { to }, effects).await?)
-    }
-
-    /// Why the schema of the database does not let the release go back, in words.
-    async fn schema_bars(&self, to: u64) -> Result<Option<String>, Cut> {
-        let Some(schema) = &self.setup.config.schema else { return Ok(None) };
-        let (from, back) = (self.release(self.state.release).await?, self.release(Some(to)).await?);
-        let mut variables = host::environment(&back, self.state.release);
-        let now = match host::run(std::slice::from_ref(&schema.version), &variables).await {
-            Ok(version) => version.trim().to_owned(),
-            Err(why) => return Ok(Some(format!("the schema's version is not known: {why}"))),
-        };
-        let then = back.schema.clone().unwrap_or_default();
-        if now == then {
-            return Ok(None);
-        }
-        variables.extend([("FROM".to_owned(), now.clone()), ("TO".to_owned(), then.clone())]);
-        let barred = match &schema.reversible {
-            None => "nothing says that the way back is safe".to_owned(),
-            Some(line) => match host::run(std::slice::from_ref(line), &variables).await {
-                Ok(_) => return Ok(None),
-                Err(why) => why,
-            },
-        };
-        Ok(Some(format!(
-            "release {} moved the schema from `{then}` to `{now}`, and it cannot go back ({barred}); code and data together: mainstay restore --all --to-release {}/{to}",
-            from.number, self.name
-        )))
     }
 
     /// The release before is put back, and asked.
@@ -541,9 +518,7 @@ impl<'a> Carrier<'a> {
         if self.state.release == Some(target) || self.shared.store.release(&self.name, target).await?.is_none() {
             return refuse(&format!("release {target} is not one to go back to"));
         }
-        self.turned_bad(format!("{} asked for the rollback", by.who()), Some(by)).await?;
-        self.state.fallback = Some(target);
-        Ok(())
+        self.turned_bad(format!("{} asked for the rollback", by.who()), Some((by, target))).await
     }
 
     async fn admit_others(&mut self) -> Result<(), Cut> {

@@ -267,14 +267,27 @@ async fn void(shared: &Shared, candidate: &Candidate, why: &str) -> Result<(), D
 async fn begin(shared: &Arc<Shared>, setup: &Arc<Setup>, ready: Ready) -> Result<Duration, DeployError> {
     let Ready { row, mut state, candidate, lifts } = ready;
     let name = &row.request.environment;
-    let lease = setup.config.lease.0;
-    match shared.store.take_lease(name, row.id, &shared.owner, lease, super::owner::is_dead).await? {
-        Taken::Yes | Taken::Over(_) => {}
-        Taken::No(held) => {
-            let left = held.until.duration_since(Timestamp::now()).max(SignedDuration::from_millis(100));
-            return Ok(left.unsigned_abs());
+    let is_rollback = row.request.kind == DeployKind::Rollback;
+    let stored = shared.store.environment(name).await?;
+    let made = match row.request.release {
+        Some(number) if is_rollback => match shared.schema_bars(setup, name, number).await? {
+            Some(why) => Err(DeployError::Refused(why)),
+            None => Ok((number, None)),
+        },
+        Some(number) => Ok((number, None)),
+        None => {
+            let number = shared.store.next_release(name).await?;
+            release_of(setup, &row.request, &candidate, number).await.map(|release| (number, Some(release)))
         }
-    }
+    };
+    let (number, release) = match made {
+        Ok(made) => made,
+        Err(DeployError::Refused(why)) => {
+            refuse(shared, &row, &mut state, why).await?;
+            return Ok(Duration::ZERO);
+        }
+        Err(error) => return Err(error),
+    };
     if let Some(approval) = candidate.approval
         && row.request.kind != DeployKind::Repair
         && let Err(error) = shared.approvals.use_for(approval, &candidate.what.binding).await
@@ -283,15 +296,14 @@ async fn begin(shared: &Arc<Shared>, setup: &Arc<Setup>, ready: Ready) -> Result
         tracing::info!(environment = %name, deploy = %row.id, %error, "the approval no longer counts");
         return Ok(TICK);
     }
-    let stored = shared.store.environment(name).await?;
-    let (number, release) = match row.request.release {
-        Some(number) => (number, None),
-        None => {
-            let number = shared.store.next_release(name).await?;
-            (number, Some(release_of(setup, &row.request, &candidate, number).await?))
+    let lease = setup.config.lease.0;
+    match shared.store.take_lease(name, row.id, &shared.owner, lease, super::owner::is_dead).await? {
+        Taken::Yes | Taken::Over(_) => {}
+        Taken::No(held) => {
+            let left = held.until.duration_since(Timestamp::now()).max(SignedDuration::from_millis(100));
+            return Ok(left.unsigned_abs());
         }
-    };
-    let is_rollback = row.request.kind == DeployKind::Rollback;
+    }
     let fallback = stored.verified.filter(|verified| *verified != number && !is_rollback);
     let hold = if is_rollback { hold_of_what_served(shared, &row, stored.current, number).await? } else { None };
     let lift = lifts
@@ -335,7 +347,7 @@ async fn release_of(
     if let Some(schema) = &setup.config.schema {
         let variables = host::environment(&release, None);
         let version = host::run(std::slice::from_ref(&schema.version), &variables).await;
-        let version = version.map_err(|why| DeployError::NotNow(format!("ask for the schema's version: {why}")))?;
+        let version = version.map_err(|why| DeployError::Refused(format!("ask for the schema's version: {why}")))?;
         release.schema = Some(version.trim().to_owned());
     }
     Ok(release)
@@ -387,7 +399,8 @@ async fn reconcile(shared: &Arc<Shared>, setup: &Setup, name: &EnvironmentName) 
     };
     let drift = observed.drift_from(wanted);
     let news = drift != stored.drift && !drift.is_empty();
-    let heals = setup.config.self_heal && stored.attention.is_none() && !drift.is_empty();
+    let held = shared.store.holds(name).await?.iter().any(|hold| hold.revision.is_none());
+    let heals = setup.config.self_heal && stored.attention.is_none() && !held && !drift.is_empty();
     let mut messages = Vec::new();
     if news {
         tracing::warn!(environment = %name, release = current, items = drift.len(), "what runs is not what should");

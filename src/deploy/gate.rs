@@ -136,6 +136,17 @@ impl Deploys {
             Ok(RollbackTo::Release(number)) => Some(number),
             Err(why) => return Err(DeployError::Refused(format!("roll {environment} back: {why}"))),
         };
+        // What was rolled back comes back by a person's word, not by a push.
+        if let Some(number) = to
+            && let Some(row) = self.shared.store.release(environment, number).await?
+        {
+            let of = Some((row.release.provenance.repo, row.release.provenance.commit));
+            if self.shared.store.holds(environment).await?.iter().any(|hold| hold.revision == of) {
+                return Err(DeployError::Refused(format!(
+                    "release {number} of {environment} is held\nhint: `mainstay release-hold {environment}`, or `mainstay rollback {environment} --to {number}`"
+                )));
+            }
+        }
         let AttemptId { run, step, attempt } = &asking.attempt;
         let by = from.actor.clone().unwrap_or_else(|| format!("run #{run}"));
         self.go_back(environment, to, Some(format!("run/{run}/{step}/{attempt}")), &Asker::user(by)).await

@@ -1,6 +1,8 @@
 //! Commands of this machine around a deploy: hooks, and the version of a database schema. `mainstay.yml` alone names them.
 
 use super::shell::{self, Line};
+use super::{DeployError, Setup, Shared};
+use crate::model::EnvironmentName;
 use crate::model::deploy::Release;
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -38,6 +40,43 @@ pub(super) async fn run(lines: &[String], variables: &BTreeMap<String, String>) 
         }
     }
     Ok(said)
+}
+
+impl Shared {
+    /// Why the schema of the database does not let an environment go back to a release, in words. The version that the
+    /// release worked with is what was found when the one after it was made.
+    pub(super) async fn schema_bars(
+        &self,
+        setup: &Setup,
+        name: &EnvironmentName,
+        to: u64,
+    ) -> Result<Option<String>, DeployError> {
+        let Some(schema) = &setup.config.schema else { return Ok(None) };
+        let (Some(back), Some(after)) = (self.store.release(name, to).await?, self.store.release(name, to + 1).await?)
+        else {
+            return Ok(None);
+        };
+        let mut variables = environment(&back.release, None);
+        let now = match run(std::slice::from_ref(&schema.version), &variables).await {
+            Ok(version) => version.trim().to_owned(),
+            Err(why) => return Ok(Some(format!("the schema's version is not known: {why}"))),
+        };
+        let then = after.release.schema.clone().unwrap_or_default();
+        if now == then {
+            return Ok(None);
+        }
+        variables.extend([("FROM".to_owned(), now.clone()), ("TO".to_owned(), then.clone())]);
+        let barred = match &schema.reversible {
+            None => "nothing says that the way back is safe".to_owned(),
+            Some(line) => match run(std::slice::from_ref(line), &variables).await {
+                Ok(_) => return Ok(None),
+                Err(why) => why,
+            },
+        };
+        Ok(Some(format!(
+            "the schema moved from `{then}` to `{now}` since release {to}, and cannot go back ({barred})\nhint: code and data together: mainstay restore --all --to-release {name}/{to}"
+        )))
+    }
 }
 
 #[cfg(test)]

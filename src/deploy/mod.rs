@@ -30,7 +30,7 @@ pub mod view;
 use crate::approval::Approvals;
 use crate::config::daemon::Environment;
 use crate::git::{Mirror, SigningKey};
-use crate::model::deploy::{DeployKind, DeployRequest, DeployStatus};
+use crate::model::deploy::{DeployKind, DeployRequest, DeployStatus, Release};
 use crate::model::{Asker, DeployId, EnvironmentName, RepoName};
 use crate::store::{Act, ActKind, DeployRow, NewHold, ReleaseRow, Store, StoreError};
 use state::{DeployEvent, DeployState, IllegalDeployEvent};
@@ -223,18 +223,44 @@ impl Deploys {
                     under_way.id
                 )));
             }
-            let (by, id) = (by.clone(), under_way.id);
-            self.command(environment, |done| Command::Rollback { by, to, done }).await?;
-            return Ok(id);
+            let id = under_way.id;
+            let (by_whom, fallback) = (by.clone(), self.shared.standing(id).await?.state.fallback);
+            let Some(key) = key else {
+                self.command(environment, |done| Command::Rollback { by: by_whom, to, done }).await?;
+                return Ok(id);
+            };
+            // A step waits for a deploy of its own, which is found again after a crash: it comes next, and puts there what
+            // is there by then.
+            let to = self.release_to_go_back_to(environment, under_way.release, fallback, to).await?.release;
+            let own = self.back(key, to.clone(), under_way.release, by).await?;
+            let number = Some(to.number);
+            match self.command(environment, |done| Command::Rollback { by: by_whom, to: number, done }).await {
+                // It has just ended, or goes back already.
+                Ok(()) | Err(DeployError::NotNow(_)) => return Ok(own),
+                Err(error) => return Err(error),
+            }
         }
         let row = self.shared.store.environment(environment).await?;
         let to = self.release_to_go_back_to(environment, row.current, row.verified, to).await?;
-        let release = to.release;
-        let details = serde_json::json!({ "from": row.current, "to": release.number });
+        let key = key.unwrap_or_else(|| format!("rollback/{environment}/{:016x}", random()));
+        self.back(key, to.release, row.current, by).await
+    }
+
+    /// Asks for a deploy of an earlier release.
+    async fn back(
+        &self,
+        key: String,
+        release: Release,
+        from: Option<u64>,
+        by: &Asker,
+    ) -> Result<DeployId, DeployError> {
+        let environment = release.environment.clone();
+        let details = serde_json::json!({ "from": from, "to": release.number });
+        let subject = format!("environment {environment}");
         let request = DeployRequest {
-            environment: environment.clone(),
+            environment,
             kind: DeployKind::Rollback,
-            key: key.unwrap_or_else(|| format!("rollback/{environment}/{:016x}", random())),
+            key,
             provenance: release.provenance.clone(),
             started_by: vec![by.who().to_owned()],
             step: None,
@@ -244,7 +270,6 @@ impl Deploys {
             by: by.who().to_owned(),
             skip_watch: false,
         };
-        let subject = format!("environment {environment}");
         self.request(request, Some(Act { by: by.clone(), kind: ActKind::Rollback, subject, details })).await
     }
 
@@ -258,8 +283,13 @@ impl Deploys {
         let hint = format!("hint: mainstay releases {environment}");
         if let Some(number) = to {
             let release = self.shared.store.release(environment, number).await?;
-            return release
-                .ok_or_else(|| DeployError::Unknown(format!("find release {number} of {environment}\n{hint}")));
+            let release = release
+                .ok_or_else(|| DeployError::Unknown(format!("find release {number} of {environment}\n{hint}")))?;
+            if release.verified_at.is_none() {
+                let why = format!("roll {environment} back to release {number}: it was never verified\n{hint}");
+                return Err(DeployError::NotNow(why));
+            }
+            return Ok(release);
         }
         // The last good one that is not the one that serves.
         if let Some(number) = verified.filter(|number| Some(*number) != current)

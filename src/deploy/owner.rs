@@ -9,8 +9,8 @@ pub fn this_process() -> String {
     format!("{}/{}/{start}/{random:016x}", boot(), std::process::id())
 }
 
-/// Whether that owner is known to be dead: another process has its number, or none has, or the machine was started anew. An
-/// owner on another machine may live for all we know, and so may one whose name does not read.
+/// Whether that owner is known to be dead: it ran here since this machine was started, and another process has its number
+/// now, or none has. Any other owner may live for all we know; its lease runs out by itself.
 pub fn is_dead(owner: &str) -> bool {
     let mut parts = owner.split('/');
     let (Some(on), Some(pid), Some(start)) = (parts.next(), parts.next(), parts.next()) else { return false };

@@ -58,6 +58,9 @@ pub enum DeployEvent {
         why: String,
         /// Who says so, when it is a person who asks for the rollback.
         by: Option<String>,
+        /// The release to put back, when it is another than the last verified one.
+        #[serde(default)]
+        to: Option<u64>,
     },
     /// The fallback is put back from here on.
     RollingBack {
@@ -197,7 +200,11 @@ impl DeployState {
                 self.status = S::Unverified;
                 self.why = Some(format!("{by} ended the watch"));
             }
-            DeployEvent::TurnedBad { why, by } if serving && well => {
+            DeployEvent::TurnedBad { why, by, to } if serving && well => {
+                if to.is_some() && *to == self.release {
+                    return refuse("a release cannot be what it is taken back to");
+                }
+                self.fallback = to.or(self.fallback);
                 self.bad = Some((at, why.clone()));
                 self.bad_by.clone_from(by);
                 self.why = Some(why.clone());
@@ -259,7 +266,7 @@ mod tests {
     }
 
     fn bad() -> DeployEvent {
-        DeployEvent::TurnedBad { why: "503".into(), by: None }
+        DeployEvent::TurnedBad { why: "503".into(), by: None, to: None }
     }
 
     #[test]

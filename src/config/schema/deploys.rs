@@ -157,6 +157,18 @@ struct Prometheus {
 struct Rollback {
     /// The last verified release is put back by itself; true when it is not said.
     auto: Option<bool>,
+    /// What the repository is told of a rollback; nothing when it is not said.
+    git: Option<RollbackGit>,
+}
+
+/// What the repository is told.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+enum RollbackGit {
+    /// Nothing.
+    None,
+    /// A tag on the commit that turned bad.
+    Tag,
 }
 
 #[derive(Debug, Deserialize, JsonSchema)]
