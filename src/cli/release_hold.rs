@@ -6,7 +6,7 @@ use super::exit::{Exit, Failure};
 use crate::model::EnvironmentName;
 use crate::model::deploy_view::HoldReleased;
 
-/// Lift the holds of an environment: revisions that were rolled back may be deployed again
+/// Lift the holds of an environment: what was rolled back may be deployed again
 ///
 /// It also says that a person has seen to a deploy that failed.
 #[derive(Debug, clap::Args)]

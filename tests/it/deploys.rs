@@ -296,8 +296,8 @@ fn killed_anywhere_a_bad_release_still_comes_back() {
     let points: Vec<u64> = match soak() {
         Some(_) => (1..400).collect(),
         None => {
-            let first = 1 + random.below(12);
-            (0..4).map(|n| first + n * 12).collect()
+            let first = 1 + random.below(16);
+            (0..3).map(|n| first + n * 16).collect()
         }
     };
     let mut stage = Stage::new(Some(failpoints::binary().to_owned()), "watch: 2500ms", "");
@@ -383,8 +383,8 @@ fn killed_anywhere_an_answer_counts_once() {
     let points: Vec<u64> = match soak() {
         Some(_) => (1..300).collect(),
         None => {
-            let first = 1 + random.below(15);
-            (0..3).map(|n| first + n * 15).collect()
+            let first = 1 + random.below(20);
+            (0..2).map(|n| first + n * 20).collect()
         }
     };
     let approval = "watch: 300ms\napproval: { from: [ben], by: [cli], allow-unknown-pusher: true, allow-self: true }";

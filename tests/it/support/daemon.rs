@@ -301,6 +301,18 @@ impl Daemon {
         instance
     }
 
+    /// What the database says of the runs: number, status, whether closed, the workspace that is kept.
+    fn runs_stored(&self) -> Vec<(i64, String, bool, Option<String>)> {
+        let database = rusqlite::Connection::open_with_flags(
+            self.state().join("mainstay.db"),
+            rusqlite::OpenFlags::SQLITE_OPEN_READ_ONLY,
+        );
+        let database = database.unwrap();
+        let mut query = database.prepare("SELECT id, status, closed, kept_space FROM runs").unwrap();
+        let rows = query.query_map([], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?))).unwrap();
+        rows.collect::<Result<_, _>>().unwrap()
+    }
+
     fn log_path(&self) -> PathBuf {
         self.dir.path().join("daemon.log")
     }
@@ -320,10 +332,28 @@ impl Daemon {
         let (_, status) = self.term();
         assert!(status.success(), "it left with {status}");
         let engine = self.engine.clone();
-        let containers_and_networks = |one: &str| !one.starts_with("volume ");
-        engine.wait_gone(&instance, Duration::from_secs(20), containers_and_networks);
+        let until = Instant::now() + Duration::from_secs(20);
+        loop {
+            let left: Vec<_> = engine.held(&instance).into_iter().filter(|one| !one.starts_with("volume ")).collect();
+            if left.is_empty() {
+                break;
+            }
+            assert!(
+                Instant::now() < until,
+                "left after the stop: {left:#?}\nruns (number, status, closed, kept): {:#?}\nas the engine has it: {:#?}\n{}",
+                self.runs_stored(),
+                left.iter().map(|one| engine.described(one)).collect::<Vec<_>>(),
+                self.log_end(),
+            );
+            std::thread::sleep(Duration::from_millis(50));
+        }
         let volumes = engine.held(&instance);
-        assert!(volumes.len() <= kept, "more than the {kept} kept workspaces is left: {volumes:#?}");
+        assert!(
+            volumes.len() <= kept,
+            "more than the {kept} kept workspaces is left: {volumes:#?}\nruns (number, status, closed, kept): {:#?}\nmade: {:#?}",
+            self.runs_stored(),
+            volumes.iter().map(|one| engine.described(one)).collect::<Vec<_>>()
+        );
     }
 }
 

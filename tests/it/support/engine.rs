@@ -65,6 +65,17 @@ impl DockerEngine {
         held
     }
 
+    /// One line of [`held`](Self::held) as the engine describes it.
+    pub(crate) fn described(&self, one: &str) -> Value {
+        let mut words = one.split(' ');
+        let (kind, name) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
+        let path = match kind {
+            "container" => format!("/containers/{name}/json"),
+            _ => format!("/{kind}s/{name}"),
+        };
+        http::get(&self.socket, &path).unwrap_or(Value::Null)
+    }
+
     /// Names of the containers of one run's steps.
     pub(crate) fn steps(&self, instance: &str, run: u64) -> Vec<String> {
         let part = format!("mainstay-{instance}-r{run}-");
