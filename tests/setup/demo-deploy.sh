@@ -292,7 +292,7 @@ title "Version one: staging, then a yes by mail"
 write_stack one
 push "Version one"
 wait_approval
-wait_mail 'http://127\.0\.0\.1:[0-9]+/[^[:space:]]+'
+wait_mail 'http://127\.0\.0\.1:[0-9]+/a/\S+'
 mainstay show "$run"
 say ""
 say "Nobody has said yes, so production is untouched. Ana has mail:"
@@ -300,14 +300,14 @@ tool mail "$letter"
 link=$found
 say ""
 say "Its link shows on GET, which mail scanners do too; only a POST decides, with six digits from a second mail:"
-page() { curl -sS --noproxy '*' "$@" | sed -e 's/<style.*<\/style>//' -e 's/<[^>]*>/ /g' | tr -s ' \n' ' ' | cut -c1-"$width"; }
+page() { curl -sS --noproxy '*' "$@" | tr '\n' ' ' | sed -e 's/<style.*<\/style>//' -e 's/<[^>]*>/ /g' | tr -s ' ' | cut -c1-"$width"; }
 width=230
 prompt "curl LINK"
 page "$link" && say ""
 width=200
 prompt "curl -d verdict=approve LINK"
 page -d verdict=approve "$link" && say ""
-wait_mail '^ *[0-9]{6} *$'
+wait_mail '^ +\d{3} ?\d{3}\s*$'
 tool mail "$letter"
 prompt "curl -d verdict=approve -d code=$found LINK"
 page -d verdict=approve -d "code=$found" "$link" && say ""
@@ -361,11 +361,13 @@ say ""
 api() { curl -sS --noproxy '*' --unix-socket "$folder/state/mainstay.sock" "http://localhost/api/v1/$1"; }
 api "environments/production/deploys?limit=20" >"$folder/deploys"
 tool json 'status=rolled-back' <"$folder/deploys" >"$folder/deploy"
-tool rollback "$folder/asked" "$folder/deploy"
+tool rollback "$folder/asked" "$folder/deploy" three
 say ""
 mainstay environments production || true
 mainstay releases production
-mainstay logs "$run" production
+say "The history is in the repository too, signed:"
+prompt "git log --oneline refs/mainstay/production"
+command git -C "$folder/shop.git" --no-pager log --oneline refs/mainstay/production --not main
 
 title "A commit on top of it"
 say "The commit is held: no push, poll, webhook or schedule brings it back. One that still contains it needs a yes that"

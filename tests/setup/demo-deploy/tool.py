@@ -4,7 +4,9 @@
     tool.py ask URL FILE           asks 50 times a second until TERM; a line of FILE: when, milliseconds, answer
     tool.py load URL SECONDS       asks 50 times a second for so long; ends with 1 when a request failed
     tool.py report FILE PHASES     requests and failures of each phase; a line of PHASES: when, and its name
-    tool.py rollback FILE DEPLOY   times of a deploy that was rolled back (JSON), and what it cost the client
+    tool.py rollback FILE DEPLOY WORD
+                                   times of a deploy that was rolled back (JSON), whose version answered WORD, and what it
+                                   cost the client
     tool.py mail FILE              a mail, shortened
     tool.py find FILE PATTERN      the first match in a mail's text
     tool.py json KEY...            a value of the JSON on stdin; a KEY is a name, a number, or NAME=VALUE in a list
@@ -101,10 +103,10 @@ def report(file, phases):
         row[2] += failed
         row[3] = max(row[3], ms)
         row[4][answer.removeprefix("failed: ") if failed else f"`{answer}`"] += 1
-    print(f"  {'PHASE':42} {'REQUESTS':>8} {'FAILED':>6} {'SLOWEST':>8}  ANSWERS")
+    print(f"  {'PHASE':50} {'REQUESTS':>8} {'FAILED':>6} {'SLOWEST':>8}  ANSWERS")
     for name, count, failed, slowest, answers in table:
         words = ", ".join(f"{times} {answer}" for answer, times in answers.most_common(4))
-        print(f"  {name:42} {count:8} {failed:6} {slowest:5.0f} ms  {words}")
+        print(f"  {name:50} {count:8} {failed:6} {slowest:5.0f} ms  {words}")
 
 
 def seconds(text):
@@ -113,18 +115,24 @@ def seconds(text):
     return datetime.datetime.fromisoformat(text).timestamp()
 
 
-def rollback(file, deploy):
+def rollback(file, deploy, word):
     with open(deploy) as text:
         deploy = json.load(text)
-    applied, bad, back = (seconds(deploy[name]) for name in ("applied_at", "bad_at", "put_back_at"))
-    failures = [at for at, _, answer in asked(file) if answer.startswith("failed") and at >= applied]
-    print(f"  {'it turned bad after serving for':42} {(failures[0] if failures else bad) - applied:6.1f} s")
+    bad, back = (seconds(deploy[name]) for name in ("bad_at", "put_back_at"))
+    answers = list(asked(file))
+    first = next(at for at, _, answer in answers if answer == word)
+    failures = [at for at, _, answer in answers if answer.startswith("failed") and at >= first]
+    rows = [("from detected until the old release is whole", f"{back - bad:6.1f} s")]
     if failures:
-        print(f"  {'from the first failed request to detected':42} {bad - failures[0]:6.1f} s")
-    print(f"  {'from detected to the old release whole':42} {back - bad:6.1f} s")
-    if failures:
-        print(f"  {'from detected to the last failed request':42} {failures[-1] - bad:6.1f} s")
-    print(f"  {'requests that failed':42} {len(failures):6}")
+        rows = [
+            ("it answers well for", f"{failures[0] - first:6.1f} s"),
+            ("from the first failed request until detected", f"{bad - failures[0]:6.1f} s"),
+            ("from detected until the last failed request", f"{failures[-1] - bad:6.1f} s"),
+            *rows,
+        ]
+    rows.append(("requests that failed", f"{len(failures):6}"))
+    for name, figure in rows:
+        print(f"  {name:48}{figure}")
 
 
 def mail_text(file):
@@ -180,8 +188,8 @@ match sys.argv[1:]:
         load(url, span)
     case ["report", file, phases]:
         report(file, phases)
-    case ["rollback", file, deploy]:
-        rollback(file, deploy)
+    case ["rollback", file, deploy, word]:
+        rollback(file, deploy, word)
     case ["mail", file]:
         mail(file)
     case ["find", file, pattern]:
