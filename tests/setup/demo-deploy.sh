@@ -146,12 +146,13 @@ git() {
         -c user.name=Cem -c user.email=cem@example.com -c commit.gpgsign=false "$@"
 }
 
-# write_stack WORD [LINE]: the stack file with this version of the application.
+# write_stack WORD [ENVIRONMENT]: what brings this version of the application.
 write_stack() {
+    echo "$1" >"$work/version"
     cat >"$work/deploy/stack.yml" <<END
 services:
   app:
-    image: mainstay-test/app:$1${2:+
+    image: mainstay-test/app:one${2:+
     environment: $2}
     networks: [net]
     healthcheck: { test: [CMD, /app, health] }
@@ -213,7 +214,7 @@ has_run() {
 
 # Waits for the request of the run, and shows on the way what happens.
 wait_approval() {
-    say "test, staging, health, load check: about a quarter of a minute"
+    say "image, staging, health, load check: about a quarter of a minute"
     until_so 120 "the request for approval" has_approval
 }
 has_approval() {
@@ -253,23 +254,26 @@ git remote add origin "$folder/shop.git"
 cat >"$work/.mainstay/deploy.yml" <<'END'
 on: { push: { branches: [main] } }
 steps:
-  test:
+  # Yours would build it. Here three versions are there already.
+  image:
     image: busybox:latest
-    commands: [grep -q mainstay-test/app deploy/stack.yml]
+    commands: ['echo "app=mainstay-test/app:$(cat version)" >>"$MAINSTAY_OUTPUT"']
   staging:
-    needs: test
-    deploy: { environment: staging }
+    needs: image
+    deploy: { environment: staging, images: { app: "${{ steps.image.app }}" } }
   go-live:
     needs: staging
     approval: { environment: production, message: Staging has held under load. }
   production:
     needs: go-live
-    deploy: { environment: production, promote: staging }
+    deploy: { environment: production, images: { app: "${{ steps.image.app }}" } }
 END
 write_stack one
 write_config 5s
 prompt "cat deploy/stack.yml"
 cat "$work/deploy/stack.yml"
+prompt "cat .mainstay/deploy.yml"
+cat "$work/.mainstay/deploy.yml"
 prompt "cat mainstay.yml"
 sed -n '/^people/,$p' "$folder/mainstay.yml"
 say ""
