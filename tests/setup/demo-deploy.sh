@@ -49,8 +49,8 @@ until_so() {
 
 # ---- the folder, and what goes at the end ---------------------------------------------------------------------------
 
-# stop_process PID FOLDER [SECONDS]: ends a process of this demo. It is known by its folder, which stands in its environment: a number
-# alone may long be another's.
+# stop_process PID FOLDER: ends a process of this demo. It is known by its folder, which stands in its environment: a
+# number alone may long be another's.
 is_ours() { { tr '\0' '\n' <"/proc/$1/environ"; } 2>/dev/null | grep -qxF "MAINSTAY_CONFIG=$2/mainstay.yml"; }
 stop_process() {
     is_ours "$1" "$2" || return 0
@@ -85,7 +85,7 @@ clear_demo() {
         sleep 0.1
     done
     # Of the daemon in the engine: the workspace of a failed run, which would wait a day for a retry.
-    instance=$(cat "$place/instance" 2>/dev/null || true)
+    instance=$(tool instance "$place/state/mainstay.db" 2>/dev/null || true)
     if [ -n "$instance" ]; then
         docker ps -aq --filter "label=mainstay.instance=$instance" | xargs -r docker rm -fv >/dev/null 2>&1 || true
         docker volume ls -q --filter "label=mainstay.instance=$instance" | xargs -r docker volume rm >/dev/null 2>&1 || true
@@ -186,7 +186,7 @@ environments:
     target: { swarm: { stack: deploy/stack.yml, repo: shop, name: $stack-staging } }
     variables: { PORT: "$staging_port", PATIENCE: "3600" }
     health: [{ http: "http://127.0.0.1:$staging_port/", every: 500ms, failures: 3, within: 60s }]
-    hooks: { after: ["$python $here/demo-deploy/tool.py load http://127.0.0.1:$staging_port/ 2"] }
+    hooks: { after: ["$python '$here/demo-deploy/tool.py' load http://127.0.0.1:$staging_port/ 2"] }
     watch: 5s
     downtime: allowed
   production:
@@ -220,7 +220,12 @@ wait_approval() {
 has_approval() {
     local state
     state=$("$binary" --json show "$run" | tool json status)
-    case $state in failure | cancelled | error) "$binary" show "$run" && die "get run $run as far as the approval" ;; esac
+    case $state in
+    success | failure | cancelled | error)
+        "$binary" show "$run" || true
+        die "get run $run as far as the approval"
+        ;;
+    esac
     approval=$("$binary" --json approvals 2>/dev/null | tool json "run=$run" id)
 }
 
@@ -367,6 +372,9 @@ api "environments/production/deploys?limit=20" >"$folder/deploys"
 tool json 'status=rolled-back' <"$folder/deploys" >"$folder/deploy"
 tool rollback "$folder/asked" "$folder/deploy" three
 say ""
+say "Each replica turns bad 20 s after its own start, so for a while the proxy still finds a good one. Asked every 500 ms,"
+say "a rule calls the release bad after 3 bad answers in a row. Then both replicas are replaced at once."
+say ""
 mainstay environments production || true
 mainstay releases production
 say "The history is in the repository too, signed:"
@@ -396,7 +404,7 @@ for line in \
     "mainstay doctor|whether this machine is a swarm manager, and has a routing mesh" \
     "mainstay promote production|what is in staging, without a push" \
     "mainstay rollback production --to 1|back to any release; the same act as a deploy" \
-    "mainstay hold production -m audit|deploys nothing until \`mainstay release-hold production\`" \
+    "mainstay hold production --reason audit|deploys nothing until \`mainstay release-hold production\`" \
     "git revert --no-edit HEAD && git push|lifts a hold by no longer containing what was bad" \
     "git log refs/mainstay/production|the releases, in the repository itself"; do
     printf '  %-40s%s%s%s\n' "${line%%|*}" "$dim" "${line#*|}" "$plain"

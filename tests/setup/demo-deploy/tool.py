@@ -9,6 +9,7 @@
                                    cost the client
     tool.py mail FILE              a mail, shortened
     tool.py find FILE PATTERN      the first match in a mail's text
+    tool.py instance DATABASE      the name by which the engine knows what a daemon made
     tool.py json KEY...            a value of the JSON on stdin; a KEY is a name, a number, or NAME=VALUE in a list
 """
 
@@ -19,6 +20,7 @@ import json
 import re
 import signal
 import socket
+import sqlite3
 import sys
 import threading
 import time
@@ -171,6 +173,11 @@ def value(keys):
     print(here if isinstance(here, str) else json.dumps(here))
 
 
+def instance(database):
+    with sqlite3.connect(f"file:{database}?mode=ro", uri=True) as store:
+        print(*store.execute("SELECT value FROM meta WHERE key = 'instance'").fetchone())
+
+
 def ports(count):
     # Held until all are known, so that they differ.
     sockets = [socket.socket() for _ in range(int(count))]
@@ -194,6 +201,8 @@ match sys.argv[1:]:
         mail(file)
     case ["find", file, pattern]:
         find(file, pattern)
+    case ["instance", database]:
+        instance(database)
     case ["json", *keys]:
         try:
             value(keys)
