@@ -209,7 +209,7 @@ push() {
     say "that is run $run"
 }
 has_run() {
-    run=$("$binary" --json runs 2>/dev/null | tool json "commit=$(git rev-parse HEAD)" id)
+    run=$("$binary" --json runs 2>/dev/null | tool json "commit=$(git rev-parse HEAD)" id 2>/dev/null)
 }
 
 # Waits for the request of the run, and shows on the way what happens.
@@ -219,14 +219,14 @@ wait_approval() {
 }
 has_approval() {
     local state
-    state=$("$binary" --json show "$run" | tool json status)
+    state=$("$binary" --json show "$run" 2>/dev/null | tool json status 2>/dev/null)
     case $state in
     success | failure | cancelled | error)
         "$binary" show "$run" || true
         die "get run $run as far as the approval"
         ;;
     esac
-    approval=$("$binary" --json approvals 2>/dev/null | tool json "run=$run" id)
+    approval=$("$binary" --json approvals 2>/dev/null | tool json "run=$run" id 2>/dev/null)
 }
 
 # wait_mail PATTERN: the newest mail in whose text it is.
@@ -240,10 +240,10 @@ has_mail() {
 }
 
 has_ended() {
-    status=$("$binary" --json show "$run" | tool json status)
+    status=$("$binary" --json show "$run" 2>/dev/null | tool json status 2>/dev/null)
     case $status in queued | running | waiting | pending) return 1 ;; esac
 }
-has_status() { [ "$("$binary" --json environments production | tool json deploys 0 status)" = "$1" ]; }
+has_status() { [ "$("$binary" --json environments production 2>/dev/null | tool json deploys 0 status 2>/dev/null)" = "$1" ]; }
 
 # phase NAME: what the client sees from now on is counted under it.
 phase() { printf '%s %s\n' "$(date +%s.%3N)" "$*" >>"$folder/phases"; }

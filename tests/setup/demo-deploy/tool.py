@@ -13,12 +13,16 @@
     tool.py json KEY...            a value of the JSON on stdin; a KEY is a name, a number, or NAME=VALUE in a list
 """
 
+import signal
+
+# Ctrl-C ends it without a word; what it was part of says what there is to say.
+signal.signal(signal.SIGINT, signal.SIG_DFL)
+
 import collections
 import datetime
 import http.client
 import json
 import re
-import signal
 import socket
 import sqlite3
 import sys
