@@ -1,7 +1,8 @@
-# make demo    see it work: a daemon, a repository, a push that passes and one that fails
-# make test    the gate: format, lints, docs, licences, every test on real parts, the built binary
+# make demo         see it work: a daemon, a repository, a push that passes and one that fails
+# make demo-deploy  see staged deploys: a yes by mail, and a bad version that goes back by itself under load
+# make test         the gate: format, lints, docs, licences, every test on real parts, the built binary
 #
-# Both bring the machine to where they can run (tests/setup/prepare.sh) and may be repeated or run at once.
+# All bring the machine to where they can run (tests/setup/prepare.sh) and may be repeated or run at once.
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
@@ -23,10 +24,10 @@ PREFIX ?= /usr/local
 DESTDIR ?=
 UNITDIR ?= $(if $(filter /usr,$(PREFIX)),/lib/systemd/system,/etc/systemd/system)
 
-.PHONY: build demo test bench soak conformance deploy clean help lint docs licences advisories tests binary release-binary
+.PHONY: build demo demo-deploy test bench soak conformance deploy clean help lint docs licences advisories tests binary release-binary
 
 help:
-	@sed -n '1,2s/^# //p' Makefile
+	@sed -n '1,3s/^# //p' Makefile
 	@echo 'make build | bench | soak | conformance ENGINE=unix:///… | deploy PREFIX=… DESTDIR=… | clean | advisories'
 
 # ---- build ----------------------------------------------------------------------------------------------------------
@@ -46,6 +47,13 @@ demo:
 	    cargo build --locked || { wait $$images || true; exit 1; }; \
 	    wait $$images
 	@$(PREPARE) run -- $(DEV) demo --project "$(CARGO_TARGET_DIR)/demo-project"
+
+demo-deploy:
+	@$(PREPARE) engine
+	@$(PREPARE) demo-deploy & images=$$!; \
+	    cargo build --locked || { wait $$images || true; exit 1; }; \
+	    wait $$images
+	@$(PREPARE) run -- tests/setup/demo-deploy.sh $(DEV)
 
 # ---- test -----------------------------------------------------------------------------------------------------------
 

@@ -4,6 +4,7 @@
 #   tests/setup/prepare.sh build                 what the compiler needs
 #   tests/setup/prepare.sh engine                build + a container engine that answers
 #   tests/setup/prepare.sh demo [FOLDER]         engine + base images, and the demo's project in FOLDER
+#   tests/setup/prepare.sh demo-deploy           engine + base images, a swarm of one node, and what is deployed there
 #   tests/setup/prepare.sh test [FOLDER]         demo + the programs that tests start, and cargo's companions
 #   tests/setup/prepare.sh run -- COMMAND…       COMMAND with access to the engine (a fresh `docker` group counts)
 #
@@ -27,6 +28,11 @@ iptables    iptables
 # Only where no registry answers, to make base images from Debian's own packages.
 IMAGE_PACKAGES="
 debootstrap debootstrap
+"
+DEMO_DEPLOY_PACKAGES="
+curl        curl
+/usr/bin/python3  python3
+/usr/lib/python3/dist-packages/aiosmtpd/smtp.py  python3-aiosmtpd
 "
 # Programs that tests start themselves, on loopback. Services they would start at boot are kept off.
 TEST_PACKAGES="
@@ -69,6 +75,13 @@ demo)
     locked ensure_images
     locked ensure_demo_project "${2:-$(target_dir)/demo-project}"
     ;;
+demo-deploy)
+    locked install_packages "$BUILD_PACKAGES$DEMO_DEPLOY_PACKAGES"
+    locked ensure_engine
+    locked ensure_images
+    locked ensure_sample_images
+    locked ensure_swarm
+    ;;
 test)
     locked install_packages "$BUILD_PACKAGES$TEST_PACKAGES"
     locked ensure_engine
@@ -84,7 +97,7 @@ run)
     with_engine "$@"
     ;;
 *)
-    sed -n '2,12s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"
+    sed -n '2,13s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"
     exit 2
     ;;
 esac
