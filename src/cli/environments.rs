@@ -6,6 +6,7 @@ use super::table::{self, Cell};
 use super::ui::{Tone, Ui};
 use super::{Context, deploys, words};
 use crate::model::EnvironmentName;
+use crate::model::deploy::DeployStatus;
 use crate::model::deploy_view::EnvironmentView;
 use jiff::Timestamp;
 
@@ -78,7 +79,8 @@ fn note(one: &EnvironmentView) -> String {
         Some(commit) => format!("{} is held: {}", &commit[..commit.len().min(7)], hold.reason),
         None => format!("held by {}: {}", hold.by, hold.reason),
     });
-    let waits = one.deploys.iter().find_map(|deploy| Some(format!("mainstay approve {}", deploy.approval?)));
+    let waiting = one.deploys.iter().find(|deploy| deploy.status == DeployStatus::Waiting);
+    let waits = waiting.and_then(|deploy| Some(format!("mainstay approve {}", deploy.approval?)));
     let drift = (!one.drift.is_empty()).then(|| format!("{} settings differ", one.drift.len()));
     let frozen = one.frozen_until.map(|until| format!("frozen until {}", until.strftime("%Y-%m-%d %H:%MZ")));
     one.attention.clone().or(waits).or(drift).or(held).or(frozen).unwrap_or_default()
@@ -156,7 +158,7 @@ fn whole(ui: &Ui, one: &EnvironmentView, now: Timestamp) {
         })
         .collect();
     if !rows.is_empty() {
-        for line in table::lines(ui, &["  SERVICE", "INSTANCE", "STATE", "RESTARTS", "IMAGE"], &rows, ui.columns()) {
+        for line in table::lines(ui, &["SERVICE", "INSTANCE", "STATE", "RESTARTS", "IMAGE"], &rows, ui.columns()) {
             ui.out(line);
         }
     }

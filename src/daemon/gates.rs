@@ -3,7 +3,7 @@
 use super::wire;
 use crate::config::daemon::environment::TargetConfig;
 use crate::config::daemon::{Daemon, DockerSettings, RuntimeChoice};
-use crate::deploy::gate::{Asking, Passed};
+use crate::deploy::gate::{Asking, Later, Passed};
 use crate::deploy::target::Target;
 use crate::deploy::target::command::{Command, CommandParts};
 use crate::deploy::target::compose::{Compose, ComposeParts};
@@ -13,7 +13,7 @@ use crate::engine::gate::{GateAsk, Gates};
 use crate::git::Mirror;
 use crate::model::deploy::Provenance;
 use crate::model::outcome::AttemptResult;
-use crate::model::plan::StepKind;
+use crate::model::plan::{ApprovalStep, StepKind};
 use crate::model::{AttemptEnd, EnvironmentName, InstanceId, RepoName};
 use anyhow::Context;
 use async_trait::async_trait;
@@ -39,7 +39,7 @@ impl Gates for DaemonGates {
             let passed = match &ask.kind {
                 StepKind::Deploy(step) => self.deploys.pass_deploy(&asking, step, cancel.clone()).await,
                 StepKind::Approval(step) => {
-                    self.deploys.pass_approval(&asking, step, &ask.deploy_images, cancel.clone()).await
+                    self.deploys.pass_approval(&asking, step, &later(&ask, step), cancel.clone()).await
                 }
                 StepKind::Container => Ok(Passed::Refused("it is no step that waits".to_owned())),
             };
@@ -60,6 +60,15 @@ impl Gates for DaemonGates {
         };
         AttemptResult { end, outputs, began_at: None, ended_at: Timestamp::now() }
     }
+}
+
+/// What the run would deploy to the environment of an approval.
+fn later(ask: &GateAsk, step: &ApprovalStep) -> Later {
+    let promote = ask.plan.steps.iter().find_map(|other| match &other.kind {
+        StepKind::Deploy(deploy) if Some(&deploy.environment) == step.environment.as_ref() => deploy.promote.clone(),
+        _ => None,
+    });
+    Later { images: ask.deploy_images.clone(), promote }
 }
 
 fn asking(ask: &GateAsk) -> Asking {

@@ -153,25 +153,27 @@ async fn sweep_seen(runtime: &dyn Runtime, living: &Living, seen: &[Leftover]) -
     Ok(first)
 }
 
-/// Gives up the pools, and sweeps once more: what an earlier daemon had asked for when it was killed may have been made
-/// only after this one had swept.
+/// Gives up the pools, closes what has ended and was not closed when the stop came, and sweeps once more: what an earlier
+/// daemon had asked for when it was killed may have been made only after this one had swept.
 pub(super) async fn leave_nothing(engine: &Engine, runtimes: Vec<Arc<dyn Runtime>>) {
-    let living = living(engine, &[]).await;
+    let stays = "leftovers stay until the next start";
+    for runtime in &runtimes {
+        if tokio::time::timeout(DRAIN_WITHIN, runtime.drain_pool()).await.is_err() {
+            tracing::warn!(runtime = runtime.name(), "{stays}");
+        }
+    }
+    match tokio::time::timeout(DRAIN_WITHIN, engine.close_ended()).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => tracing::warn!(%error, "{stays}"),
+        Err(_) => tracing::warn!("{stays}"),
+    }
+    // Without knowing what is alive nothing can be called left over.
+    let Ok(living) = living(engine, &[]).await else { return };
     for runtime in runtimes {
-        let clearing = async {
-            runtime.drain_pool().await;
-            match &living {
-                Ok(living) => runtime.sweep(Some(living)).await,
-                // Without knowing what is alive nothing can be called left over.
-                Err(_) => Ok(()),
-            }
-        };
-        match tokio::time::timeout(DRAIN_WITHIN, clearing).await {
+        match tokio::time::timeout(DRAIN_WITHIN, runtime.sweep(Some(&living))).await {
             Ok(Ok(())) => {}
-            Ok(Err(error)) => {
-                tracing::warn!(runtime = runtime.name(), %error, "leftovers stay until the next start");
-            }
-            Err(_) => tracing::warn!(runtime = runtime.name(), "leftovers stay until the next start"),
+            Ok(Err(error)) => tracing::warn!(runtime = runtime.name(), %error, "{stays}"),
+            Err(_) => tracing::warn!(runtime = runtime.name(), "{stays}"),
         }
     }
 }

@@ -1,7 +1,7 @@
 //! A deploy that has not begun: what it would put there, what is known about whether it may, and what people are asked.
 
 use super::admit::{Admission, ApprovalFact, Facts, HoldFact, Relation, admit};
-use super::target::{RenderInput, Rendered};
+use super::target::{RenderInput, Rendered, TargetError};
 use super::{DeployError, Setup, Shared};
 use crate::approval::policy::{KnownAs, Named, Written, excluded};
 use crate::config::daemon::environment::TargetConfig;
@@ -63,6 +63,8 @@ pub(super) struct What {
     pub(super) config_hash: String,
     /// SHA-256 over all that an approval is about.
     pub(super) binding: String,
+    /// The images by service, each by its identity.
+    pub(super) images: BTreeMap<String, String>,
     /// Short digests of the variables that went in.
     pub(super) secrets: BTreeMap<String, String>,
 }
@@ -85,7 +87,14 @@ impl Shared {
 
     /// What a request would put into its environment.
     pub(super) async fn what(&self, setup: &Arc<Setup>, request: &DeployRequest) -> Result<What, DeployError> {
-        let (setup, request) = (Arc::clone(setup), request.clone());
+        let (setup, mut request) = (Arc::clone(setup), request.clone());
+        for image in request.images.values_mut() {
+            *image = setup.target.pin(image).await.map_err(|error| match error {
+                // The next look asks again.
+                TargetError::Unreachable { .. } => DeployError::NotNow(error.to_string()),
+                other => DeployError::Refused(other.to_string()),
+            })?;
+        }
         let mirror = self.mirror(setup.config.target.repo())?;
         let rendering = tokio::task::spawn_blocking(move || render(&setup, &mirror, &request));
         rendering.await.map_err(|error| DeployError::NotNow(format!("render the release: {error}")))?
@@ -265,7 +274,7 @@ impl Shared {
                     .take(COMMITS_SHOWN)
                     .map(|commit| format!("{} {}: {}", short(&commit.sha), commit.author_name, commit.subject))
                     .collect(),
-                images: request.images.clone(),
+                images: candidate.what.images.clone(),
                 config_diff: diff(before, &candidate.what.rendered.text),
                 results,
                 staging,
@@ -348,6 +357,7 @@ fn what_of(release: &Release, request: &DeployRequest) -> What {
         rendered: Rendered { text: release.rendered.clone(), replicas: release.replicas.clone() },
         config_hash: release.config_hash.clone(),
         binding: binding(request, &release.config_hash),
+        images: release.images.clone(),
         secrets: release.secrets.clone(),
     }
 }
@@ -397,7 +407,7 @@ fn render(setup: &Setup, mirror: &Mirror, request: &DeployRequest) -> Result<Wha
     let rendered = setup.target.render(&input).map_err(|error| DeployError::Refused(error.to_string()))?;
     let config_hash = hex::encode(Sha256::digest(rendered.text.as_bytes()));
     let binding = binding(request, &config_hash);
-    Ok(What { rendered, config_hash, binding, secrets: digests })
+    Ok(What { rendered, config_hash, binding, images: request.images.clone(), secrets: digests })
 }
 
 type History = (Vec<HoldFact>, bool, Option<DeployId>);

@@ -334,7 +334,7 @@ async fn release_of(
         number,
         at: Timestamp::now(),
         provenance: request.provenance.clone(),
-        images: request.images.clone(),
+        images: what.images.clone(),
         target: setup.config.target.kind().to_owned(),
         rendered: what.rendered.text.clone(),
         config_hash: what.config_hash.clone(),

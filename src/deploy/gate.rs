@@ -31,6 +31,15 @@ pub struct Asking {
     pub results: Vec<(String, String)>,
 }
 
+/// What the deploys after an approval would put there.
+#[derive(Debug, Clone, Default)]
+pub struct Later {
+    /// Images by service, outputs filled in as far as they are known.
+    pub images: BTreeMap<String, String>,
+    /// They take the images of what serves there.
+    pub promote: Option<EnvironmentName>,
+}
+
 /// How a wait ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Passed {
@@ -100,20 +109,26 @@ impl Deploys {
         let mut images = step.images.clone();
         let mut promoted_from = None;
         if let Some(from) = &step.promote {
-            let stored = self.shared.store.environment(from).await?;
-            let number = stored.verified.ok_or_else(|| {
-                DeployError::NotNow(format!(
-                    "promote {from} to {}: nothing was verified in {from} yet",
-                    step.environment
-                ))
-            })?;
-            let row = self.shared.store.release(from, number).await?;
-            let row = row.ok_or_else(|| DeployError::Unknown(format!("find release {number} of {from}")))?;
-            images = row.release.images;
+            let (number, bytes) = self.promoted(&step.environment, from).await?;
+            images = bytes;
             promoted_from = Some((from.clone(), number));
         }
         let request = request(asking, &step.environment, images, promoted_from);
         self.request(request, None).await
+    }
+
+    /// The release whose bytes a promotion takes, and its images.
+    async fn promoted(
+        &self,
+        to: &EnvironmentName,
+        from: &EnvironmentName,
+    ) -> Result<(u64, BTreeMap<String, String>), DeployError> {
+        let number = self.shared.store.environment(from).await?.verified.ok_or_else(|| {
+            DeployError::NotNow(format!("promote {from} to {to}: nothing was verified in {from} yet"))
+        })?;
+        let row = self.shared.store.release(from, number).await?;
+        let row = row.ok_or_else(|| DeployError::Unknown(format!("find release {number} of {from}")))?;
+        Ok((number, row.release.images))
     }
 
     /// A step that goes back is what a person who goes back asks for; again for the same attempt, it is the same request.
@@ -160,14 +175,14 @@ impl Deploys {
         &self,
         asking: &Asking,
         step: &ApprovalStep,
-        images: &BTreeMap<String, String>,
+        later: &Later,
         mut cancel: watch::Receiver<bool>,
     ) -> Result<Passed, DeployError> {
         let (mut changes, mut answers) = (self.changes(), self.shared.approvals.changes());
         let mut asked: Option<ApprovalId> = None;
         loop {
             let now = match &step.environment {
-                Some(environment) => self.ask_about(asking, step, environment, images).await,
+                Some(environment) => self.ask_about(asking, step, environment, later).await,
                 None => self.ask_gate(asking, step).await,
             };
             let id = match now {
@@ -208,15 +223,19 @@ impl Deploys {
         asking: &Asking,
         step: &ApprovalStep,
         environment: &EnvironmentName,
-        images: &BTreeMap<String, String>,
+        later: &Later,
     ) -> Result<ApprovalId, DeployError> {
+        let mut images = later.images.clone();
+        if let Some(from) = &later.promote {
+            images = self.promoted(environment, from).await?.1;
+        }
         if let Some(unknown) = images.iter().find(|(_, image)| image.contains("${{")) {
             return Err(DeployError::Refused(format!(
                 "ask for approval: the image of `{}` is not known yet\nhint: the approval needs the step that makes it",
                 unknown.0
             )));
         }
-        let request = request(asking, environment, images.clone(), None);
+        let request = request(asking, environment, images, None);
         let candidate = self.shared.candidate_of(&request).await?;
         let warning = match &candidate.admission {
             Admission::Refuse(why) => return Err(DeployError::Refused(why.clone())),

@@ -304,6 +304,20 @@ impl Engine {
         Ok(())
     }
 
+    /// Closes runs that have ended and are not closed, such as those whose end an earlier daemon recorded just before it was
+    /// killed. For the stop, when nothing is driven any more.
+    ///
+    /// # Errors
+    /// When the store does not answer.
+    pub async fn close_ended(&self) -> Result<(), EngineError> {
+        for run in self.shared.store.open_runs().await? {
+            if run.status.is_final() {
+                close::close(&self.shared, run.id).await?;
+            }
+        }
+        Ok(())
+    }
+
     /// Removes kept workspaces whose time has come.
     ///
     /// # Errors

@@ -281,6 +281,17 @@ impl Target for Compose {
         Ok(format!("{}, {engine}", tool::find().await?.version))
     }
 
+    async fn pin(&self, image: &str) -> Result<String, TargetError> {
+        if image.contains('@') || image.starts_with("sha256:") {
+            return Ok(image.to_owned());
+        }
+        match self.parts.docker.resolve_image(image, &|_| {}).await {
+            Ok(found) => Ok(found.id),
+            Err(RuntimeError::Unreachable { endpoint, detail }) => Err(TargetError::Unreachable { endpoint, detail }),
+            Err(other) => Err(TargetError::Render(format!("failed to {other}"))),
+        }
+    }
+
     fn render(&self, input: &RenderInput) -> Result<Rendered, TargetError> {
         let side_by_side = self.parts.config.switch.is_some();
         if !side_by_side && !self.parts.downtime_allowed {

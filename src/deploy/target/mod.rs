@@ -112,6 +112,12 @@ pub trait Target: Send + Sync {
     /// Whether it is there and has what it needs; its version, for people.
     async fn ping(&self) -> Result<String, TargetError>;
 
+    /// The identity of an image that is named by a tag: its digest, or its id where no registry has it. A name that
+    /// nobody here can tell more about stays as it is.
+    async fn pin(&self, image: &str) -> Result<String, TargetError> {
+        Ok(image.to_owned())
+    }
+
     /// Puts images and variables into the target's file. No I/O.
     fn render(&self, input: &RenderInput) -> Result<Rendered, TargetError>;
 

@@ -116,7 +116,7 @@ impl Swarm {
                      hint: build it again, or push images to a registry: then a release names them by digest"
                 )));
             }
-            let only_here = is_id || known.is_some_and(|image| !image.has_digest);
+            let only_here = is_id || known.is_some_and(|image| image.digests.is_empty());
             if nodes > 1 && only_here {
                 return Err(TargetError::Missing(format!(
                     "bring up the release: the image of `{service}` is only on one of the {nodes} nodes of the swarm\n\
@@ -307,6 +307,18 @@ impl Target for Swarm {
             false => String::new(),
         };
         Ok(format!("Docker {}, a swarm of {nodes}, client {client}{mesh}", state.version))
+    }
+
+    async fn pin(&self, image: &str) -> Result<String, TargetError> {
+        if image.contains('@') || image.starts_with("sha256:") {
+            return Ok(image.to_owned());
+        }
+        // One that is not here yet is the registry's to name; the swarm pulls it by its tag.
+        let Some(known) = self.manager.image(image).await.map_err(error)? else { return Ok(image.to_owned()) };
+        let last = image.rfind('/').map_or(0, |at| at + 1);
+        let name = image[last..].find(':').map_or(image, |at| &image[..last + at]);
+        let named = known.digests.into_iter().find(|digest| digest.split('@').next() == Some(name));
+        Ok(named.unwrap_or(known.id))
     }
 
     fn render(&self, input: &RenderInput) -> Result<Rendered, TargetError> {

@@ -92,8 +92,8 @@ pub struct SwarmTask {
 pub struct LocalImage {
     /// The engine's id of it.
     pub id: String,
-    /// Some registry has it.
-    pub has_digest: bool,
+    /// As registries have it: `NAME@sha256:…`; none when no registry has it.
+    pub digests: Vec<String>,
 }
 
 impl SwarmManager {
@@ -253,7 +253,7 @@ impl SwarmManager {
         match self.api.inspect_image(reference).await {
             Ok(image) => Ok(Some(LocalImage {
                 id: image.id.unwrap_or_default(),
-                has_digest: image.repo_digests.is_some_and(|digests| !digests.is_empty()),
+                digests: image.repo_digests.unwrap_or_default(),
             })),
             Err(error) if is_gone(&error) => Ok(None),
             Err(error) => Err(self.error("look at an image", &error)),
