@@ -31,9 +31,15 @@ die() {
 
 tool() { "$python" "$here/demo-deploy/tool.py" "$@"; }
 
+typed() {
+    local word line=
+    for word in "$@"; do case $word in *' '*) line+=" \"$word\"" ;; *) line+=" $word" ;; esac done
+    printf '%s' "${line# }"
+}
+
 # A command as it is typed, and what it says.
 mainstay() {
-    prompt "mainstay $*"
+    prompt "mainstay $(typed "$@")"
     "$binary" "$@"
 }
 
@@ -340,7 +346,7 @@ say "So ana says it, with a token of hers from elsewhere:"
 prompt "mainstay token create ana > ana.token"
 (umask 077 && "$binary" token create ana --name demo >"$folder/ana.token")
 as_ana() {
-    prompt "MAINSTAY_URL=http://127.0.0.1:$daemon_port MAINSTAY_TOKEN_FILE=ana.token mainstay $*"
+    prompt "MAINSTAY_URL=http://127.0.0.1:$daemon_port MAINSTAY_TOKEN_FILE=ana.token mainstay $(typed "$@")"
     MAINSTAY_URL=http://127.0.0.1:$daemon_port MAINSTAY_TOKEN_FILE=$folder/ana.token "$binary" "$@"
 }
 phase "version two is deployed, and serves"
@@ -407,5 +413,5 @@ for line in \
     "mainstay hold production --reason audit|deploys nothing until \`mainstay release-hold production\`" \
     "git revert --no-edit HEAD && git push|lifts a hold by no longer containing what was bad" \
     "git log refs/mainstay/production|the releases, in the repository itself"; do
-    printf '  %-40s%s%s%s\n' "${line%%|*}" "$dim" "${line#*|}" "$plain"
+    printf '  %-43s%s%s%s\n' "${line%%|*}" "$dim" "${line#*|}" "$plain"
 done
