@@ -408,7 +408,7 @@ say "In a project of your own, begin with \`mainstay init\`; docs/user-guide/dep
 say "pipelines/deploy.yml and pipelines/rollback.yml are pipelines to begin with. There"
 for line in \
     "mainstay doctor|whether this machine is a swarm manager, and has a routing mesh" \
-    "mainstay promote production|what is in staging, without a push" \
+    "mainstay promote production --from staging|what is in staging, without a push" \
     "mainstay rollback production --to 1|back to any release; the same act as a deploy" \
     "mainstay hold production --reason audit|deploys nothing until \`mainstay release-hold production\`" \
     "git revert --no-edit HEAD && git push|lifts a hold by no longer containing what was bad" \
