@@ -246,7 +246,7 @@ struct When {
 }
 
 #[derive(Debug, Deserialize, JsonSchema)]
-#[serde(rename_all = "lowercase")]
+#[serde(rename_all = "kebab-case")]
 enum Status {
     Success,
     Failure,

@@ -31,9 +31,15 @@ die() {
 
 tool() { "$python" "$here/demo-deploy/tool.py" "$@"; }
 
+typed() {
+    local word line=
+    for word in "$@"; do case $word in *' '*) line+=" \"$word\"" ;; *) line+=" $word" ;; esac done
+    printf '%s' "${line# }"
+}
+
 # A command as it is typed, and what it says.
 mainstay() {
-    prompt "mainstay $*"
+    prompt "mainstay $(typed "$@")"
     "$binary" "$@"
 }
 
@@ -186,7 +192,6 @@ environments:
     target: { swarm: { stack: deploy/stack.yml, repo: shop, name: $stack-staging } }
     variables: { PORT: "$staging_port", PATIENCE: "3600" }
     health: [{ http: "http://127.0.0.1:$staging_port/", every: 500ms, failures: 3, within: 60s }]
-    hooks: { after: ["$python '$here/demo-deploy/tool.py' load http://127.0.0.1:$staging_port/ 2"] }
     watch: 5s
     downtime: allowed
   production:
@@ -266,12 +271,37 @@ steps:
   staging:
     needs: image
     deploy: { environment: staging, images: { app: "${{ steps.image.app }}" } }
-  go-live:
+  load:
     needs: staging
+    image: debian:12
+    environment: { PORT: "STAGING_PORT" }
+    commands: [bash deploy/load.sh]
+  go-live:
+    needs: load
     approval: { environment: production, message: Staging has held under load. }
   production:
     needs: go-live
     deploy: { environment: production, images: { app: "${{ steps.image.app }}" } }
+END
+sed -i "s/STAGING_PORT/$staging_port/" "$work/.mainstay/deploy.yml"
+cat >"$work/deploy/load.sh" <<'END'
+# 50 requests a second for 2 s to staging, by the address that the node has for this container.
+while read -r _ to gate _; do [ "$to" != 00000000 ] || break; done </proc/net/route
+node=$((16#${gate:6:2})).$((16#${gate:4:2})).$((16#${gate:2:2})).$((16#${gate:0:2}))
+ask() {
+    exec 3<>"/dev/tcp/$node/$PORT" || return 1
+    printf 'GET / HTTP/1.1\r\nHost: staging\r\nConnection: close\r\n\r\n' >&3
+    read -r _ status _ <&3 && [ "$status" = 200 ]
+}
+asked=() failed=0
+for _ in {1..100}; do
+    ask &
+    asked+=($!)
+    sleep 0.02
+done
+for one in "${asked[@]}"; do wait "$one" || failed=$((failed + 1)); done
+echo "load check: ${#asked[@]} requests to $node:$PORT, $failed failed"
+[ "$failed" = 0 ]
 END
 write_stack one
 write_config 5s
@@ -284,8 +314,6 @@ sed -n '/^people/,$p' "$folder/mainstay.yml"
 say ""
 say "The proxy holds a port of the node, so a version of it that changed could only start once the old one has stopped:"
 say "that is \`downtime: allowed\`. It does not change here, and the application never stops."
-say "A step's container has a network of its own, from which the ports of the stacks are not reached. So the load check"
-say "is staging's \`after\` hook: 50 requests a second for 2 s, and one that fails makes the release bad."
 (cd "$work" && mainstay graph .mainstay/deploy.yml)
 
 title "A daemon, and a mail server that keeps what it takes"
@@ -303,6 +331,7 @@ push "Version one"
 wait_approval
 wait_mail 'http://127\.0\.0\.1:[0-9]+/a/\S+'
 mainstay show "$run"
+mainstay logs "$run" load
 say ""
 say "Nobody has said yes, so production is untouched. Ana has mail:"
 tool mail "$letter"
@@ -340,7 +369,7 @@ say "So ana says it, with a token of hers from elsewhere:"
 prompt "mainstay token create ana > ana.token"
 (umask 077 && "$binary" token create ana --name demo >"$folder/ana.token")
 as_ana() {
-    prompt "MAINSTAY_URL=http://127.0.0.1:$daemon_port MAINSTAY_TOKEN_FILE=ana.token mainstay $*"
+    prompt "MAINSTAY_URL=http://127.0.0.1:$daemon_port MAINSTAY_TOKEN_FILE=ana.token mainstay $(typed "$@")"
     MAINSTAY_URL=http://127.0.0.1:$daemon_port MAINSTAY_TOKEN_FILE=$folder/ana.token "$binary" "$@"
 }
 phase "version two is deployed, and serves"
@@ -402,10 +431,10 @@ say "In a project of your own, begin with \`mainstay init\`; docs/user-guide/dep
 say "pipelines/deploy.yml and pipelines/rollback.yml are pipelines to begin with. There"
 for line in \
     "mainstay doctor|whether this machine is a swarm manager, and has a routing mesh" \
-    "mainstay promote production|what is in staging, without a push" \
+    "mainstay promote production --from staging|what is in staging, without a push" \
     "mainstay rollback production --to 1|back to any release; the same act as a deploy" \
     "mainstay hold production --reason audit|deploys nothing until \`mainstay release-hold production\`" \
     "git revert --no-edit HEAD && git push|lifts a hold by no longer containing what was bad" \
     "git log refs/mainstay/production|the releases, in the repository itself"; do
-    printf '  %-40s%s%s%s\n' "${line%%|*}" "$dim" "${line#*|}" "$plain"
+    printf '  %-43s%s%s%s\n' "${line%%|*}" "$dim" "${line#*|}" "$plain"
 done

@@ -2,7 +2,6 @@
 
     tool.py ports N                free ports of this machine
     tool.py ask URL FILE           asks 50 times a second until TERM; a line of FILE: when, milliseconds, answer
-    tool.py load URL SECONDS       asks 50 times a second for so long; ends with 1 when a request failed
     tool.py report FILE PHASES     requests and failures of each phase; a line of PHASES: when, and its name
     tool.py rollback FILE DEPLOY WORD
                                    times of a deploy that was rolled back (JSON), whose version answered WORD, and what it
@@ -75,15 +74,6 @@ def ask(url, file):
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
     with open(file, "w", buffering=1) as out:
         asking(url, stop.is_set, lambda at, ms, answer: out.write(f"{at:.3f} {ms:.1f} {answer}\n"))
-
-
-def load(url, seconds):
-    end, answers = time.monotonic() + float(seconds), []
-    asking(url, lambda: time.monotonic() > end, lambda at, ms, answer: answers.append((ms, answer)))
-    failed = [answer for _, answer in answers if answer.startswith("failed")]
-    slowest = max(ms for ms, _ in answers)
-    print(f"load check: {len(answers)} requests, {len(failed)} failed, the slowest took {slowest:.0f} ms")
-    sys.exit(1 if failed else 0)
 
 
 def asked(file):
@@ -195,8 +185,6 @@ match sys.argv[1:]:
         ports(count)
     case ["ask", url, file]:
         ask(url, file)
-    case ["load", url, span]:
-        load(url, span)
     case ["report", file, phases]:
         report(file, phases)
     case ["rollback", file, deploy, word]:
