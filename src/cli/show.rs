@@ -6,8 +6,8 @@ use super::table::{self, Cell};
 use super::ui::{Tone, Ui};
 use super::{Context, words};
 use crate::model::api::{LogLineView, RunDetail, StepState, StepView};
-use crate::model::plan::{PlannedStep, Resources, Retries};
-use crate::model::{Plan, RunStatus, Span, StepName, StepOutcome};
+use crate::model::plan::{PlannedStep, Resources, Retries, StepKind};
+use crate::model::{AttemptEnd, Plan, RunStatus, Span, StepName, StepOutcome};
 use crate::plan::{self, show::Tone as DrawTone};
 use futures_util::StreamExt;
 use jiff::Timestamp;
@@ -221,7 +221,13 @@ fn failed(ui: &Ui, run: &RunDetail, step: &StepView, last: &[LogLineView]) -> Ve
     out.extend(
         last.iter().map(|line| format!("  {} {}", ui.paint(Tone::Dim, "|"), words::safe_log(&line.text, ui.color))),
     );
-    let mut table = vec![(format!("again from `{name}` on"), format!("mainstay retry {id} --from {name}"))];
+    let mut table = vec![match (&step.kind, step.attempts.last().and_then(|last| last.end.as_ref())) {
+        // What was rolled back is held: trying it again would only be refused.
+        (StepKind::Deploy(deploy), Some(AttemptEnd::RolledBack { .. })) => {
+            ("what serves, and what is held".to_owned(), format!("mainstay environments {}", deploy.environment))
+        }
+        _ => (format!("again from `{name}` on"), format!("mainstay retry {id} --from {name}")),
+    }];
     if step.has_log() {
         table.insert(0, ("the whole log".to_owned(), format!("mainstay logs {id} {name}")));
     }

@@ -1,28 +1,23 @@
 //! One deploy carried from where it stands to its end: the target is brought to the release, asked, watched, and taken
 //! back when it turns bad. A rollback goes through the same calls with an earlier release.
 
+use super::asked::Asked;
 use super::drive::{Ears, Heard};
-use super::health::judge::{Judge, Verdict};
-use super::health::{Surroundings, watch as health_watch};
+use super::health::judge::Verdict;
+use super::owner::Heart;
 use super::state::{DeployEvent, DeployState};
 use super::target::{Apply, TargetError};
 use super::{Command, DeployError, Setup, Shared, host};
 use crate::model::deploy::{DeployKind, DeployStatus, Observation, Release};
-use crate::model::{Asker, DeployId, EnvironmentName};
+use crate::model::{Asker, EnvironmentName};
 use crate::store::{Act, ActKind, DeployRow, Effects, NewHold, StoreError, Taken};
 use jiff::{SignedDuration, Timestamp};
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{oneshot, watch};
 
 /// Pause before a target that does not answer is asked again.
 const AGAIN_AFTER: Duration = Duration::from_secs(1);
-/// How often containers are counted while a rule about restarts is asked.
-const COUNT_EVERY: Duration = Duration::from_secs(2);
-/// Answers on their way from the rules: far more than are ever asked at once.
-const ANSWERS_QUEUED: usize = 256;
-/// Answers taken from the store after a crash: all that a watch of an hour with a few rules has.
-const ANSWERS_READ: u32 = 36_000;
 /// What was lost under way is begun anew so often: once for each of a few deaths in a row of machine and daemon.
 const LOST_TRIES: u32 = 3;
 /// A release is put back with at least this much time, however short the environment's own.
@@ -60,41 +55,6 @@ pub(super) struct Carrier<'a> {
     row: DeployRow,
     state: DeployState,
     ears: &'a mut Ears,
-}
-
-/// Renews the lease as long as it lives; the receiver turns true when it was lost.
-struct Heart {
-    task: tokio::task::JoinHandle<()>,
-    lost: watch::Receiver<bool>,
-}
-
-impl Drop for Heart {
-    fn drop(&mut self) {
-        self.task.abort();
-    }
-}
-
-impl Heart {
-    fn beat(shared: &Arc<Shared>, name: &EnvironmentName, deploy: DeployId, lease: Duration) -> Heart {
-        let (shared, name) = (Arc::clone(shared), name.clone());
-        let (tell, lost) = watch::channel(false);
-        let task = tokio::spawn(async move {
-            loop {
-                // Three chances before it runs out.
-                tokio::time::sleep(lease / 4).await;
-                match shared.store.take_lease(&name, deploy, &shared.owner, lease, |_| false).await {
-                    Ok(Taken::Yes) => {}
-                    // A full disk: the next beat may do better, and recording anything would fail anyway.
-                    Err(error) => tracing::warn!(environment = %name, %error, "failed to renew the lease"),
-                    Ok(Taken::No(_) | Taken::Over(_)) => {
-                        tell.send_replace(true);
-                        return;
-                    }
-                }
-            }
-        });
-        Heart { task, lost }
-    }
 }
 
 impl<'a> Carrier<'a> {
@@ -231,7 +191,7 @@ impl<'a> Carrier<'a> {
         loop {
             if self.state.status == DeployStatus::Checking && asked.judge.verdict(Timestamp::now()) == Verdict::Healthy
             {
-                self.store_answers(&mut asked.unstored).await?;
+                asked.store(self.shared).await?;
                 self.became_healthy(lost).await?;
             }
             let over = self.state.healthy_at.map(|at| at + self.setup.config.watch.0);
@@ -242,7 +202,7 @@ impl<'a> Carrier<'a> {
                 return Ok(self.watch_is_over().await?);
             }
             if let Verdict::Bad { why } = asked.judge.verdict(Timestamp::now()) {
-                self.store_answers(&mut asked.unstored).await?;
+                asked.store(self.shared).await?;
                 return Ok(self.turned_bad(why, None).await?);
             }
             let next = over.map_or(LOOK_EVERY, |over| {
@@ -254,15 +214,11 @@ impl<'a> Carrier<'a> {
             match heard.await {
                 Heard::Done(Some(probe)) => {
                     let news = !probe.good || self.state.status == DeployStatus::Checking;
-                    asked.judge.take(&probe);
-                    asked.unstored.push(probe);
-                    if news || asked.unstored.len() >= ANSWERS_AT_ONCE {
-                        self.store_answers(&mut asked.unstored).await?;
-                    }
+                    asked.take(self.shared, probe, news).await?;
                 }
-                Heard::Done(None) => self.store_answers(&mut asked.unstored).await?,
+                Heard::Done(None) => asked.store(self.shared).await?,
                 Heard::Command(command) => {
-                    self.store_answers(&mut asked.unstored).await?;
+                    asked.store(self.shared).await?;
                     self.obey(command).await?;
                     if self.state.bad.is_some() || self.state.status.is_final() {
                         return Err(Cut::Changed);
@@ -402,11 +358,10 @@ impl<'a> Carrier<'a> {
                 (next, answers)
             });
             if let (Some(probe), _) = next.await? {
-                asked.judge.take(&probe);
-                asked.unstored.push(probe);
+                asked.take(self.shared, probe, false).await?;
             }
         };
-        self.store_answers(&mut asked.unstored).await?;
+        asked.store(self.shared).await?;
         if let Verdict::Bad { why } = verdict {
             let why = format!("release {number} was put back and is not well either: {why}");
             return Ok(self.rollback_failed(why).await?);
@@ -534,37 +489,7 @@ impl<'a> Carrier<'a> {
     }
 
     async fn ask(&self, since: Timestamp) -> Result<Asked, DeployError> {
-        let rules = self.setup.config.health.clone();
-        let mut judge = Judge::new(&rules, since);
-        for probe in self.shared.store.probes(self.row.id, ANSWERS_READ).await? {
-            if probe.at >= since {
-                judge.take(&probe);
-            }
-        }
-        let (answers, receiver) = mpsc::channel(ANSWERS_QUEUED);
-        let (count, counted) = watch::channel(Surroundings { restarts_since: None });
-        let counts =
-            rules.iter().any(|rule| matches!(rule.check, crate::config::daemon::environment::HealthCheck::Restarts(_)));
-        let setup = Arc::clone(&self.setup);
-        let task = tokio::spawn(async move {
-            let asking = health_watch::follow(&rules, counted, answers);
-            let counting = async {
-                if counts {
-                    count_restarts(&setup, &count).await;
-                } else {
-                    std::future::pending::<()>().await;
-                }
-            };
-            tokio::join!(asking, counting);
-        });
-        Ok(Asked { judge, answers: receiver, unstored: Vec::new(), task })
-    }
-
-    async fn store_answers(&self, unstored: &mut Vec<crate::model::deploy::Probe>) -> Result<(), DeployError> {
-        if !unstored.is_empty() {
-            self.shared.store.add_probes(self.row.id, std::mem::take(unstored)).await?;
-        }
-        Ok(())
+        Asked::begin(self.shared, &self.setup, self.row.id, since, self.state.restarts).await
     }
 
     /// Holds in force of revisions that this deploy's commit contains, itself among them.
@@ -597,35 +522,6 @@ impl<'a> Carrier<'a> {
 
 /// At least this often the clock is looked at while rules are asked.
 const LOOK_EVERY: Duration = Duration::from_millis(250);
-/// Good answers are stored so many at once.
-const ANSWERS_AT_ONCE: usize = 16;
-
-/// Rules being asked.
-struct Asked {
-    judge: Judge,
-    answers: mpsc::Receiver<crate::model::deploy::Probe>,
-    unstored: Vec<crate::model::deploy::Probe>,
-    task: tokio::task::JoinHandle<()>,
-}
-
-impl Drop for Asked {
-    fn drop(&mut self) {
-        self.task.abort();
-    }
-}
-
-async fn count_restarts(setup: &Setup, count: &watch::Sender<Surroundings>) {
-    let mut first: Option<u64> = None;
-    loop {
-        if let Ok(observed) = setup.target.observe().await {
-            let most = observed.instances.iter().map(|instance| instance.restarts).max().unwrap_or(0);
-            let base = *first.get_or_insert(most);
-            count.send_replace(Surroundings { restarts_since: Some(most.saturating_sub(base)) });
-        }
-        tokio::time::sleep(COUNT_EVERY).await;
-    }
-}
-
 /// What is wrong with the request is for whoever asked; what is wrong with us ends the carrying.
 fn reply(done: oneshot::Sender<Result<(), DeployError>>, answer: Result<(), DeployError>) -> Result<(), Cut> {
     let _ = done.send(answer);

@@ -13,6 +13,7 @@
 //! `daemon` makes the targets and owns the handle; `web` and steps that wait use it.
 
 mod admit;
+mod asked;
 mod candidate;
 mod carry;
 mod drive;

@@ -1,6 +1,13 @@
-//! Which process has a lease: a name that tells, on the same machine, whether that process still lives.
+//! Which process has a lease: a name that tells, on the same machine, whether that process still lives; and the heart that
+//! beats while it does.
 
+use super::Shared;
+use crate::model::{DeployId, EnvironmentName};
+use crate::store::Taken;
 use std::fs;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::watch;
 
 /// The name of this process as the owner of leases: `boot/pid/start/random`.
 pub fn this_process() -> String {
@@ -37,6 +44,41 @@ fn started(pid: u32) -> Option<String> {
         return None;
     }
     fields.nth(18).map(str::to_owned)
+}
+
+/// Renews the lease as long as it lives; `lost` turns true when the lease is another's.
+pub(super) struct Heart {
+    task: tokio::task::JoinHandle<()>,
+    pub(super) lost: watch::Receiver<bool>,
+}
+
+impl Drop for Heart {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+impl Heart {
+    pub(super) fn beat(shared: &Arc<Shared>, name: &EnvironmentName, deploy: DeployId, lease: Duration) -> Heart {
+        let (shared, name) = (Arc::clone(shared), name.clone());
+        let (tell, lost) = watch::channel(false);
+        let task = tokio::spawn(async move {
+            loop {
+                // Three chances before it runs out.
+                tokio::time::sleep(lease / 4).await;
+                match shared.store.take_lease(&name, deploy, &shared.owner, lease, |_| false).await {
+                    Ok(Taken::Yes) => {}
+                    // A full disk: the next beat may do better, and recording anything would fail anyway.
+                    Err(error) => tracing::warn!(environment = %name, %error, "failed to renew the lease"),
+                    Ok(Taken::No(_) | Taken::Over(_)) => {
+                        tell.send_replace(true);
+                        return;
+                    }
+                }
+            }
+        });
+        Heart { task, lost }
+    }
 }
 
 #[cfg(test)]

@@ -113,6 +113,8 @@ pub struct DeployState {
     pub prepared: bool,
     /// When the target served it.
     pub applied_at: Option<Timestamp>,
+    /// How often any one container had been started anew when the target served what it serves now.
+    pub restarts: u64,
     /// When the health rules had held.
     pub healthy_at: Option<Timestamp>,
     /// Why it turned bad, and when.
@@ -137,6 +139,7 @@ impl DeployState {
             fallback: None,
             prepared: false,
             applied_at: None,
+            restarts: 0,
             healthy_at: None,
             bad: None,
             bad_by: None,
@@ -187,7 +190,8 @@ impl DeployState {
                 self.fallback = *fallback;
             }
             DeployEvent::Prepared if self.status == S::Applying && well && !self.prepared => self.prepared = true,
-            DeployEvent::Applied { .. } if self.status == S::Applying && well => {
+            DeployEvent::Applied { observed } if self.status == S::Applying && well => {
+                self.restarts = observed.restarts();
                 self.status = S::Checking;
                 self.applied_at = Some(at);
             }
@@ -219,8 +223,9 @@ impl DeployState {
                 self.status = S::RollingBack;
                 self.fallback = Some(*to);
             }
-            DeployEvent::PutBack { .. } if self.status == S::RollingBack && self.put_back_at.is_none() => {
+            DeployEvent::PutBack { observed } if self.status == S::RollingBack && self.put_back_at.is_none() => {
                 self.put_back_at = Some(at);
+                self.restarts = observed.restarts();
             }
             DeployEvent::RolledBack if self.status == S::RollingBack && self.put_back_at.is_some() => {
                 self.status = S::RolledBack;

@@ -27,6 +27,10 @@ impl Shared {
                 "look at it: mainstay environments {environment}; then mainstay release-hold {environment}"
             )),
             DeployStatus::Verified | DeployStatus::Unverified => Some(format!("mainstay rollback {environment}")),
+            DeployStatus::RolledBack => Some(format!(
+                "{} is held: push a commit that takes it back, or mainstay release-hold {environment}",
+                short(&from.commit)
+            )),
             _ => None,
         };
         let message = Message::Deploy {

@@ -242,6 +242,11 @@ pub struct Drift {
 }
 
 impl Observation {
+    /// The most that any one container was started anew.
+    pub fn restarts(&self) -> u64 {
+        self.instances.iter().map(|instance| instance.restarts).max().unwrap_or(0)
+    }
+
     /// What differs from `wanted` here, by setting. Instances come and go and are not compared.
     pub fn drift_from(&self, wanted: &Observation) -> Vec<Drift> {
         let names: std::collections::BTreeSet<_> = wanted.items.keys().chain(self.items.keys()).collect();

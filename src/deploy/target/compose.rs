@@ -94,6 +94,7 @@ fn bad(why: impl Into<String>, left: Left) -> TargetError {
 fn refused(error: RuntimeError) -> TargetError {
     match error {
         RuntimeError::Unreachable { endpoint, detail } => TargetError::Unreachable { endpoint, detail },
+        RuntimeError::Gone { what } => TargetError::Lost(what),
         other => bad(format!("failed to {other}"), Left::Before),
     }
 }

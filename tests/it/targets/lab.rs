@@ -131,9 +131,15 @@ pub(super) async fn apply_with(
     let told = Mutex::new(Vec::new());
     let began = Instant::now();
     let progress = |line: String| told.lock().unwrap().push(line);
-    let name = format!("mainstay-{}-{}", release.environment, release.number);
-    let apply = Apply { release, secrets, name: &name, timeout: Duration::from_secs(60), progress: &progress };
-    let ended = lab.target().apply(&apply).await;
+    let mut name = format!("mainstay-{}-{}", release.environment, release.number);
+    let ended = loop {
+        let apply = Apply { release, secrets, name: &name, timeout: Duration::from_secs(60), progress: &progress };
+        match lab.target().apply(&apply).await {
+            // What was cut off at its very birth is begun anew under another name, as the daemon does it.
+            Err(TargetError::Lost(_)) if !name.ends_with("-again-again") => name.push_str("-again"),
+            ended => break ended,
+        }
+    };
     let told = told.into_inner().unwrap();
     println!("apply of release {} took {:?}: {ended:?}\n  {}", release.number, began.elapsed(), told.join("\n  "));
     ended.map(|()| told)

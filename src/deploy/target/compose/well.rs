@@ -21,10 +21,11 @@ pub(super) fn ended_well(member: &Member) -> bool {
 /// Its state in words.
 pub(super) fn words(member: &Member) -> String {
     match (&member.ill, member.well) {
+        // The last word of a health check says less than how it ended.
+        _ if member.state == "exited" => format!("ended with exit code {}", member.exit_code),
         (Some(said), _) if !said.is_empty() => format!("{}, its health check says: {said}", member.state),
         (Some(_), _) => format!("{}, its health check fails", member.state),
         (None, Some(false)) if member.running => "running, its health check has not held yet".to_owned(),
-        _ if member.state == "exited" => format!("ended with exit code {}", member.exit_code),
         _ => member.state.clone(),
     }
 }
