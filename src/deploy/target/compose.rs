@@ -162,6 +162,7 @@ impl Compose {
         let commit = commit.ok_or_else(|| TargetError::Render("what was stored of it names no commit".to_owned()))?;
         Alone::checkout(&self.tree(&project.name), &self.parts.mirror, &commit).await.map_err(refused)?;
         let environment = format!("{}/{}", self.parts.instance, self.parts.environment);
+        document::label_networks(rendered, &[(ENVIRONMENT, environment.clone())]);
         document::label(rendered, &[(ENVIRONMENT, environment), (RELEASE, project.release.to_string())]);
         notes::write(&self.folder(&project.name).join(FILE), rendered)
     }
@@ -181,18 +182,26 @@ impl Compose {
 
     /// Stops, and where asked removes, all our projects but one.
     async fn end_others(&self, keep: &[&str], remove: bool) -> Result<(), TargetError> {
-        let others: Vec<_> = self.ours().await?.into_iter().filter(|one| !keep.contains(&&*one.project)).collect();
-        for member in &others {
+        for member in self.ours().await?.into_iter().filter(|one| !keep.contains(&&*one.project)) {
             match remove {
                 true => self.parts.docker.remove_member(&member.name).await,
                 false => self.parts.docker.stop_member(&member.name).await,
             }
             .map_err(refused)?;
         }
-        if remove {
-            for project in others.into_iter().map(|member| member.project).collect::<BTreeSet<_>>() {
-                self.parts.docker.remove_networks(&project).await.map_err(refused)?;
-            }
+        match remove {
+            true => self.parts.docker.remove_networks(&self.label(), keep).await.map_err(refused),
+            false => Ok(()),
+        }
+    }
+
+    /// Removes all our projects but one, once more where an engine may still be making what the tool of a try that was
+    /// cut off had asked for.
+    async fn sweep(&self, keep: &[&str], was_cut_off: bool) -> Result<(), TargetError> {
+        self.end_others(keep, true).await?;
+        if was_cut_off {
+            tokio::time::sleep(LATE_AFTER).await;
+            self.end_others(keep, true).await?;
         }
         Ok(())
     }
@@ -202,7 +211,7 @@ impl Compose {
         for member in self.of_project(project).await? {
             self.parts.docker.remove_member(&member.name).await.map_err(refused)?;
         }
-        self.parts.docker.remove_networks(project).await.map_err(refused)
+        self.parts.docker.remove_networks(&format!("{PROJECT}={project}"), &[]).await.map_err(refused)
     }
 
     /// Says the command that leads the traffic from one project to the other.
@@ -351,12 +360,7 @@ impl Target for Compose {
             return Err(self.gone_wrong(apply, noted, &new, &old_name, (failed, switched, in_place)).await);
         }
         self.note(&Noted { serving: Some(new.clone()), ..Noted::default() })?;
-        self.end_others(&[&new.name], true).await?;
-        if cut_off.is_some() {
-            // An engine may still be making what the tool of a try that was cut off had asked for.
-            tokio::time::sleep(LATE_AFTER).await;
-            self.end_others(&[&new.name], true).await?;
-        }
+        self.sweep(&[&new.name], cut_off.is_some()).await?;
         notes::remove_others(&self.parts.dir.join("trees"), |name| name == new.name)?;
         for name in self.alone.names().map_err(refused)? {
             self.alone.forget(&name).await.map_err(refused)?;
@@ -375,12 +379,7 @@ impl Target for Compose {
         for name in self.alone.names().map_err(refused)? {
             self.alone.forget(&name).await.map_err(refused)?;
         }
-        self.end_others(&[], true).await?;
-        let noted = self.noted()?;
-        // Networks of projects without any container are known by the note alone.
-        for project in noted.serving.iter().chain(noted.attempt.iter().map(|(_, project)| project)) {
-            self.parts.docker.remove_networks(&project.name).await.map_err(refused)?;
-        }
+        self.sweep(&[], self.noted()?.attempt.is_some()).await?;
         for part in ["trees", "tries", "compose.json"] {
             notes::remove(&self.parts.dir.join(part))?;
         }

@@ -86,8 +86,7 @@ fn share_volumes(top: &mut Map<String, Value>, project: &str) -> Result<(), Stri
             *volume = json!({});
         }
         let settings = volume.as_object_mut().ok_or_else(|| format!("the volume `{name}` is no mapping"))?;
-        let external = settings.get("external").is_some_and(|external| *external != json!(false));
-        if !external && !settings.contains_key("name") {
+        if !is_external(settings) && !settings.contains_key("name") {
             settings.insert("name".to_owned(), json!(format!("{project}_{name}")));
         }
     }
@@ -103,12 +102,41 @@ pub(super) fn commit_of(document: &Value) -> Option<crate::model::Oid> {
 pub(super) fn label(document: &mut Value, labels: &[(&str, String)]) {
     let services = document.get_mut("services").and_then(Value::as_object_mut).into_iter().flatten();
     for service in services.filter_map(|(_, service)| service.as_object_mut()) {
-        let all = service.entry("labels").or_insert_with(|| json!({}));
-        if let Value::Array(list) = all {
-            list.extend(labels.iter().map(|(name, value)| json!(format!("{name}={value}"))));
-        } else if let Value::Object(map) = all {
-            map.extend(labels.iter().map(|(name, value)| ((*name).to_owned(), json!(value))));
+        add_labels(service, labels);
+    }
+}
+
+/// Puts labels on every network that the project makes, also on the one that no file names: a try that was cut off may
+/// have left its networks and nothing else.
+pub(super) fn label_networks(document: &mut Value, labels: &[(&str, String)]) {
+    let Some(top) = document.as_object_mut() else { return };
+    let networks = top.entry("networks").or_insert_with(|| json!({}));
+    if networks.is_null() {
+        *networks = json!({});
+    }
+    let Some(networks) = networks.as_object_mut() else { return };
+    networks.entry("default").or_insert(Value::Null);
+    for (_, network) in networks.iter_mut() {
+        if network.is_null() {
+            *network = json!({});
         }
+        let made = network.as_object_mut().filter(|network| !is_external(network));
+        if let Some(network) = made {
+            add_labels(network, labels);
+        }
+    }
+}
+
+fn is_external(settings: &Map<String, Value>) -> bool {
+    settings.get("external").is_some_and(|external| *external != json!(false))
+}
+
+fn add_labels(of: &mut Map<String, Value>, labels: &[(&str, String)]) {
+    let all = of.entry("labels").or_insert_with(|| json!({}));
+    if let Value::Array(list) = all {
+        list.extend(labels.iter().map(|(name, value)| json!(format!("{name}={value}"))));
+    } else if let Value::Object(map) = all {
+        map.extend(labels.iter().map(|(name, value)| ((*name).to_owned(), json!(value))));
     }
 }
 

@@ -108,3 +108,24 @@ fn labels_reach_lists_and_mappings() {
     }});
     assert_eq!(document, wanted);
 }
+
+#[test]
+fn labels_reach_every_network_that_the_project_makes() {
+    let labels = [("k", "v".to_owned())];
+    let table = [
+        (json!({}), json!({"default": {"labels": {"k": "v"}}})),
+        (json!({"networks": null}), json!({"default": {"labels": {"k": "v"}}})),
+        (
+            json!({"networks": {"front": null, "far": {"external": true}, "default": {"labels": ["x=1"]}}}),
+            json!({
+                "front": {"labels": {"k": "v"}},
+                "far": {"external": true},
+                "default": {"labels": ["x=1", "k=v"]},
+            }),
+        ),
+    ];
+    for (mut document, wanted) in table {
+        label_networks(&mut document, &labels);
+        assert_eq!(document["networks"], wanted);
+    }
+}

@@ -135,13 +135,18 @@ impl Docker {
         remove(&self.inner.engine, name).await
     }
 
-    /// Removes the networks of a project. One that somebody else's container is in stays.
-    pub(crate) async fn remove_networks(&self, project: &str) -> Result<(), RuntimeError> {
+    /// Removes the networks that carry a label, `NAME=VALUE`, but those of the projects to keep. One that somebody
+    /// else's container is in stays.
+    pub(crate) async fn remove_networks(&self, label: &str, keep: &[&str]) -> Result<(), RuntimeError> {
         let engine = &self.inner.engine;
-        let filters = HashMap::from([("label".to_owned(), vec![format!("{PROJECT}={project}")])]);
+        let filters = HashMap::from([("label".to_owned(), vec![label.to_owned()])]);
         let listed = engine.api.list_networks(Some(ListNetworksOptions { filters: Some(filters) })).await;
         let listed = listed.map_err(|e| engine.error("list the project's networks", &e))?;
-        for name in listed.into_iter().filter_map(|network| network.name) {
+        for network in listed {
+            let project = network.labels.as_ref().and_then(|labels| labels.get(PROJECT));
+            let Some(name) = network.name.filter(|_| project.is_none_or(|project| !keep.contains(&&**project))) else {
+                continue;
+            };
             match super::space::remove_network(engine, &name).await {
                 Err(error @ RuntimeError::Refused { .. }) => tracing::warn!(network = name, %error, "a network stays"),
                 other => other?,
