@@ -276,6 +276,7 @@ steps:
     image: debian:12
     environment: { PORT: "STAGING_PORT" }
     commands: [bash deploy/load.sh]
+    timeout: 1m
   go-live:
     needs: load
     approval: { environment: production, message: Staging has held under load. }

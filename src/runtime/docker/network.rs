@@ -46,6 +46,19 @@ impl fmt::Display for Cidr {
     }
 }
 
+/// Where Linux shows this machine's IPv4 routes: `man 5 proc_pid_net`, addresses in the machine's byte order.
+const ROUTES: &str = "/proc/net/route";
+
+/// Networks to which this machine has routes. What cannot be read says nothing: the engine may be far away.
+fn routes(table: &str) -> impl Iterator<Item = Cidr> + '_ {
+    table.lines().skip(1).filter_map(|line| {
+        let mut words = line.split_ascii_whitespace();
+        let mut hex = |nth| Some(u32::from_be(u32::from_str_radix(words.nth(nth)?, 16).ok()?));
+        let (start, mask) = (hex(1)?, hex(5)?);
+        Some(Cidr { start: start & mask, prefix: mask.leading_ones() as u8 })
+    })
+}
+
 /// Gives out subnets of the range that nobody in the engine uses, ours or not.
 pub(super) struct Subnets {
     range: Cidr,
@@ -92,6 +105,10 @@ impl Subnets {
             let configs = network.ipam.and_then(|ipam| ipam.config).unwrap_or_default();
             taken.extend(configs.iter().filter_map(|c| c.subnet.as_ref()?.parse::<Cidr>().ok()));
         }
+        // Bridges of an engine that was killed stay without it, and would get the answers. A route to more than our
+        // range, such as a VPN's, is no such thing: ours are the closer ones.
+        let table = tokio::fs::read_to_string(ROUTES).await.unwrap_or_default();
+        taken.extend(routes(&table).filter(|route| route.prefix > self.range.prefix));
         loop {
             let Some(claim) = self.claim(&taken) else {
                 return Err(RuntimeError::NoNetworkLeft { range: self.range.to_string(), total: self.total() });
@@ -150,6 +167,16 @@ mod tests {
         drop(first);
         assert_eq!(subnets.claim(&taken).map(|c| c.number), Some(0));
         assert!(subnets.claim(&[range("10.0.0.0/8")]).is_none());
+    }
+
+    #[test]
+    fn routes_are_read_as_the_kernel_writes_them() {
+        let table = "Iface\tDestination\tGateway\tFlags\tRefCnt\tUse\tMetric\tMask\tMTU\tWindow\tIRTT\n\
+                     eth0\t00000000\t0100A8C0\t0003\t0\t0\t0\t00000000\t0\t0\t0\n\
+                     br-1\t8000D50A\t00000000\t0001\t0\t0\t0\t80FFFFFF\t0\t0\t0\n\
+                     half a line\n";
+        let found: Vec<_> = routes(table).map(|route| route.to_string()).collect();
+        assert_eq!(found, ["0.0.0.0/0", "10.213.0.128/25"]);
     }
 
     #[test]

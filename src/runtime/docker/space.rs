@@ -151,8 +151,10 @@ impl Spaces {
             made.map_err(|e| engine.error("make the run's volume", &e))?;
             self.make_holder(engine, space).await
         };
-        // The network takes longest; a holder can be made, if not started, before its network is there.
-        tokio::try_join!(self.subnets.create(engine, space), volume_and_holder)?;
+        // The network takes longest; a holder can be made, if not started, before its network is there. Both are heard to
+        // their end: what an engine goes on making after nobody listens is there after it was removed.
+        let (network, holder) = tokio::join!(self.subnets.create(engine, space), volume_and_holder);
+        network.and(holder)?;
         let started = engine.api.start_container(&space.0, None::<StartContainerOptions>).await;
         started.map_err(|e| engine.error("start the run's holder", &e))
     }
