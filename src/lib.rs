@@ -35,6 +35,7 @@ pub mod engine;
 pub mod failpoint;
 pub mod git;
 pub mod logs;
+mod markup;
 pub mod model;
 pub mod notify;
 pub mod plan;

@@ -7,6 +7,8 @@
 //! Ours and the peer's turns alternate, so that whatever else the machine does falls on both.
 
 mod attach;
+mod client;
+mod deploy;
 mod idle;
 mod lab;
 mod logs;
@@ -37,6 +39,9 @@ impl Effort {
 /// A figure's name and what measures it.
 type Figure = (&'static str, fn(&Lab, Effort, &mut Report));
 
+/// The figures with a daemon of their own, after the others.
+const APART: &[(&str, fn(Effort, &mut Report))] = &[("deploy", deploy::measure), ("idle", idle::measure)];
+
 /// The figures that share one daemon, in order.
 const SHARED: &[Figure] = &[
     ("push", push::measure),
@@ -51,9 +56,8 @@ fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).filter(|argument| argument != "--bench").collect();
     let effort = Effort { quick: arguments.iter().any(|argument| argument == "--quick") };
     let names: Vec<&str> = arguments.iter().map(String::as_str).filter(|name| !name.starts_with("--")).collect();
-    let known = |name: &&str| *name == "idle" || SHARED.iter().any(|(figure, _)| figure == name);
-    if let Some(unknown) = names.iter().find(|name| !known(name)) {
-        let all: Vec<&str> = SHARED.iter().map(|(name, _)| *name).chain(["idle"]).collect();
+    let all: Vec<&str> = SHARED.iter().map(|(name, _)| *name).chain(APART.iter().map(|(name, _)| *name)).collect();
+    if let Some(unknown) = names.iter().find(|name| !all.contains(name)) {
         panic!("there is no figure `{unknown}`; there are: {}", all.join(", "));
     }
     let wanted = |name: &str| names.is_empty() || names.contains(&name);
@@ -71,9 +75,9 @@ fn main() {
             measure(&lab, effort, &mut report);
         }
     }
-    if wanted("idle") {
-        print(format_args!("\nidle"));
-        idle::measure(effort, &mut report);
+    for (name, measure) in APART.iter().filter(|(name, _)| wanted(name)) {
+        print(format_args!("\n{name}"));
+        measure(effort, &mut report);
     }
     report.summary();
 }

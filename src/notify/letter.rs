@@ -2,6 +2,7 @@
 
 use super::message::Message;
 use super::words::{Body, Tone, Words};
+use crate::markup::escape;
 use std::fmt::Write as _;
 
 /// A mail's content, without addresses.
@@ -98,28 +99,28 @@ fn html(words: &Words) -> String {
          <div style=\"max-width:600px;margin:0 auto;padding:16px;background:#ffffff;border-top:4px solid {colour};\
          font-family:-apple-system,'Segoe UI',Roboto,Helvetica,Arial,sans-serif;font-size:16px;line-height:1.45;\
          color:#1b1f24;overflow-wrap:anywhere\">",
-        escaped(&words.subject)
+        escape(&words.subject)
     );
     if let Some(warning) = &words.warning {
         let _ = write!(
             out,
             "<p style=\"margin:0 0 16px;padding:12px;background:#fdecea;border:1px solid #b3261e;border-radius:6px;\
              color:#8c1d18;font-weight:bold\">{}</p>",
-            escaped(warning)
+            escape(warning)
         );
     }
     let _ =
-        write!(out, "<h1 style=\"margin:0 0 12px;font-size:22px;line-height:1.25\">{}</h1>", escaped(&words.headline));
+        write!(out, "<h1 style=\"margin:0 0 12px;font-size:22px;line-height:1.25\">{}</h1>", escape(&words.headline));
     if let Some(code) = &words.code {
         let _ = write!(
             out,
             "<p style=\"margin:0 0 16px;font-size:36px;letter-spacing:8px;font-weight:bold;\
              font-family:ui-monospace,Menlo,Consolas,monospace\">{}</p>",
-            escaped(code)
+            escape(code)
         );
     }
     for sentence in &words.intro {
-        let _ = write!(out, "<p style=\"margin:0 0 12px\">{}</p>", escaped(sentence));
+        let _ = write!(out, "<p style=\"margin:0 0 12px\">{}</p>", escape(sentence));
     }
     if !words.facts.is_empty() {
         pairs(&mut out, words.facts.iter().map(|(name, value)| (*name, value.as_str())));
@@ -129,16 +130,16 @@ fn html(words: &Words) -> String {
             out,
             "<p style=\"margin:16px 0 8px\"><a href=\"{}\" style=\"display:block;padding:14px 16px;background:{colour};\
              color:#ffffff;text-decoration:none;text-align:center;border-radius:6px;font-weight:bold\">{}</a></p>",
-            escaped(&action.url),
-            escaped(action.label)
+            escape(&action.url),
+            escape(action.label)
         );
         if !action.note.is_empty() {
             let _ =
-                write!(out, "<p style=\"margin:0 0 12px;font-size:14px;color:#5b6472\">{}</p>", escaped(action.note));
+                write!(out, "<p style=\"margin:0 0 12px;font-size:14px;color:#5b6472\">{}</p>", escape(action.note));
         }
     }
     for (title, body) in &words.sections {
-        let _ = write!(out, "<h2 style=\"margin:20px 0 6px;font-size:16px\">{}</h2>", escaped(title));
+        let _ = write!(out, "<h2 style=\"margin:20px 0 6px;font-size:16px\">{}</h2>", escape(title));
         section(&mut out, body);
     }
     if let Some((what, command)) = &words.command {
@@ -146,8 +147,8 @@ fn html(words: &Words) -> String {
             out,
             "<h2 style=\"margin:20px 0 6px;font-size:16px\">{}</h2><p style=\"margin:0 0 12px\">\
              <code style=\"{MONO};background:#f2f3f5;padding:3px 6px;border-radius:4px\">{}</code></p>",
-            escaped(what),
-            escaped(command)
+            escape(what),
+            escape(command)
         );
     }
     let _ = write!(
@@ -163,13 +164,13 @@ fn section(out: &mut String, body: &Body) {
         Body::Lines(lines) => {
             out.push_str("<ul style=\"margin:0 0 12px;padding-left:20px\">");
             for line in lines {
-                let _ = write!(out, "<li style=\"margin:0 0 4px\">{}</li>", escaped(line));
+                let _ = write!(out, "<li style=\"margin:0 0 4px\">{}</li>", escape(line));
             }
             out.push_str("</ul>");
         }
         Body::Pairs(all) => pairs(out, all.iter().map(|(name, value)| (name.as_str(), value.as_str()))),
         Body::Text(text) => {
-            let _ = write!(out, "<p style=\"margin:0 0 12px;white-space:pre-wrap\">{}</p>", escaped(text));
+            let _ = write!(out, "<p style=\"margin:0 0 12px;white-space:pre-wrap\">{}</p>", escape(text));
         }
         Body::Diff(diff) => {
             // A row each, wrapped: a phone does not scroll sideways inside a mail.
@@ -190,7 +191,7 @@ fn section(out: &mut String, body: &Body) {
                 let _ = write!(
                     out,
                     "<div style=\"white-space:pre-wrap;padding:0 8px;color:{colour};background:{background}\">{}</div>",
-                    escaped(shown)
+                    escape(shown)
                 );
             }
             out.push_str("</div>");
@@ -205,24 +206,9 @@ fn pairs<'a>(out: &mut String, all: impl Iterator<Item = (&'a str, &'a str)>) {
             out,
             "<tr><td style=\"padding:2px 12px 2px 0;color:#5b6472;vertical-align:top;white-space:nowrap\">{}</td>\
              <td style=\"padding:2px 0;vertical-align:top;width:100%;overflow-wrap:anywhere\">{}</td></tr>",
-            escaped(name),
-            escaped(value)
+            escape(name),
+            escape(value)
         );
     }
     out.push_str("</table>");
-}
-
-fn escaped(text: &str) -> String {
-    let mut out = String::with_capacity(text.len());
-    for c in text.chars() {
-        match c {
-            '&' => out.push_str("&amp;"),
-            '<' => out.push_str("&lt;"),
-            '>' => out.push_str("&gt;"),
-            '"' => out.push_str("&quot;"),
-            '\'' => out.push_str("&#39;"),
-            c => out.push(c),
-        }
-    }
-    out
 }

@@ -3,6 +3,7 @@
 
 use super::links::{Filled, may_approve};
 use crate::approval::{LinkView, MESSAGE_MAX_CHARS};
+use crate::markup::escape;
 use crate::model::approval::{ApprovalState, ApprovalView, Decision, Verdict};
 use crate::model::input::{Input, InputKind};
 use jiff::Timestamp;
@@ -27,8 +28,8 @@ impl Page {
             "<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\"><meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\
              <meta name=\"referrer\" content=\"no-referrer\"><title>{}</title><style>{STYLE}</style></head>\n\
              <body><main><header><b>Mainstay</b><span>{}</span></header>\n{}</main></body></html>\n",
-            esc(&self.title),
-            esc(&self.corner),
+            escape(&self.title),
+            escape(&self.corner),
             self.body
         )
     }
@@ -91,7 +92,7 @@ pub(super) fn code(seen: &LinkView, filled: &Filled, trouble: Option<&str>) -> P
     }
     out.push_str("<form method=\"post\">");
     let hidden = |out: &mut String, name: &str, value: &str| {
-        let _ = write!(out, "<input type=\"hidden\" name=\"{}\" value=\"{}\">", esc(name), esc(value));
+        let _ = write!(out, "<input type=\"hidden\" name=\"{}\" value=\"{}\">", escape(name), escape(value));
     };
     hidden(&mut out, "verdict", filled.verdict.unwrap_or_default());
     for (name, value) in &filled.inputs {
@@ -105,7 +106,7 @@ pub(super) fn code(seen: &LinkView, filled: &Filled, trouble: Option<&str>) -> P
          autocomplete=\"one-time-code\" pattern=\"[0-9 ]{6,8}\" maxlength=\"8\" required autofocus>",
     );
     let button = if filled.verdict == Some("approve") { "yes" } else { "no" };
-    let _ = write!(out, "<div class=\"buttons one\"><button class=\"{button}\">{}</button></div></form>", esc(what));
+    let _ = write!(out, "<div class=\"buttons one\"><button class=\"{button}\">{}</button></div></form>", escape(what));
     Page::about(&seen.view, out)
 }
 
@@ -174,7 +175,7 @@ fn subject(out: &mut String, view: &ApprovalView) {
         out.push_str("<ul>");
         for commit in &subject.commits {
             let (id, rest) = commit.split_once(' ').unwrap_or(("", commit));
-            let _ = write!(out, "<li><span class=\"id\">{}</span> {}</li>", esc(id), esc(rest));
+            let _ = write!(out, "<li><span class=\"id\">{}</span> {}</li>", escape(id), escape(rest));
         }
         out.push_str("</ul>");
     }
@@ -182,7 +183,7 @@ fn subject(out: &mut String, view: &ApprovalView) {
         heading(out, "Images");
         out.push_str("<ul>");
         for (service, image) in &subject.images {
-            let _ = write!(out, "<li>{} <span class=\"id\">{}</span></li>", esc(service), esc(image));
+            let _ = write!(out, "<li>{} <span class=\"id\">{}</span></li>", escape(service), escape(image));
         }
         out.push_str("</ul>");
     }
@@ -192,7 +193,7 @@ fn subject(out: &mut String, view: &ApprovalView) {
         heading(out, "Checks so far");
         out.push_str("<ul>");
         for (what, how) in &subject.results {
-            let _ = write!(out, "<li class=\"row\"><span>{}</span>{}</li>", esc(what), result(how));
+            let _ = write!(out, "<li class=\"row\"><span>{}</span>{}</li>", escape(what), result(how));
         }
         out.push_str("</ul>");
     }
@@ -214,7 +215,7 @@ fn result(how: &str) -> String {
         "failed" | "failure" | "rolled-back" | "errored" | "bad" | "cancelled" => " no",
         _ => "",
     };
-    format!("<span class=\"word{class}\">{}</span>", esc(how))
+    format!("<span class=\"word{class}\">{}</span>", escape(how))
 }
 
 fn diff(out: &mut String, text: &str) {
@@ -235,7 +236,7 @@ fn diff(out: &mut String, text: &str) {
             _ => "",
         };
         // An empty line keeps its height.
-        let shown = if line.is_empty() { " ".to_owned() } else { esc(line) };
+        let shown = if line.is_empty() { " ".to_owned() } else { escape(line) };
         let _ = write!(out, "<span class=\"{class}\">{shown}</span>");
     }
     if lines.len() > DIFF_LINES {
@@ -268,20 +269,20 @@ fn votes(out: &mut String, view: &ApprovalView, now: Timestamp) {
         for (name, value) in &decision.inputs {
             let _ = write!(about, ", {name} = {value}");
         }
-        let said = decision.message.as_ref().map(|text| format!("<br>“{}”", esc(text))).unwrap_or_default();
+        let said = decision.message.as_ref().map(|text| format!("<br>“{}”", escape(text))).unwrap_or_default();
         let _ = write!(
             out,
             "<li>{} {word} <span class=\"dim\">{}</span>{said}</li>",
-            esc(decision.person.as_str()),
-            esc(&about)
+            escape(decision.person.as_str()),
+            escape(&about)
         );
     }
     for excluded in &view.excluded {
         let _ = write!(
             out,
             "<li>{} <span class=\"dim\">does not count: {}</span></li>",
-            esc(excluded.person.as_str()),
-            esc(&excluded.why)
+            escape(excluded.person.as_str()),
+            escape(&excluded.why)
         );
     }
     out.push_str("</ul>");
@@ -305,7 +306,7 @@ fn form(out: &mut String, seen: &LinkView, filled: &Filled) {
             out,
             "<label for=\"message\">A word about it <small>(if you like)</small></label>\
              <textarea id=\"message\" name=\"message\" rows=\"2\" maxlength=\"{MESSAGE_MAX_CHARS}\">{}</textarea>",
-            esc(filled.message.as_deref().unwrap_or_default())
+            escape(filled.message.as_deref().unwrap_or_default())
         );
         let no = "<button class=\"no\" name=\"verdict\" value=\"reject\" formnovalidate>Reject</button>";
         if may_approve(seen) {
@@ -325,17 +326,17 @@ fn form(out: &mut String, seen: &LinkView, filled: &Filled) {
 fn field(out: &mut String, input: &Input, given: Option<&str>) {
     let (name, id) = (format!("input.{}", input.name), format!("in-{}", input.name));
     let value = given.or(input.default.as_deref()).unwrap_or_default();
-    let about = input.description.as_ref().map(|text| format!(" <small>{}</small>", esc(text))).unwrap_or_default();
+    let about = input.description.as_ref().map(|text| format!(" <small>{}</small>", escape(text))).unwrap_or_default();
     let required = if input.required { " required" } else { "" };
-    let _ = write!(out, "<label for=\"{}\">{}{about}</label>", esc(&id), esc(&input.name));
+    let _ = write!(out, "<label for=\"{}\">{}{about}</label>", escape(&id), escape(&input.name));
     let options = |out: &mut String, options: &[String]| {
-        let _ = write!(out, "<select id=\"{}\" name=\"{}\"{required}>", esc(&id), esc(&name));
+        let _ = write!(out, "<select id=\"{}\" name=\"{}\"{required}>", escape(&id), escape(&name));
         if !options.iter().any(|option| option == value) {
             out.push_str("<option value=\"\"></option>");
         }
         for option in options {
             let selected = if option == value { " selected" } else { "" };
-            let _ = write!(out, "<option value=\"{0}\"{selected}>{0}</option>", esc(option));
+            let _ = write!(out, "<option value=\"{0}\"{selected}>{0}</option>", escape(option));
         }
         out.push_str("</select>");
     };
@@ -347,9 +348,9 @@ fn field(out: &mut String, input: &Input, given: Option<&str>) {
             let _ = write!(
                 out,
                 "<input id=\"{}\" name=\"{}\" value=\"{}\"{mode}{required} maxlength=\"1000\">",
-                esc(&id),
-                esc(&name),
-                esc(value)
+                escape(&id),
+                escape(&name),
+                escape(value)
             );
         }
     }
@@ -372,7 +373,7 @@ fn heading(out: &mut String, text: &str) {
 }
 
 fn tag(out: &mut String, name: &str, text: &str) {
-    let _ = writeln!(out, "<{name}>{}</{name}>", esc(text));
+    let _ = writeln!(out, "<{name}>{}</{name}>", escape(text));
 }
 
 fn paragraphs(out: &mut String, text: &str) {
@@ -382,11 +383,11 @@ fn paragraphs(out: &mut String, text: &str) {
 }
 
 fn note(out: &mut String, class: &str, title: &str, text: &str) {
-    let _ = writeln!(out, "<div class=\"note {class}\"><b>{}</b>{}</div>", esc(title), esc(text));
+    let _ = writeln!(out, "<div class=\"note {class}\"><b>{}</b>{}</div>", escape(title), escape(text));
 }
 
 fn fact(out: &mut String, name: &str, value: &str) {
-    let _ = write!(out, "<dt>{}</dt><dd>{}</dd>", esc(name), esc(value));
+    let _ = write!(out, "<dt>{}</dt><dd>{}</dd>", escape(name), escape(value));
 }
 
 /// `1 commit`, `2 commits`.
@@ -423,28 +424,6 @@ fn ago(then: Timestamp, now: Timestamp) -> String {
 
 fn left(end: Timestamp, now: Timestamp) -> String {
     format!("{} left", span(end.as_second() - now.as_second()))
-}
-
-/// Text made safe for HTML, in elements and in quoted attributes. Control characters and the marks that turn the direction of
-/// reading around become visible: a commit's title must not change how the rest of the line is read.
-fn esc(text: &str) -> String {
-    let mut out = String::with_capacity(text.len());
-    for c in text.chars() {
-        match c {
-            '&' => out.push_str("&amp;"),
-            '<' => out.push_str("&lt;"),
-            '>' => out.push_str("&gt;"),
-            '"' => out.push_str("&quot;"),
-            '\'' => out.push_str("&#39;"),
-            '\n' | '\t' => out.push(c),
-            '\u{200e}' | '\u{200f}' | '\u{061c}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' => {
-                out.push('\u{fffd}');
-            }
-            c if c.is_control() => out.push('\u{fffd}'),
-            c => out.push(c),
-        }
-    }
-    out
 }
 
 #[cfg(test)]

@@ -271,6 +271,36 @@ fn production_waits_for_people_and_one_answer_counts_for_one_thing() {
 }
 
 #[test]
+fn two_of_three_people_have_to_say_yes_and_one_no_is_enough() {
+    let people = "people:\n  users:\n    ana: {}\n    ben: { unix: root }\n    cem: {}\n    dora: {}\n";
+    let policy = "approval: { from: [ana, ben, cem], required: 2, by: [cli], allow-unknown-pusher: true }";
+    let stage = Stage::started(&format!("watch: 300ms\n{policy}"), people);
+    let [ana, cem, dora] = ["ana", "cem", "dora"].map(|name| stage.daemon.token(&[name]).0);
+    let commit = stage.push("good-1");
+    let asked = |stage: &Stage| stage.environment()["deploys"][0]["approval"].as_u64();
+    let id = stage.wait("the question", asked).to_string();
+    let yes = |token: &str| stage.daemon.over_tcp(token, &["approve", &id]).status.code();
+    assert_eq!(yes(&ana), Some(0));
+    // Twice the same person is one, and whoever is not named counts not at all.
+    yes(&ana);
+    assert_eq!(yes(&dora), Some(4));
+    let open = stage.api(&format!("approvals/{id}"));
+    assert_eq!((&open["state"], stage.app.serves()), (&json!("open"), None), "{open:#}");
+    assert_eq!(yes(&cem), Some(0));
+    assert_eq!(stage.ended(&commit)["status"], "success");
+    assert_eq!(stage.app.journal(), ["good-1"]);
+
+    let commit = stage.push("good-2");
+    let id = stage.wait("the second question", asked).to_string();
+    assert_eq!(stage.daemon.over_tcp(&ana, &["approve", &id]).status.code(), Some(0));
+    assert_eq!(stage.daemon.over_tcp(&cem, &["reject", &id, "--message", "not today"]).status.code(), Some(0));
+    let run = stage.ended(&commit);
+    assert_eq!(run["steps"][0]["attempts"][0]["end"]["how"], "refused", "{run:#}");
+    assert_eq!(stage.app.journal(), ["good-1"]);
+    stage.daemon.end(0);
+}
+
+#[test]
 fn a_hook_before_that_fails_changes_nothing_and_one_after_is_a_bad_release() {
     let stage = Stage::started(
         "watch: 300ms\nhooks: { before: ['test ! -e /proc/nothing'], after: ['test -e /proc/self'], rollback: ['true'] }",
@@ -285,6 +315,51 @@ fn a_hook_before_that_fails_changes_nothing_and_one_after_is_a_bad_release() {
     assert_eq!(stage.app.serves(), None);
     assert_eq!(stage.environment()["attention"], Value::Null);
     stage.daemon.end(0);
+}
+
+#[test]
+fn a_schema_that_moved_one_way_bars_the_way_back_and_says_what_leads_there() {
+    let folder = tempfile::tempdir().unwrap();
+    let version = folder.path().join("version");
+    std::fs::write(&version, "0").unwrap();
+    let stage = Stage::started(
+        &format!(
+            "watch: 300ms\nhooks: {{ before: ['echo $MAINSTAY_RELEASE > {0}'] }}\nschema: {{ version: 'cat {0}', reversible: 'test $FROM-$TO = 9-1' }}",
+            version.display()
+        ),
+        "",
+    );
+    stage.good("good-1");
+    stage.good("good-2");
+    let refused = stage.daemon.try_cli(&["rollback", "production"]);
+    let said = String::from_utf8_lossy(&refused.stdout).into_owned();
+    assert_eq!(refused.status.code(), Some(4), "{said}");
+    assert!(said.contains("the schema moved from `1` to `2` since release 1"), "{said}");
+    assert!(said.contains("mainstay restore --all --to-release production/1"), "{said}");
+    assert_eq!(stage.app.journal(), ["good-1", "good-2"], "the target was touched");
+    // Also by itself nothing goes back over it: a person has to act.
+    let run = stage.ended(&stage.push("bad-3"));
+    assert_eq!(run["steps"][0]["attempts"][0]["end"]["how"], "deploy-failed", "{run:#}");
+    let attention = stage.environment()["attention"].as_str().unwrap_or_default().to_owned();
+    assert!(attention.contains("the schema moved from `2` to `3` since release 2"), "{attention}");
+    // A way back that loses nothing is one, and a schema that is as it was bars nobody.
+    std::fs::write(&version, "9").unwrap();
+    let back = stage.daemon.try_cli(&["rollback", "production", "--to", "1"]);
+    assert_eq!(back.status.code(), Some(0), "{}", String::from_utf8_lossy(&back.stderr));
+    assert_eq!(stage.app.serves().as_deref(), Some("good-1"));
+    stage.daemon.end(0);
+}
+
+/// Whether the daemon dies soon after a run was over, where the last records are made. It is replaced in any case, by one
+/// that does not die while it is asked.
+fn dies_late(stage: &mut Stage) -> bool {
+    let until = Instant::now() + Duration::from_millis(700);
+    while Instant::now() < until && !stage.daemon.has_ended() {
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    let died = stage.daemon.has_ended();
+    stage.daemon.restart();
+    died
 }
 
 /// Kills the daemon at its n-th record or act of a deploy that turns bad, for every n: it always ends with the good
@@ -303,31 +378,26 @@ fn killed_anywhere_a_bad_release_still_comes_back() {
     let mut stage = Stage::new(Some(failpoints::binary().to_owned()), "watch: 2500ms", "");
     stage.daemon.start();
     stage.good("good-1");
-    let mut tried = 0;
+    let (mut tried, mut unharmed) = (0, 0);
     for (n, point) in points.iter().enumerate() {
         tried += 1;
         stage.daemon.kill9();
         stage.daemon.spawn(&[("MAINSTAY_FAILPOINT", point.to_string())]);
-        if !stage.daemon.wait_answer() {
+        let mut died = !stage.daemon.wait_answer();
+        if died {
             stage.daemon.start();
-            kills += 1;
         }
         let image = format!("turns-bad-{n}");
         let commit = stage.push(&image);
         let until = Instant::now() + Duration::from_secs(30);
-        let mut died = false;
-        while Instant::now() < until && !died {
-            died = stage.daemon.has_ended();
+        while Instant::now() < until && !stage.daemon.has_ended() {
             let over = stage.daemon.runs_of(&commit).first().and_then(|run| stage.daemon.run(*run));
             if over.is_some_and(|run| !matches!(run["status"].as_str(), Some("queued" | "running"))) {
                 break;
             }
             std::thread::sleep(Duration::from_millis(10));
         }
-        if stage.daemon.has_ended() {
-            kills += 1;
-            stage.daemon.start();
-        }
+        died |= dies_late(&mut stage);
         let run = stage.ended(&commit);
         let end = &run["steps"][0]["attempts"][0]["end"];
         assert_eq!(end["how"], "rolled-back", "point {point}: {run:#}\n{}", stage.daemon.log_end());
@@ -341,7 +411,10 @@ fn killed_anywhere_a_bad_release_still_comes_back() {
         git(&stage.daemon.work, &["reset", "-q", "--hard", "HEAD~1"]);
         git(&stage.daemon.work, &["push", "-q", "--force", "origin", "HEAD:main"]);
         stage.daemon.cli(&["release-hold", "production"]);
-        if soak().is_some() && !died {
+        kills += u64::from(died);
+        unharmed += u64::from(!died);
+        // Past the last point.
+        if soak().is_some() && unharmed > 3 {
             break;
         }
     }
@@ -372,6 +445,36 @@ fn a_dead_owners_lease_is_taken_over_and_the_audit_says_so() {
     assert_eq!(taken.len(), 1, "{taken:#?}");
     assert_eq!(taken[0]["details"]["from"], owner);
     assert_eq!(stage.environment()["lease"], Value::Null);
+    stage.daemon.end(0);
+}
+
+/// Another daemon, on a machine of which this one knows nothing, has the environment: it may live for all anybody knows.
+#[test]
+fn a_living_owners_lease_is_waited_for_until_its_time_is_over() {
+    let stage = Stage::started("watch: 300ms", "");
+    stage.good("good-1");
+    let now = jiff::Timestamp::now();
+    let until = now + Duration::from_secs(4);
+    let database = rusqlite::Connection::open(stage.daemon.state().join("mainstay.db")).unwrap();
+    database.busy_timeout(Duration::from_secs(5)).unwrap();
+    let owner = "another-boot/1/1/0000000000000001";
+    let taken = database.execute(
+        "INSERT INTO leases (environment, deploy_id, owner, since, until) SELECT 'production', max(id), ?1, ?2, ?3 FROM deploys",
+        (owner, now.as_millisecond(), until.as_millisecond()),
+    );
+    assert_eq!(taken.unwrap(), 1);
+    let commit = stage.push("good-2");
+    while jiff::Timestamp::now() < until - Duration::from_millis(500) {
+        assert_eq!(stage.app.journal(), ["good-1"], "it was deployed in spite of the other's lease");
+        assert_eq!(stage.environment()["lease"]["owner"], owner);
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    assert_eq!(stage.ended(&commit)["status"], "success");
+    let (applied, audit) = (stage.deploys()[0]["applied_at"].clone(), stage.api("audit?limit=50"));
+    assert!(applied.as_str().unwrap().parse::<jiff::Timestamp>().unwrap() >= until, "{applied}");
+    let taken: Vec<_> = audit.as_array().unwrap().iter().filter(|e| e["act"] == "lease-taken").collect();
+    assert_eq!(taken.len(), 1, "{audit:#}");
+    assert_eq!(taken[0]["details"]["from"], owner);
     stage.daemon.end(0);
 }
 
@@ -420,6 +523,7 @@ fn killed_anywhere_an_answer_counts_once() {
             }
             std::thread::sleep(Duration::from_millis(20));
         }
+        died |= dies_late(&mut stage);
         let run = stage.ended(&commit);
         assert_eq!(run["status"], "success", "point {point}: {run:#}\n{}", stage.daemon.log_end());
         assert_eq!(stage.app.serves(), Some(image));

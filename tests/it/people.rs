@@ -35,29 +35,16 @@ impl Team {
         std::fs::write(&file, format!("people: {{ users: {{ {users} }} }}\n{}\n", rest.join("\n"))).unwrap();
     }
 
-    /// A command over TCP, with the token in a file.
-    pub(crate) fn over_tcp(&self, token: &str, arguments: &[&str]) -> Output {
-        let file = self.0.dir.path().join("shown.token");
-        std::fs::write(&file, format!("{token}\n")).unwrap();
-        let text = std::fs::read_to_string(self.0.dir.path().join("mainstay.yml")).unwrap();
-        let address = text.split('"').find(|part| part.starts_with("127.0.0.1:")).unwrap().to_owned();
-        let mut command = self.0.command();
-        command.env("MAINSTAY_URL", format!("http://{address}")).env("MAINSTAY_TOKEN_FILE", file);
-        command.arg("--json").args(arguments).output().unwrap()
-    }
-
-    /// A new token of that person: its text and number.
-    pub(crate) fn token(&self, arguments: &[&str]) -> (String, u64) {
-        let made = self.0.cli(&[&["token", "create"], arguments].concat());
-        (made["token"].as_str().unwrap().to_owned(), made["id"].as_u64().unwrap())
-    }
-
-    pub(crate) fn shared_token(&self) -> String {
-        std::fs::read_to_string(self.0.state().join("token")).unwrap().trim().to_owned()
-    }
-
     pub(crate) fn database(&self) -> rusqlite::Connection {
         rusqlite::Connection::open(self.0.state().join("mainstay.db")).unwrap()
+    }
+}
+
+impl std::ops::Deref for Team {
+    type Target = Daemon;
+
+    fn deref(&self) -> &Daemon {
+        &self.0
     }
 }
 

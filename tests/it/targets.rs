@@ -19,15 +19,12 @@ macro_rules! on {
 macro_rules! every_case {
     ($lab:expr) => {
         on! { $lab, cases:
-            what_is_absent_is_made,
-            the_same_release_twice_changes_nothing,
+            what_is_absent_is_made_and_made_again_changes_nothing,
             a_new_release_takes_the_place_of_the_old_and_the_way_back_too,
-            a_release_that_crashes_leaves_the_old_one_serving,
-            a_release_that_is_never_well_leaves_the_old_one_serving,
+            a_release_that_crashes_or_is_never_well_leaves_the_old_one_serving,
             an_apply_that_was_cut_off_can_be_repeated,
             another_release_can_be_applied_over_one_that_was_cut_off,
-            a_change_made_by_hand_is_seen_and_put_back,
-            removing_leaves_nothing_and_may_be_repeated,
+            a_change_made_by_hand_is_put_back_and_removing_leaves_nothing,
         }
     };
 }

@@ -1,6 +1,7 @@
 //! The graph as a picture: no script, no font of its own, readable on any background.
 
 use super::{State, Tone};
+use crate::markup::escape;
 use crate::model::{Plan, PlannedStep, StepName};
 use crate::plan::layers;
 use std::collections::HashMap;
@@ -165,21 +166,4 @@ fn second_line(state: State<'_>, step: &PlannedStep) -> String {
     let stands = state(&step.name).map(|cell| format!("{} {}", cell.word, cell.time).trim().to_owned());
     let parts: Vec<String> = step.kind.words().into_iter().chain(stands).filter(|part| !part.is_empty()).collect();
     parts.join(", ")
-}
-
-/// Text for XML; control characters, which XML cannot hold, become U+FFFD.
-fn escape(text: &str) -> String {
-    let mut out = String::with_capacity(text.len());
-    for c in text.chars() {
-        match c {
-            '&' => out.push_str("&amp;"),
-            '<' => out.push_str("&lt;"),
-            '>' => out.push_str("&gt;"),
-            '"' => out.push_str("&quot;"),
-            '\'' => out.push_str("&#39;"),
-            c if c.is_control() => out.push('\u{fffd}'),
-            c => out.push(c),
-        }
-    }
-    out
 }

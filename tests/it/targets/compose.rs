@@ -32,7 +32,7 @@ mod switched {
 mod stopped_first {
     on! { || super::ComposeLab::make(super::Mode::StoppedFirst), cases:
         a_new_release_takes_the_place_of_the_old_and_the_way_back_too,
-        a_release_that_crashes_leaves_the_old_one_serving,
+        a_release_that_crashes_or_is_never_well_leaves_the_old_one_serving,
         another_release_can_be_applied_over_one_that_was_cut_off,
     }
 }

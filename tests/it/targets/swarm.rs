@@ -233,8 +233,10 @@ impl Lab for Shared {
 }
 
 #[test]
-fn one_bad_service_of_two_is_told_and_both_can_be_put_back() {
-    with(SwarmLab::new(TWO_SERVICES, &["app", "worker"], 2), |lab| {
+fn one_bad_service_of_two_is_told_and_both_are_put_back_and_one_that_is_left_out_goes() {
+    let mut both = SwarmLab::new(TWO_SERVICES, &["app", "worker"], 2);
+    both.variables.clear();
+    with(both, |lab| {
         Box::pin(async move {
             let lab = &*lab;
             let one = lab.release(1, Version::One);
@@ -249,6 +251,14 @@ fn one_bad_service_of_two_is_told_and_both_can_be_put_back() {
             }
             good(lab, &one).await;
             serves(lab, Version::One).await;
+
+            let mut fewer = lab.release(3, Version::Two);
+            let mut rendered: serde_json::Value = serde_json::from_str(&fewer.rendered).unwrap();
+            rendered["services"].as_object_mut().unwrap().remove("worker");
+            fewer.rendered = rendered.to_string();
+            good(lab, &fewer).await;
+            let services = docker(&["stack", "services", "--format", "{{.Name}}", lab.stack()]);
+            assert_eq!(services, format!("{}_app", lab.stack()));
         })
     });
 }
@@ -262,25 +272,6 @@ fn a_first_release_that_crashes_is_told_with_its_last_words() {
                 Err(TargetError::Bad { why, left: Left::Mixed }) => assert!(why.contains("out of luck"), "{why}"),
                 other => panic!("{other:?}"),
             }
-        })
-    });
-}
-
-#[test]
-fn services_that_a_release_no_longer_has_go_after_it_serves() {
-    let mut both = SwarmLab::new(TWO_SERVICES, &["app", "worker"], 2);
-    both.variables.clear();
-    with(both, |lab| {
-        Box::pin(async move {
-            let lab = &*lab;
-            good(lab, &lab.release(1, Version::One)).await;
-            let mut fewer = lab.release(2, Version::Two);
-            let mut rendered: serde_json::Value = serde_json::from_str(&fewer.rendered).unwrap();
-            rendered["services"].as_object_mut().unwrap().remove("worker");
-            fewer.rendered = rendered.to_string();
-            good(lab, &fewer).await;
-            let services = docker(&["stack", "services", "--format", "{{.Name}}", lab.stack()]);
-            assert_eq!(services, format!("{}_app", lab.stack()));
         })
     });
 }
