@@ -100,7 +100,8 @@ fn configuration(context: &Context, checks: &mut Vec<Check>) -> (RuntimeChoice, 
             (settings.runtime, settings.notify)
         }
         Err(findings) => {
-            let found = format!("{}: {} findings", file.display(), findings.list.len());
+            let count = findings.list.len();
+            let found = format!("{}: {count} finding{}", file.display(), if count == 1 { "" } else { "s" });
             checks.push(Check::missing(NAME, found, format!("`mainstay validate {}` shows them", file.display())));
             usual
         }

@@ -17,7 +17,7 @@ pub(super) struct Environment {
     target: Target,
     /// What must hold for a release to be well.
     health: Option<Vec<HealthRule>>,
-    /// How long the rules are asked after they first held; 5m when it is not said.
+    /// How long the rules are asked after they first held; when it is not said 5m, and 0s without rules.
     watch: Option<Span>,
     /// The longest time bringing the target to a release may take; 10m when it is not said.
     timeout: Option<Span>,

@@ -87,7 +87,9 @@ impl Reader<'_, '_> {
         let from = fields.get("from").map(|n| self.sources(n, around)).unwrap_or_default();
         let target = fields.get("target").and_then(|n| self.target(name, n, around));
         let health = fields.get("health").map(|n| self.health(n)).unwrap_or_default();
-        let watch = self.span(&fields, "watch", WATCH, Duration::ZERO);
+        // Without rules there is nothing to ask in that time.
+        let usual = if health.is_empty() { Span(Duration::ZERO) } else { WATCH };
+        let watch = self.span(&fields, "watch", usual, Duration::ZERO);
         let timeout = self.span(&fields, "timeout", TIMEOUT, TIMEOUT_LEAST);
         let rollback = self.rollback(fields.get("rollback"));
         let approval = fields.get("approval").and_then(|n| self.approval(n, around));

@@ -83,11 +83,13 @@ fn with_little_said_the_rest_is_as_documented() {
     assert_eq!(live.target.kind(), "swarm");
     let TargetConfig::Swarm(swarm) = &live.target else { panic!() };
     assert_eq!((swarm.name.as_str(), swarm.host.as_deref()), ("live", None));
-    assert_eq!((live.watch, live.timeout, live.lease), (span("5m"), span("10m"), span("30s")));
+    assert_eq!((live.watch.0, live.timeout, live.lease), (Duration::ZERO, span("10m"), span("30s")));
     assert_eq!((live.reconcile, live.self_heal, live.downtime_allowed), (span("60s"), false, false));
     assert_eq!(live.rollback, Rollback { auto: true, git: RollbackGit::None });
     assert!(live.approval.is_none() && live.freeze.is_empty() && live.health.is_empty());
     assert!(live.promote_from.is_none() && live.schema.is_none() && live.hooks == Hooks::default());
+    let ruled = text.replace("} } } }", "} }, health: [{ tcp: '127.0.0.1:80' }] } }");
+    assert_eq!(read_in(Path::new("/srv/ci"), &ruled, "").unwrap().environments["live"].watch, span("5m"));
     let allows = |repo: &str, git_ref: &str, pipeline: &str| {
         live.from[0].allows(&repo.parse().unwrap(), git_ref, &pipeline.parse().unwrap())
     };
