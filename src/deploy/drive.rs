@@ -129,6 +129,14 @@ async fn look(shared: &Arc<Shared>, name: &EnvironmentName, ears: &mut Ears) -> 
             Stopped::NotOurs(pause) => pause,
         });
     }
+    match shared.history(&setup, name).await {
+        Ok(_) => {}
+        Err(DeployError::Git(error)) if error.is_passing() => {
+            tracing::warn!(environment = %name, %error, "whether there is a history is not known yet; trying again");
+            return Ok(AFTER_ERROR);
+        }
+        Err(error) => return Err(error),
+    }
     let admitted = admit_waiting(shared, &setup, name, false).await?;
     if let Some(ready) = admitted.ready {
         return begin(shared, &setup, *ready).await;

@@ -84,6 +84,18 @@ pub enum DeployEvent {
         /// Why.
         why: String,
     },
+    /// The only fact about a deploy that another daemon carried out: how it ended, as the environment's history in Git
+    /// has it.
+    ReadBack {
+        /// How it ended.
+        status: DeployStatus,
+        /// Its release.
+        release: u64,
+        /// What was put back.
+        fallback: Option<u64>,
+        /// Why it ended so.
+        why: Option<String>,
+    },
 }
 
 /// An event that cannot follow what came before it.
@@ -238,6 +250,21 @@ impl DeployState {
                 self.status = S::RollbackFailed;
                 self.also(why);
             }
+            DeployEvent::ReadBack { status, release, fallback, why } if self.seq == 0 => {
+                let began = !matches!(status, S::Refused | S::Superseded | S::Cancelled);
+                let back = *status == S::RolledBack || fallback.is_some();
+                if !status.is_final() || !began || back && self.kind == DeployKind::Rollback {
+                    return refuse(&format!("a deploy that began does not end as {status}"));
+                }
+                self.status = *status;
+                self.release = Some(*release);
+                self.fallback = *fallback;
+                self.why.clone_from(why);
+                if matches!(status, S::RolledBack | S::Failed | S::RollbackFailed) {
+                    self.bad = Some((at, why.clone().unwrap_or_default()));
+                }
+                self.put_back_at = (*status == S::RolledBack).then_some(at);
+            }
             _ => return refuse(&format!("it is {}", self.status)),
         }
         self.seq += 1;
@@ -325,6 +352,9 @@ mod tests {
             Just(DeployEvent::RolledBack),
             words().prop_map(|why| DeployEvent::Failed { why }),
             words().prop_map(|why| DeployEvent::RollbackFailed { why }),
+            (0..DeployStatus::ALL.len(), proptest::option::of(0_u64..3)).prop_map(|(status, fallback)| {
+                DeployEvent::ReadBack { status: DeployStatus::ALL[status], release: 2, fallback, why: None }
+            }),
         ]
     }
 

@@ -56,10 +56,12 @@ impl Deploys {
         }
         let holds: Vec<_> = store.holds(name).await?.into_iter().map(hold).collect();
         let lease = store.lease(name).await?;
+        // Nothing was ever stored of one whose history is not taken.
+        let attention = self.shared.barred_history(name).or(stored.attention);
         let under_way = deploys.iter().find(|deploy| deploy.status.holds_environment());
         let state = if let Some(deploy) = under_way {
             deploy.status.as_str()
-        } else if stored.attention.is_some() {
+        } else if attention.is_some() {
             "attention"
         } else if holds.iter().any(|hold| hold.commit.is_none()) {
             "held"
@@ -82,7 +84,7 @@ impl Deploys {
             verified: stored.verified,
             deploys,
             holds,
-            attention: stored.attention,
+            attention,
             drift: stored.drift,
             looked_at: stored.looked_at,
             instances: Vec::new(),

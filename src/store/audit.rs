@@ -66,6 +66,8 @@ pub enum ActKind {
     CancelDeploy,
     /// The lease of a process that died was taken over.
     LeaseTaken,
+    /// The history of an environment was read back from Git.
+    HistoryTaken,
     /// People are asked for their yes.
     ApprovalAsked,
     /// A person said yes.
@@ -106,6 +108,7 @@ impl ActKind {
             ActKind::EndWatch => "end-watch",
             ActKind::CancelDeploy => "cancel-deploy",
             ActKind::LeaseTaken => "lease-taken",
+            ActKind::HistoryTaken => "history-taken",
             ActKind::ApprovalAsked => "approval-asked",
             ActKind::Approve => "approve",
             ActKind::Reject => "reject",

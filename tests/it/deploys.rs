@@ -29,8 +29,8 @@ fn a_push_is_deployed_watched_verified_and_written_down() {
     assert_eq!(
         log.lines().collect::<Vec<_>>(),
         [
-            format!("production 2: shop {} deployed", &second[..7]),
-            format!("production 1: shop {} deployed", &first[..7])
+            format!("production 2: shop {} verified", &second[..7]),
+            format!("production 1: shop {} verified", &first[..7])
         ]
     );
     assert_eq!(stage.app.journal(), ["good-1", "good-2"], "each was put there once");

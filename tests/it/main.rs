@@ -13,6 +13,7 @@ mod engine_restarts;
 mod gates;
 mod git_transports;
 mod health;
+mod history;
 mod hostile;
 mod inbox;
 mod late_leftovers;
