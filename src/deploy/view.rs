@@ -128,7 +128,13 @@ impl Deploys {
 }
 
 fn release(row: ReleaseRow) -> ReleaseView {
-    ReleaseView { release: row.release, deploy: row.deploy, verified_at: row.verified_at, recorded: row.recorded }
+    ReleaseView {
+        release: row.release,
+        deploy: row.deploy,
+        status: row.status,
+        verified_at: row.verified_at,
+        recorded: row.recorded,
+    }
 }
 
 fn hold(row: HoldRow) -> HoldView {

@@ -71,6 +71,8 @@ pub struct ReleaseView {
     pub release: Release,
     /// The deploy that made it.
     pub deploy: DeployId,
+    /// Where that deploy stands, or how it ended. A release may be verified later, by a repair.
+    pub status: DeployStatus,
     /// When it was verified.
     pub verified_at: Option<Timestamp>,
     /// The commit that tells of it in the environment's Git ref, and where that is.

@@ -79,6 +79,8 @@ fn bad_while_watched_is_taken_back_in_time() {
     assert_eq!(view["holds"].as_array().unwrap().len(), 1, "{view:#}");
     let deploy = &stage.deploys()[0];
     assert_eq!(deploy["status"], "rolled-back");
+    let releases = stage.api("environments/production/releases");
+    assert_eq!((&releases[0]["status"], &releases[1]["status"]), (&json!("rolled-back"), &json!("verified")));
     assert!(deploy["why"].as_str().unwrap().contains("503"), "the reason in words: {deploy:#}");
     let at = |key: &str| deploy[key].as_str().unwrap().parse::<jiff::Timestamp>().unwrap();
     let bad_from = at("applied_at") + Duration::from_millis(1500);
