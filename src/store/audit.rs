@@ -62,8 +62,6 @@ pub enum ActKind {
     ReleaseHold,
     /// The watch of a deploy was ended early.
     EndWatch,
-    /// A deploy that had not begun was stopped.
-    CancelDeploy,
     /// The lease of a process that died was taken over.
     LeaseTaken,
     /// The history of an environment was read back from Git.
@@ -106,7 +104,6 @@ impl ActKind {
             ActKind::Hold => "hold",
             ActKind::ReleaseHold => "release-hold",
             ActKind::EndWatch => "end-watch",
-            ActKind::CancelDeploy => "cancel-deploy",
             ActKind::LeaseTaken => "lease-taken",
             ActKind::HistoryTaken => "history-taken",
             ActKind::ApprovalAsked => "approval-asked",

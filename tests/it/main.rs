@@ -30,4 +30,5 @@ mod self_deploy;
 mod settings_of_deploys;
 mod support;
 mod targets;
+mod told;
 mod webhooks;
