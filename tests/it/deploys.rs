@@ -60,10 +60,14 @@ fn a_watch_that_a_person_ends_leaves_it_unverified() {
     stage.wait("the watch", |stage| (stage.environment()["state"] == "watching").then_some(()));
     let (status, said) = stage.post("environments/production/rollback", &json!({}));
     assert_eq!(status, 409, "nothing came before it: {said}");
-    let (status, said) = stage.post("environments/production/end-watch", &json!({}));
-    assert_eq!(status, 200, "{said}");
+    let view = stage.daemon.cli(&["end-watch", "production"]);
+    assert_eq!((&view["state"], &view["current"]["release"]["number"]), (&json!("unverified"), &json!(1)), "{view:#}");
     assert_eq!(stage.ended(&commit)["status"], "success");
     assert_eq!(stage.environment()["state"], "unverified");
+    // There is no watch any more.
+    let answer = stage.daemon.try_cli(&["end-watch", "production"]);
+    assert_eq!(answer.status.code(), Some(2), "{}", String::from_utf8_lossy(&answer.stderr));
+    assert_eq!(stage.daemon.try_cli(&["end-watch", "nowhere"]).status.code(), Some(2));
     stage.daemon.end(0);
 }
 
