@@ -3,8 +3,8 @@
 use super::candidate::short;
 use super::{DeployError, Deploys, Standing, health};
 use crate::config::daemon::freeze;
-use crate::model::deploy::{DeployKind, DeployStatus};
-use crate::model::deploy_view::{DeployView, EnvironmentView, HoldView, LeaseView, ReleaseView};
+use crate::model::deploy::{DeployKind, DeployStatus, Probe};
+use crate::model::deploy_view::{DeployView, EnvironmentView, HoldView, LeaseView, ReleaseView, RuleView};
 use crate::model::{DeployId, EnvironmentName};
 use crate::store::{HoldRow, ReleaseRow};
 use jiff::Timestamp;
@@ -38,6 +38,15 @@ impl Deploys {
         let setup = self.shared.setup(name)?;
         if let Ok(Ok(observed)) = tokio::time::timeout(LOOK_WITHIN, setup.target.observe()).await {
             view.instances = observed.instances;
+        }
+        if let Some(last) = self.shared.store.last_deploy(name).await? {
+            view.last = Some(deploy(self.shared.standing(last.id).await?));
+        }
+        let begun = view.deploys.iter_mut().filter(|deploy| deploy.status.holds_environment());
+        for deploy in begun.chain(&mut view.last) {
+            let answers = self.shared.store.last_probes(deploy.id).await?;
+            deploy.health =
+                answers.into_iter().map(|last| RuleView { rule: rule(&view.health, &last), last }).collect();
         }
         Ok(view)
     }
@@ -91,6 +100,7 @@ impl Deploys {
             frozen_until: freeze::frozen_until(&setup.config.freeze, Timestamp::now()),
             lease: lease.map(|lease| LeaseView { owner: lease.owner, deploy: lease.deploy, until: lease.until }),
             health: setup.config.health.iter().map(health::words).collect(),
+            last: None,
         })
     }
 
@@ -168,5 +178,11 @@ fn deploy(standing: Standing) -> DeployView {
         put_back_at: state.put_back_at,
         finished_at: row.finished_at,
         probes: Vec::new(),
+        health: Vec::new(),
     }
+}
+
+/// The rule that gave an answer, in words, as far as `mainstay.yml` still has it.
+fn rule(rules: &[String], answer: &Probe) -> String {
+    rules.get(answer.rule).cloned().unwrap_or_else(|| format!("rule {}", answer.rule + 1))
 }

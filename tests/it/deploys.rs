@@ -95,6 +95,13 @@ fn bad_while_watched_is_taken_back_in_time() {
     assert!(restored.as_millis() <= 5_000, "{restored:#}");
     let shown = stage.api(&format!("deploys/{}", deploy["id"]));
     assert!(shown["probes"].as_array().unwrap().iter().any(|probe| probe["good"] == false), "{shown:#}");
+    // And what each rule said last, here of the release that was put back.
+    let last = &stage.environment()["last"];
+    assert_eq!((&last["id"], &last["health"][0]["last"]["good"]), (&deploy["id"], &json!(true)), "{last:#}");
+    assert!(last["health"][0]["rule"].as_str().unwrap().starts_with("http http://127.0.0.1:"), "{last:#}");
+    let shown = stage.daemon.command().args(["environments", "production"]).output().unwrap();
+    let shown = String::from_utf8_lossy(&shown.stdout).into_owned();
+    assert!(shown.contains("last: ↶ rolled-back") && shown.contains("✓ http http://127.0.0.1:"), "{shown}");
     // What is read with `git log` tells it too.
     let log = stage.wait("the history in Git", |stage| {
         let log = git(&stage.daemon.bare, &["log", "--format=%s", "refs/mainstay/production", "--not", "main"]);
