@@ -230,6 +230,8 @@ pub(super) fn outcome(view: &ApprovalView) -> String {
         }
         ApprovalState::Granted => "it is granted".to_owned(),
         state => match &view.note {
+            // `rejected by ana` says it all.
+            Some(note) if note.starts_with(state.as_str()) => format!("it is {}", words::clean(note)),
             Some(note) => format!("it is {state}, {}", words::clean(note)),
             None => format!("it is {state}"),
         },
@@ -237,10 +239,10 @@ pub(super) fn outcome(view: &ApprovalView) -> String {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
 
-    fn sample() -> ApprovalView {
+    pub(in crate::cli) fn sample() -> ApprovalView {
         serde_json::from_value(serde_json::json!({
             "id": 3, "environment": "production", "run": 12, "step": "go-live", "state": "open", "deploy": null,
             "subject": {

@@ -5,7 +5,7 @@ use super::exit::{Exit, Failure};
 use super::{Context, approvals, words};
 use crate::model::ApprovalId;
 use crate::model::api::DecisionRequest;
-use crate::model::approval::ApprovalView;
+use crate::model::approval::{ApprovalState, ApprovalView};
 use std::collections::BTreeMap;
 
 /// Say yes to what waits for approval
@@ -96,9 +96,37 @@ async fn answer(
         ui.json(&view);
         return Ok(Exit::Good);
     }
-    ui.out(format!("{done} {id}, {}: {}", words::clean(&view.subject.title), approvals::outcome(&view)));
+    ui.out(said(done, &view));
     if act == "approve" && !view.state.is_final() {
         ui.say(format!("until it begins, `mainstay withdraw {id}` takes that back"));
     }
     Ok(Exit::Good)
+}
+
+/// What was done, and what came of it; that a no ends it goes without saying.
+fn said(done: &str, view: &ApprovalView) -> String {
+    let what = format!("{done} {}, {}", view.id, words::clean(&view.subject.title));
+    match view.state {
+        ApprovalState::Rejected if done == "rejected" => what,
+        _ => format!("{what}: {}", approvals::outcome(view)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::approvals::tests::sample;
+
+    #[test]
+    fn what_came_of_an_answer_is_said_once() {
+        let mut view = sample();
+        let title = "3, deploy shop 1a2b3c4d to production";
+        assert_eq!(said("approved", &view), format!("approved {title}: 1 of 2 said yes; it waits for dee"));
+        (view.state, view.note) = (ApprovalState::Rejected, Some("rejected by ana".into()));
+        assert_eq!(said("rejected", &view), format!("rejected {title}"));
+        // Somebody else was quicker.
+        assert_eq!(said("approved", &view), format!("approved {title}: it is rejected by ana"));
+        (view.state, view.note) = (ApprovalState::Void, Some("what it was asked for has changed".into()));
+        assert_eq!(said("approved", &view), format!("approved {title}: it is void, what it was asked for has changed"));
+    }
 }

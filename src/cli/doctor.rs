@@ -11,6 +11,7 @@ use crate::config::daemon::notify::{Notify, Smtp};
 use crate::config::daemon::{self, RuntimeChoice};
 use crate::model::InstanceId;
 use crate::model::api::DaemonStatus;
+use crate::model::deploy_view::EnvironmentView;
 use crate::notify::email::Email;
 use serde::Serialize;
 
@@ -71,6 +72,7 @@ pub async fn run(args: &Args, context: &Context) -> Result<Exit, Failure> {
     let (runtime, notify) = configuration(context, &mut checks);
     machine::look(&context.place, &mut checks);
     checks.push(running(context).await);
+    checks.extend(environments(context).await);
     match runtime {
         RuntimeChoice::Docker(settings) => engine::look(&settings, !args.no_run, &mut checks).await,
         RuntimeChoice::Process => {
@@ -144,6 +146,23 @@ async fn running(context: &Context) -> Check {
         }
         Err(failure) => Check::poor(NAME, failure.error.to_string(), failure.hints.join("; ")),
     }
+}
+
+/// Environments that wait for a person, such as one whose deploy history no trusted key vouches for.
+async fn environments(context: &Context) -> Vec<Check> {
+    let Ok(client) = Client::new(&context.place) else { return Vec::new() };
+    let found: Vec<EnvironmentView> = client.get("environments", &[]).await.unwrap_or_default();
+    found.iter().filter_map(waiting_for_a_person).collect()
+}
+
+fn waiting_for_a_person(one: &EnvironmentView) -> Option<Check> {
+    let mut lines = one.attention.as_deref()?.lines().map(words::clean);
+    let found = format!("{}: {}", one.name, lines.next().unwrap_or_default());
+    let mut mend: Vec<_> = lines.map(|line| line.trim_start_matches("hint: ").to_owned()).collect();
+    if mend.is_empty() {
+        mend.push(format!("see `mainstay environments {0}`, then `mainstay release-hold {0}`", one.name));
+    }
+    Some(Check { name: "environment", state: State::Poor, found, mend })
 }
 
 fn report(ui: &Ui, checks: &[Check]) {

@@ -7,7 +7,7 @@ use super::ui::{Tone, Ui};
 use super::{Context, deploys, words};
 use crate::model::EnvironmentName;
 use crate::model::deploy::DeployStatus;
-use crate::model::deploy_view::EnvironmentView;
+use crate::model::deploy_view::{DeployView, EnvironmentView, RuleView};
 use jiff::Timestamp;
 
 /// Show the environments, or one of them whole
@@ -83,7 +83,8 @@ fn note(one: &EnvironmentView) -> String {
     let waits = waiting.and_then(|deploy| Some(format!("mainstay approve {}", deploy.approval?)));
     let drift = (!one.drift.is_empty()).then(|| format!("{} settings differ", one.drift.len()));
     let frozen = one.frozen_until.map(|until| format!("frozen until {}", until.strftime("%Y-%m-%d %H:%MZ")));
-    one.attention.clone().or(waits).or(drift).or(held).or(frozen).unwrap_or_default()
+    let attention = one.attention.as_deref().and_then(|why| why.lines().next()).map(str::to_owned);
+    attention.or(waits).or(drift).or(held).or(frozen).unwrap_or_default()
 }
 
 fn row(one: &EnvironmentView, now: Timestamp) -> Vec<Cell> {
@@ -103,7 +104,10 @@ fn whole(ui: &Ui, one: &EnvironmentView, now: Timestamp) {
     let (name, state) = (ui.paint(Tone::Strong, one.name.as_str()), ui.paint(tone(&one.state), &one.state));
     ui.out(format!("{name} ({}): {state}", one.target));
     if let Some(attention) = &one.attention {
-        ui.out(format!("  {} {}", ui.paint(Tone::Bad, "a person has to act:"), words::clean(attention)));
+        let mut lines = attention.lines().map(words::clean);
+        let first = lines.next().unwrap_or_default();
+        ui.out(format!("  {} {first}", ui.paint(Tone::Bad, "a person has to act:")));
+        lines.for_each(|hint| ui.out(format!("    {hint}")));
     }
     match &one.current {
         Some(current) => {
@@ -121,6 +125,11 @@ fn whole(ui: &Ui, one: &EnvironmentView, now: Timestamp) {
     }
     for deploy in &one.deploys {
         ui.out(format!("  {}", deploys::line(ui, deploy)));
+        answers(ui, deploy, now).into_iter().for_each(|line| ui.out(line));
+    }
+    if let Some(last) = &one.last {
+        ui.out(format!("  last: {}", deploys::line(ui, last)));
+        answers(ui, last, now).into_iter().for_each(|line| ui.out(line));
     }
     for hold in &one.holds {
         let held = hold.commit.as_deref().map_or("everything", |commit| &commit[..commit.len().min(7)]);
@@ -161,5 +170,41 @@ fn whole(ui: &Ui, one: &EnvironmentView, now: Timestamp) {
         for line in table::lines(ui, &["SERVICE", "INSTANCE", "STATE", "RESTARTS", "IMAGE"], &rows, ui.columns()) {
             ui.out(line);
         }
+    }
+}
+
+/// What each health rule said last, a line each.
+fn answers(ui: &Ui, deploy: &DeployView, now: Timestamp) -> Vec<String> {
+    let line = |answer: &RuleView| {
+        let last = &answer.last;
+        let sign = if last.good { ui.paint(Tone::Good, "✓") } else { ui.paint(Tone::Bad, "✗") };
+        let ago = words::ago(last.at, now);
+        format!("    {sign} {}: {}, {ago}", words::clean(&answer.rule), words::clean(&last.said))
+    };
+    deploy.health.iter().map(line).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_rule_said_last_is_shown_with_its_deploy() {
+        let now: Timestamp = "2026-03-01T10:10:00Z".parse().unwrap();
+        let answer = |rule: usize, good: bool, said: &str| {
+            serde_json::json!({ "rule": format!("rule {rule}"), "last": {
+                "rule": rule, "at": "2026-03-01T10:09:58Z", "good": good, "took_us": 3, "said": said
+            } })
+        };
+        let deploy: DeployView = serde_json::from_value(serde_json::json!({
+            "id": 3, "environment": "production", "kind": "deploy", "status": "watching", "release": 2, "fallback": 1,
+            "what": "shop 1a2b3c4", "by": "ana", "approval": null, "why": null, "by_request": false,
+            "created_at": "2026-03-01T10:09:00Z", "applied_at": null, "bad_at": null, "put_back_at": null,
+            "finished_at": null, "probes": [],
+            "health": [answer(0, true, "200 in 3 ms"), answer(1, false, "connection\nrefused")]
+        }))
+        .unwrap();
+        let lines = answers(&Ui::new(false, "never", 0), &deploy, now);
+        assert_eq!(lines, ["    ✓ rule 0: 200 in 3 ms, 2s ago", "    ✗ rule 1: connection refused, 2s ago"]);
     }
 }

@@ -10,6 +10,7 @@ pub mod completions;
 pub mod demo;
 mod deploys;
 pub mod doctor;
+pub mod end_watch;
 pub mod environments;
 pub mod exit;
 pub mod graph;
@@ -115,6 +116,7 @@ enum Command {
     Promote(promote::Args),
     Rollback(rollback::Args),
     Repair(repair::Args),
+    EndWatch(end_watch::Args),
     Hold(hold::Args),
     ReleaseHold(release_hold::Args),
     Approvals(approvals::Args),
@@ -147,6 +149,7 @@ const GROUPS: &[(&str, &[&str])] = &[
             "promote",
             "rollback",
             "repair",
+            "end-watch",
             "hold",
             "release-hold",
         ],
@@ -248,6 +251,7 @@ fn dispatch(command: &Command, context: &Context) -> Result<Exit, Failure> {
         Command::Promote(args) => asynchronously(promote::run(args, context)),
         Command::Rollback(args) => asynchronously(rollback::run(args, context)),
         Command::Repair(args) => asynchronously(repair::run(args, context)),
+        Command::EndWatch(args) => asynchronously(end_watch::run(args, context)),
         Command::Hold(args) => asynchronously(hold::run(args, context)),
         Command::ReleaseHold(args) => asynchronously(release_hold::run(args, context)),
         Command::Approvals(args) => asynchronously(approvals::run(args, context)),

@@ -4,8 +4,9 @@ use super::client::Client;
 use super::exit::{Exit, Failure};
 use super::table::{self, Cell};
 use super::ui::Tone;
-use super::{Context, words};
+use super::{Context, deploys, words};
 use crate::model::EnvironmentName;
+use crate::model::deploy::DeployStatus;
 use crate::model::deploy_view::ReleaseView;
 use jiff::Timestamp;
 
@@ -42,23 +43,68 @@ pub async fn run(args: &Args, context: &Context) -> Result<Exit, Failure> {
     let now = Timestamp::now();
     let row = |row: &ReleaseView| -> Vec<Cell> {
         let from = &row.release.provenance;
-        let verified = match row.verified_at {
-            Some(at) => Cell::toned(Tone::Good, format!("✓ {}", words::ago(at, now))),
-            None => Cell::toned(Tone::Dim, "no"),
-        };
         let images: Vec<_> = row.release.images.iter().map(|(service, image)| format!("{service}={image}")).collect();
         vec![
             Cell::toned(Tone::Strong, row.release.number.to_string()),
             words::ago(row.release.at, now).into(),
-            verified,
+            state(row, now),
             format!("{} {}", from.repo, &from.commit.as_str()[..7]).into(),
             format!("#{}", from.run).into(),
             words::clean(&images.join(" ")).into(),
         ]
     };
     let rows: Vec<Vec<Cell>> = found.iter().map(row).collect();
-    for line in table::lines(ui, &["RELEASE", "WHEN", "VERIFIED", "WHAT", "RUN", "IMAGES"], &rows, ui.columns()) {
+    for line in table::lines(ui, &["RELEASE", "WHEN", "STATE", "WHAT", "RUN", "IMAGES"], &rows, ui.columns()) {
         ui.out(line);
     }
     Ok(Exit::Good)
+}
+
+/// What became of it.
+fn state(row: &ReleaseView, now: Timestamp) -> Cell {
+    if let Some(at) = row.verified_at {
+        return Cell::toned(Tone::Good, format!("✓ verified {}", words::ago(at, now)));
+    }
+    let (sign, tone) = deploys::sign(row.status);
+    let word = match row.status {
+        DeployStatus::Watching => "watched",
+        DeployStatus::RolledBack => "rolled back",
+        DeployStatus::RollingBack => "rolling back",
+        DeployStatus::RollbackFailed => "rollback failed",
+        other => other.as_str(),
+    };
+    Cell::toned(tone, format!("{sign} {word}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::ui::Ui;
+
+    #[test]
+    fn what_became_of_a_release_is_said_in_words() {
+        let now: Timestamp = "2026-03-01T10:10:00Z".parse().unwrap();
+        let said = |status: DeployStatus, verified_at: Option<&str>| {
+            let row: ReleaseView = serde_json::from_value(serde_json::json!({
+                "release": {
+                    "environment": "production", "number": 7, "at": "2026-03-01T10:00:00Z",
+                    "provenance": { "repo": "shop", "git_ref": "refs/heads/main", "commit": "1a2b3c4d".repeat(5),
+                                    "pipeline": "release", "run": 3, "actor": null },
+                    "images": {}, "target": "swarm", "rendered": "", "config_hash": "", "replicas": {}, "secrets": {},
+                    "schema": null, "recovery_point": "none", "promoted_from": null
+                },
+                "deploy": 4, "status": status, "verified_at": verified_at, "recorded": null
+            }))
+            .unwrap();
+            let ui = Ui::new(false, "never", 0);
+            table::lines(&ui, &["S"], &[vec![state(&row, now)]], Some(80)).pop().unwrap().trim().to_owned()
+        };
+        assert_eq!(said(DeployStatus::Verified, Some("2026-03-01T10:08:00Z")), "✓ verified 2m ago");
+        assert_eq!(said(DeployStatus::Unverified, Some("2026-03-01T10:08:00Z")), "✓ verified 2m ago", "by a repair");
+        assert_eq!(said(DeployStatus::Unverified, None), "- unverified");
+        assert_eq!(said(DeployStatus::RolledBack, None), "↶ rolled back");
+        assert_eq!(said(DeployStatus::Watching, None), "▸ watched");
+        assert_eq!(said(DeployStatus::Failed, None), "✗ failed");
+        assert_eq!(said(DeployStatus::RollbackFailed, None), "✗ rollback failed");
+    }
 }

@@ -19,7 +19,7 @@ use super::secret::{Secret, SecretStore};
 use super::yaml::{self, Node, Value};
 use crate::model::ids::{EnvironmentName, RepoName};
 use crate::model::plan::Resources;
-use crate::model::{ByteSize, Span};
+use crate::model::{ByteSize, PublicKey, Span};
 use environment::Around;
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -46,6 +46,8 @@ pub struct Daemon {
     pub people: People,
     /// Where releases are deployed to.
     pub environments: BTreeMap<EnvironmentName, Environment>,
+    /// Keys whose signature on an entry of a deploy history is believed, beside the daemon's own.
+    pub trusted_releases: Vec<PublicKey>,
     /// How people are told.
     pub notify: Notify,
     /// The watched repositories.
@@ -233,8 +235,19 @@ pub enum WebhookKind {
     Generic,
 }
 
-pub(super) const TOP_KEYS: &[&str] =
-    &["server", "state", "runtime", "registries", "limits", "keep", "people", "repos", "environments", "notify"];
+pub(super) const TOP_KEYS: &[&str] = &[
+    "server",
+    "state",
+    "runtime",
+    "registries",
+    "limits",
+    "keep",
+    "people",
+    "repos",
+    "environments",
+    "releases",
+    "notify",
+];
 const TOP_LATER: &[&str] = &["repository", "backups"];
 pub(super) const SERVER_KEYS: &[&str] = &["listen", "public-url"];
 pub(super) const DOCKER_KEYS: &[&str] = &["host", "networks"];
@@ -264,6 +277,7 @@ pub(super) const ENVIRONMENT_KEYS: &[&str] = &[
     "schema",
     "variables",
 ];
+pub(super) const RELEASES_KEYS: &[&str] = &["trusted"];
 pub(super) const SOURCE_KEYS: &[&str] = &["repo", "branches", "pipelines"];
 pub(super) const TARGET_KEYS: &[&str] = &["swarm", "compose", "command"];
 pub(super) const SWARM_KEYS: &[&str] = &["stack", "repo", "name", "host"];
@@ -433,8 +447,42 @@ impl Reader<'_, '_> {
             }
             None => Environments::new(),
         };
-        let secrets = Vec::new();
-        Some(Daemon { server, state, runtime, registries, limits, keep, people, environments, notify, repos, secrets })
+        let trusted_releases = fields.get("releases").map(|node| self.releases(node)).unwrap_or_default();
+        Some(Daemon {
+            server,
+            state,
+            runtime,
+            registries,
+            limits,
+            keep,
+            people,
+            environments,
+            trusted_releases,
+            notify,
+            repos,
+            secrets: Vec::new(),
+        })
+    }
+
+    fn releases(&mut self, node: &Node) -> Vec<PublicKey> {
+        let mut keys = Vec::new();
+        let Some(fields) = self.check.fields(node, "`releases`", RELEASES_KEYS, &[]) else { return keys };
+        let Some(node) = fields.get("trusted") else { return keys };
+        for item in self.check.items(node, "`trusted`") {
+            let Some(line) = self.check.text(item, "`trusted`") else { continue };
+            match line.parse::<PublicKey>() {
+                Ok(key) if keys.contains(&key) => {
+                    self.check.error(item.place, format!("the key {} stands here twice", key.fingerprint()));
+                }
+                Ok(key) => keys.push(key),
+                Err(why) => self.check.error_with_hint(
+                    item.place,
+                    format!("`trusted`: {why}"),
+                    "a key is the line in `sign.pub` of the daemon that wrote the history: `ssh-ed25519 AAAA...`",
+                ),
+            }
+        }
+        keys
     }
 
     fn server(&mut self, node: Option<&Node>) -> Server {

@@ -277,6 +277,8 @@ pub(super) struct DaemonFile {
     repos: BTreeMap<RepoName, RepoEntry>,
     /// Where releases are deployed to, by name.
     environments: Option<BTreeMap<EnvironmentName, deploys::Environment>>,
+    /// Whose deploy histories are believed.
+    releases: Option<deploys::Releases>,
     /// How people are told.
     notify: Option<deploys::Notify>,
 }
@@ -465,6 +467,7 @@ mod tests {
             (&daemon["$defs"]["Credentials"], settings::CREDENTIAL_KEYS),
             (&daemon["$defs"]["Limits"], settings::LIMIT_KEYS),
             (&daemon["$defs"]["Keep"], settings::KEEP_KEYS),
+            (&daemon["$defs"]["Releases"], settings::RELEASES_KEYS),
             (&daemon["$defs"]["People"], settings::PEOPLE_KEYS),
             (&daemon["$defs"]["Person"], settings::PERSON_KEYS),
             (&daemon["$defs"]["Repo"], settings::REPO_KEYS),

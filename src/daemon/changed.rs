@@ -16,6 +16,9 @@ pub(super) fn deploys(old: &Daemon, new: &Daemon) -> Vec<String> {
             changes.push(format!("the environment {name} has other settings"));
         }
     }
+    if old.trusted_releases != new.trusted_releases {
+        changes.push("other keys are trusted with deploy histories".into());
+    }
     if old.notify != new.notify {
         changes.push("people are told in other ways".into());
     }
@@ -57,5 +60,10 @@ mod tests {
         // The file is the same word for word, and the value it takes is another.
         assert_eq!(deploys(&read(&old, "1"), &read(&old, "2")), ["the environment b has other settings"]);
         assert!(deploys(&read(&new, "1"), &read(&new, "1")).is_empty());
+        let trusting = format!(
+            "{new}\nreleases: {{ trusted: [ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIAABAgMEBQYHCAkKCwwNDg8QERITFBUWFxgZGhscHR4f] }}"
+        );
+        let said = deploys(&read(&new, "1"), &read(&trusting, "1"));
+        assert_eq!(said, ["other keys are trusted with deploy histories"]);
     }
 }

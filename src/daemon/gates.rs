@@ -107,7 +107,7 @@ pub(super) fn setups(
         environments.insert(name.clone(), Arc::new(Setup { config: environment.clone(), target }));
         told.insert(name.clone(), told_about(config, name));
     }
-    Ok(Setups { environments, mirrors: mirrors.clone(), told })
+    Ok(Setups { environments, mirrors: mirrors.clone(), told, trusted: config.trusted_releases.clone() })
 }
 
 /// Whoever decides about an environment hears what came of it; where nobody decides, everybody who has an address.

@@ -56,6 +56,8 @@ pub(super) struct Facts {
     pub allowed: bool,
     /// For people: repository, branch, pipeline.
     pub comes_from: String,
+    /// Why its history in Git cannot be taken: nobody knows what is held, and what comes after what.
+    pub history: Option<String>,
     /// A freeze lasts until then.
     pub frozen_until: Option<Timestamp>,
     /// Its commit is an ancestor of the one that serves.
@@ -106,6 +108,9 @@ pub(super) fn admit(facts: &Facts) -> Admission {
             "{} may not deploy to {environment}\nhint: `environments.{environment}.from` in mainstay.yml names who may",
             facts.comes_from
         ));
+    }
+    if let Some(why) = &facts.history {
+        return Admission::Refuse(why.clone());
     }
     if let Some(newer) = facts.newer {
         return Admission::Supersede(newer);
@@ -174,6 +179,7 @@ mod tests {
             kind: DeployKind::Deploy,
             allowed: true,
             comes_from: "shop, branch main, pipeline release".into(),
+            history: None,
             frozen_until: None,
             behind: false,
             newer: None,
@@ -207,6 +213,7 @@ mod tests {
         for (facts, sentence) in [
             (Facts { allowed: false, ..facts() }, "may not deploy to production"),
             (Facts { frozen_until: Some(Timestamp::from_second(0).unwrap()), ..facts() }, "frozen until 1970-01-01"),
+            (Facts { history: Some("no trusted key".into()), ..facts() }, "no trusted key"),
             (Facts { behind: true, ..facts() }, "mainstay rollback production"),
             (Facts { holds: vec![whole], ..facts() }, "production is held by mainstay"),
             (Facts { holds: vec![hold(1, Relation::Same)], ..facts() }, "1a2b3c4 is held in production"),

@@ -109,6 +109,7 @@ impl Shared {
     ) -> Result<Candidate, DeployError> {
         let request = &row.request;
         let environment = &request.environment;
+        self.history(setup, environment).await?;
         let stored = self.store.environment(environment).await?;
         let serving = match stored.current {
             Some(number) => self.store.release(environment, number).await?.map(|row| row.release),
@@ -201,6 +202,7 @@ impl Shared {
                     .map_or(from.git_ref.clone(), |branch| format!("branch {branch}")),
                 from.pipeline
             ),
+            history: self.barred_history(&request.environment),
             frozen_until: freeze::frozen_until(&setup.config.freeze, Timestamp::now()),
             behind,
             newer,

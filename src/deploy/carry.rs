@@ -2,14 +2,17 @@
 //! back when it turns bad. A rollback goes through the same calls with an earlier release.
 
 use super::asked::Asked;
+use super::candidate::short;
 use super::drive::{Ears, Heard};
 use super::health::judge::Verdict;
 use super::owner::Heart;
 use super::state::{DeployEvent, DeployState};
 use super::target::{Apply, TargetError};
+use super::tell::Outgoing;
 use super::{Command, DeployError, Setup, Shared, host};
 use crate::model::deploy::{DeployKind, DeployStatus, Observation, Release};
 use crate::model::{Asker, EnvironmentName};
+use crate::notify::message::{Back, DriftStage};
 use crate::store::{Act, ActKind, DeployRow, Effects, NewHold, StoreError, Taken};
 use jiff::{SignedDuration, Timestamp};
 use std::sync::Arc;
@@ -258,15 +261,14 @@ impl<'a> Carrier<'a> {
             attention: Some(None),
             lift: lift.collect(),
             frees: true,
-            messages: self.shared.told(self.row.id, &self.row.request, Some(number), DeployStatus::Verified, None),
+            messages: self.news(DeployStatus::Verified, None).await?,
             ..Effects::default()
         };
         self.note(DeployEvent::Verified, effects).await
     }
 
     async fn end_unverified(&mut self, by: String, acts: Vec<Act>) -> Result<(), DeployError> {
-        let messages =
-            self.shared.told(self.row.id, &self.row.request, self.state.release, DeployStatus::Unverified, None);
+        let messages = self.news(DeployStatus::Unverified, None).await?;
         let effects = Effects { frees: true, acts, messages, ..Effects::default() };
         self.note(DeployEvent::WatchEnded { by }, effects).await
     }
@@ -376,7 +378,7 @@ impl<'a> Carrier<'a> {
         let effects = Effects {
             attention: Some(None),
             frees: true,
-            messages: self.shared.told(self.row.id, &self.row.request, Some(number), DeployStatus::RolledBack, why),
+            messages: self.news(DeployStatus::RolledBack, why).await?,
             ..Effects::default()
         };
         Ok(self.note(DeployEvent::RolledBack, effects).await?)
@@ -393,7 +395,7 @@ impl<'a> Carrier<'a> {
         let effects = Effects {
             attention: (!untouched).then(|| Some(words.clone())),
             frees: true,
-            messages: self.shared.told(self.row.id, &self.row.request, self.state.release, status, Some(words)),
+            messages: self.news(status, Some(words)).await?,
             ..Effects::default()
         };
         self.note(DeployEvent::Failed { why: why.to_owned() }, effects).await
@@ -406,10 +408,46 @@ impl<'a> Carrier<'a> {
         let effects = Effects {
             attention: Some(Some(words.clone())),
             frees: true,
-            messages: self.shared.told(self.row.id, &self.row.request, self.state.fallback, status, Some(words)),
+            messages: self.news(status, Some(words)).await?,
             ..Effects::default()
         };
         self.note(DeployEvent::RollbackFailed { why }, effects).await
+    }
+
+    /// What people are told of its end.
+    async fn news(&self, status: DeployStatus, why: Option<String>) -> Result<Vec<Outgoing>, DeployError> {
+        let (id, request, release) = (self.row.id, &self.row.request, self.state.release);
+        let stage = match status {
+            DeployStatus::Verified | DeployStatus::Unverified => Some(DriftStage::Repaired),
+            DeployStatus::Failed | DeployStatus::RollbackFailed => Some(DriftStage::RepairFailed),
+            _ => None,
+        };
+        if let Some(stage) = stage.filter(|_| request.kind == DeployKind::Repair && !self.state.drift.is_empty()) {
+            let (key, drift) = (format!("deploy/{id}/{status}"), self.state.drift.clone());
+            return Ok(self.shared.told_of_drift(&key, &self.name, release.unwrap_or_default(), drift, stage, why));
+        }
+        let (bad, to) = match request.kind {
+            DeployKind::Rollback => (self.state.instead, release),
+            _ if matches!(status, DeployStatus::RolledBack | DeployStatus::RollbackFailed) => {
+                (release, self.state.fallback)
+            }
+            _ => (None, None),
+        };
+        let back = match (self.named(bad).await?, self.named(to).await?) {
+            (Some((bad, bad_what)), Some((to, to_what))) if bad != to => Some(Back { bad, bad_what, to, to_what }),
+            _ => None,
+        };
+        Ok(self.shared.told(id, request, release, (status, why), back))
+    }
+
+    /// A release and what it is: `shop 1a2b3c4`.
+    async fn named(&self, number: Option<u64>) -> Result<Option<(u64, String)>, DeployError> {
+        let Some(number) = number else { return Ok(None) };
+        let row = self.shared.store.release(&self.name, number).await?;
+        Ok(row.map(|row| {
+            let from = &row.release.provenance;
+            (number, format!("{} {}", from.repo, short(&from.commit)))
+        }))
     }
 
     /// Waits for work; commands are answered meanwhile, and one that makes the work useless cuts it off.

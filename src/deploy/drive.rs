@@ -8,10 +8,11 @@ use super::state::{DeployEvent, DeployState};
 use super::{Command, DeployError, Setup, Shared, host, tell};
 use crate::model::deploy::{DeployKind, DeployRequest, DeployStatus, Release};
 use crate::model::{Asker, DeployId, EnvironmentName};
-use crate::notify::message::{DriftStage, Message};
+use crate::notify::message::DriftStage;
 use crate::step::container::turned;
 use crate::store::{Act, ActKind, DeployRow, Effects, NewHold, Taken};
 use jiff::{SignedDuration, Timestamp};
+use sha2::{Digest, Sha256};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{mpsc, watch};
@@ -128,6 +129,14 @@ async fn look(shared: &Arc<Shared>, name: &EnvironmentName, ears: &mut Ears) -> 
             Stopped::Ended | Stopped::Stopping => Duration::ZERO,
             Stopped::NotOurs(pause) => pause,
         });
+    }
+    match shared.history(&setup, name).await {
+        Ok(_) => {}
+        Err(DeployError::Git(error)) if error.is_passing() => {
+            tracing::warn!(environment = %name, %error, "whether there is a history is not known yet; trying again");
+            return Ok(AFTER_ERROR);
+        }
+        Err(error) => return Err(error),
     }
     let admitted = admit_waiting(shared, &setup, name, false).await?;
     if let Some(ready) = admitted.ready {
@@ -253,7 +262,22 @@ async fn refuse(shared: &Shared, row: &DeployRow, state: &mut DeployState, why: 
         let first = why.lines().next().unwrap_or_default();
         shared.approvals.void(approval, first).await?;
     }
-    shared.note(row.id, state, DeployEvent::Refused { why }, Effects::default()).await
+    let messages = repair_refused(shared, row, &why).await?;
+    shared.note(row.id, state, DeployEvent::Refused { why }, Effects { messages, ..Effects::default() }).await
+}
+
+/// Nobody waits for the answer where an environment heals itself: people are told, once a day as long as it stays so.
+async fn repair_refused(shared: &Shared, row: &DeployRow, why: &str) -> Result<Vec<tell::Outgoing>, DeployError> {
+    let request = &row.request;
+    let name = &request.environment;
+    if request.kind != DeployKind::Repair || request.by != Asker::daemon().who() {
+        return Ok(Vec::new());
+    }
+    let drift = shared.store.environment(name).await?.drift;
+    let digest = hex::encode(&Sha256::digest(serde_json::to_string(&drift)?.as_bytes())[..8]);
+    let key = format!("drift/{name}/{digest}/{}", Timestamp::now().strftime("%Y-%m-%d"));
+    let release = request.release.unwrap_or_default();
+    Ok(shared.told_of_drift(&key, name, release, drift, DriftStage::RepairFailed, Some(why.to_owned())))
 }
 
 async fn void(shared: &Shared, candidate: &Candidate, why: &str) -> Result<(), DeployError> {
@@ -318,7 +342,9 @@ async fn begin(shared: &Arc<Shared>, setup: &Arc<Setup>, ready: Ready) -> Result
         ..Effects::default()
     };
     tracing::info!(environment = %name, deploy = %row.id, release = number, "begins");
-    shared.note(row.id, &mut state, DeployEvent::Begun { release: number, fallback }, effects).await?;
+    let (instead, drift) = (stored.current, stored.drift);
+    let begun = DeployEvent::Begun { release: number, fallback, instead, drift };
+    shared.note(row.id, &mut state, begun, effects).await?;
     Ok(Duration::ZERO)
 }
 
@@ -404,11 +430,11 @@ async fn reconcile(shared: &Arc<Shared>, setup: &Setup, name: &EnvironmentName) 
     let mut messages = Vec::new();
     if news {
         tracing::warn!(environment = %name, release = current, items = drift.len(), "what runs is not what should");
-        let differences = drift.clone();
-        let stage = DriftStage::Found;
-        let message = Message::Drift { environment: name.clone(), release: current, differences, stage, why: None };
+    }
+    // Where it is put back at once, people are told how that went.
+    if news && !heals {
         let key = format!("drift/{name}/{current}/{}", Timestamp::now().as_millisecond());
-        messages = tell::outgoing(&shared.setups(), name, &key, &message);
+        messages = shared.told_of_drift(&key, name, current, drift.clone(), DriftStage::Found, None);
     }
     let changed = drift != stored.drift;
     shared.store.set_drift(name, drift, messages).await?;

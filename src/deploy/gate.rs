@@ -123,6 +123,7 @@ impl Deploys {
         to: &EnvironmentName,
         from: &EnvironmentName,
     ) -> Result<(u64, BTreeMap<String, String>), DeployError> {
+        self.history(from).await?;
         let number = self.shared.store.environment(from).await?.verified.ok_or_else(|| {
             DeployError::NotNow(format!("promote {from} to {to}: nothing was verified in {from} yet"))
         })?;

@@ -19,6 +19,7 @@ mod carry;
 mod drive;
 pub mod gate;
 pub mod health;
+mod history;
 mod host;
 pub mod owner;
 mod record;
@@ -32,7 +33,7 @@ use crate::approval::Approvals;
 use crate::config::daemon::Environment;
 use crate::git::{Mirror, SigningKey};
 use crate::model::deploy::{DeployKind, DeployRequest, DeployStatus, Release};
-use crate::model::{Asker, DeployId, EnvironmentName, RepoName};
+use crate::model::{Asker, DeployId, EnvironmentName, PublicKey, RepoName};
 use crate::store::{Act, ActKind, DeployRow, NewHold, ReleaseRow, Store, StoreError};
 use state::{DeployEvent, DeployState, IllegalDeployEvent};
 use std::collections::BTreeMap;
@@ -57,6 +58,8 @@ pub struct Setups {
     pub mirrors: BTreeMap<RepoName, Arc<Mirror>>,
     /// Whom messages about deploys go to: channel and recipient, by environment.
     pub told: BTreeMap<EnvironmentName, Vec<(String, String)>>,
+    /// Keys whose entries in the history of an environment are believed, beside the daemon's own.
+    pub trusted: Vec<PublicKey>,
 }
 
 /// Why a request about deploys was refused. `Display` fits after "failed to ...".
@@ -100,6 +103,8 @@ struct Shared {
     /// Signs what is written into Git.
     key: Arc<SigningKey>,
     setups: RwLock<Arc<Setups>>,
+    /// What is known of the environments' histories in Git.
+    histories: Mutex<BTreeMap<EnvironmentName, history::History>>,
     /// This process, as the owner of leases.
     owner: String,
     drivers: Mutex<BTreeMap<EnvironmentName, mpsc::UnboundedSender<Command>>>,
@@ -134,6 +139,7 @@ impl Deploys {
             approvals,
             key: Arc::new(key),
             setups: RwLock::new(Arc::new(setups)),
+            histories: Mutex::default(),
             owner: owner::this_process(),
             drivers: Mutex::default(),
             stop: watch::Sender::new(false),
@@ -145,6 +151,7 @@ impl Deploys {
     /// Replaces what the configuration says. A deploy under way goes on with what it began with.
     pub fn configure(&self, setups: Setups) {
         *self.shared.setups.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(setups);
+        self.shared.forget_barred_histories();
         self.start();
         self.shared.announce();
     }
@@ -210,7 +217,7 @@ impl Deploys {
         key: Option<String>,
         by: &Asker,
     ) -> Result<DeployId, DeployError> {
-        self.shared.setup(environment)?;
+        self.history(environment).await?;
         if let Some(key) = &key
             && let Some(known) = self.shared.store.deploy_of_key(key.clone()).await?
         {
@@ -319,7 +326,7 @@ impl Deploys {
         now: bool,
         by: &Asker,
     ) -> Result<DeployId, DeployError> {
-        let setup = self.shared.setup(environment)?;
+        let setup = self.history(environment).await?;
         let from = from.or(setup.config.promote_from.as_ref()).ok_or_else(|| {
             DeployError::Unknown(format!(
                 "promote to {environment}: from which environment?\nhint: `--from ENV`, or `promote-from` of {environment} in mainstay.yml"
@@ -330,6 +337,7 @@ impl Deploys {
                 "promote {from} to itself\nhint: mainstay rollback {environment} --to N"
             )));
         }
+        self.history(from).await?;
         let stored = self.shared.store.environment(from).await?;
         let Some(number) = number.or(stored.verified) else {
             return Err(DeployError::NotNow(format!(
@@ -410,7 +418,7 @@ impl Deploys {
     /// # Errors
     /// When nothing was deployed there yet.
     pub async fn repair(&self, environment: &EnvironmentName, by: &Asker) -> Result<DeployId, DeployError> {
-        self.shared.setup(environment)?;
+        self.history(environment).await?;
         let current = self.shared.store.environment(environment).await?.current;
         let current = current
             .ok_or_else(|| DeployError::NotNow(format!("repair {environment}: nothing was deployed there yet")))?;
@@ -441,6 +449,15 @@ impl Deploys {
         }
         let mut state = standing.state;
         self.shared.note(id, &mut state, DeployEvent::Cancelled { by: by.to_owned() }, Default::default()).await
+    }
+
+    /// Makes sure that what is stored of an environment is all there is to know of it.
+    async fn history(&self, environment: &EnvironmentName) -> Result<Arc<Setup>, DeployError> {
+        let setup = self.shared.setup(environment)?;
+        match self.shared.history(&setup, environment).await? {
+            Some(why) => Err(DeployError::Refused(format!("decide about {environment}: {why}"))),
+            None => Ok(setup),
+        }
     }
 
     async fn command(

@@ -4,9 +4,9 @@
 use super::candidate::short;
 use super::{DeployError, Shared};
 use crate::config::daemon::environment::RollbackGit;
-use crate::git::{Mirror, Pushed, ReleaseEntry, SigningKey};
-use crate::model::EnvironmentName;
+use crate::git::{Held, Mirror, Pushed, ReleaseEntry, SigningKey, Stands};
 use crate::model::deploy::{DeployKind, DeployStatus};
+use crate::model::{EnvironmentName, PublicKey};
 use crate::store::DeployRow;
 use std::sync::Arc;
 
@@ -28,10 +28,10 @@ pub(super) async fn catch_up(shared: &Arc<Shared>, name: &EnvironmentName) -> Re
         };
         let tag = (row.status == DeployStatus::RolledBack && setup.config.rollback.git == RollbackGit::Tag)
             .then(|| (format!("rolled-back/{name}-{}", row.release.unwrap_or_default()), from.commit.clone()));
-        let (key, environment) = (Arc::clone(&shared.key), name.clone());
+        let (key, trusted, environment) = (Arc::clone(&shared.key), shared.trusted(), name.clone());
         let number = entries.first().map(|entry| entry.release.number);
         let written = tokio::task::spawn_blocking(move || {
-            let place = write(&mirror, &environment, &entries, &key)?;
+            let place = write(&mirror, &environment, &entries, &key, &trusted)?;
             if let Some((tag, commit)) = tag
                 && let Err(error) = mirror.push_own_tag(&tag, &commit)
             {
@@ -62,7 +62,7 @@ async fn entries(shared: &Shared, row: &DeployRow) -> Result<Vec<ReleaseEntry>, 
     let standing = shared.standing(row.id).await?;
     let name = &row.request.environment;
     let at = row.finished_at.unwrap_or(row.created_at);
-    let mut entries = Vec::new();
+    let (mut entries, stands) = (Vec::new(), stands(shared, name).await?);
     let entry = |release, kind, because: Option<String>| ReleaseEntry {
         release,
         deploy: row.id,
@@ -71,11 +71,14 @@ async fn entries(shared: &Shared, row: &DeployRow) -> Result<Vec<ReleaseEntry>, 
         at,
         by: row.request.by.clone(),
         because,
+        stands: Some(stands.clone()),
     };
     if let Some(number) = row.release
         && let Some(found) = shared.store.release(name, number).await?
     {
-        entries.push(entry(found.release, row.request.kind, None));
+        let good = matches!(row.status, DeployStatus::Verified | DeployStatus::Unverified);
+        let why = standing.state.why.clone().filter(|_| !good);
+        entries.push(entry(found.release, row.request.kind, why));
     }
     if row.status == DeployStatus::RolledBack
         && let Some(number) = standing.state.fallback
@@ -88,15 +91,43 @@ async fn entries(shared: &Shared, row: &DeployRow) -> Result<Vec<ReleaseEntry>, 
     Ok(entries)
 }
 
+/// How the environment stands now. A deploy that ended since is told of in an entry of its own, which comes next.
+async fn stands(shared: &Shared, name: &EnvironmentName) -> Result<Stands, DeployError> {
+    let row = shared.store.environment(name).await?;
+    let held = shared.store.holds(name).await?.into_iter().map(|hold| Held {
+        revision: hold.revision,
+        good: hold.good,
+        deploy: hold.deploy,
+        reason: hold.reason,
+        by: hold.by,
+        strict: hold.strict,
+        since: hold.since,
+    });
+    Ok(Stands {
+        current: row.current,
+        verified: row.verified,
+        attention: row.attention,
+        holds: held.collect(),
+        items: row.observed.map(|observed| observed.items).unwrap_or_default(),
+    })
+}
+
 /// Appends what is not there yet, pushes, and says where it is.
 fn write(
     mirror: &Mirror,
     environment: &EnvironmentName,
     entries: &[ReleaseEntry],
     key: &SigningKey,
+    trusted: &[PublicKey],
 ) -> Result<String, crate::git::GitError> {
+    // A mirror is a cache that may be thrown away: the chain goes on where the repository has it.
+    if mirror.release_tip(environment)?.is_none()
+        && let Some(stopped) = mirror.take_over_releases(environment, trusted)?.stopped
+    {
+        tracing::warn!(environment = %environment, %stopped, "the repository's history is not believed: a new one is kept in the mirror");
+    }
     // After a crash in the middle the newest entry is one of these: what comes before it is there too.
-    let newest = mirror.read_releases(environment, &[key.public()])?.entries.into_iter().next();
+    let newest = mirror.newest_release(environment)?;
     let newest = newest.map(|entry| (entry.deploy, entry.release.number));
     let there = entries.iter().rposition(|entry| newest == Some((entry.deploy, entry.release.number)));
     let mut tip = None;

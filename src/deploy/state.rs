@@ -1,6 +1,6 @@
 //! What a deploy's events add up to. Loading a deploy and carrying it out go through the same [`DeployState::apply`].
 
-use crate::model::deploy::{DeployKind, DeployStatus, Observation};
+use crate::model::deploy::{DeployKind, DeployStatus, Drift, Observation};
 use crate::model::{ApprovalId, DeployId};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -35,6 +35,12 @@ pub enum DeployEvent {
         release: u64,
         /// The release that is put back when this one turns bad.
         fallback: Option<u64>,
+        /// The release that served until then.
+        #[serde(default)]
+        instead: Option<u64>,
+        /// What ran otherwise than it should until then.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        drift: Vec<Drift>,
     },
     /// What is to be done before the target is touched has been done.
     Prepared,
@@ -84,6 +90,18 @@ pub enum DeployEvent {
         /// Why.
         why: String,
     },
+    /// The only fact about a deploy that another daemon carried out: how it ended, as the environment's history in Git
+    /// has it.
+    ReadBack {
+        /// How it ended.
+        status: DeployStatus,
+        /// Its release.
+        release: u64,
+        /// What was put back.
+        fallback: Option<u64>,
+        /// Why it ended so.
+        why: Option<String>,
+    },
 }
 
 /// An event that cannot follow what came before it.
@@ -109,6 +127,10 @@ pub struct DeployState {
     pub release: Option<u64>,
     /// The release that is put back when it turns bad.
     pub fallback: Option<u64>,
+    /// The release that served before it.
+    pub instead: Option<u64>,
+    /// What ran otherwise than it should before it.
+    pub drift: Vec<Drift>,
     /// The hooks before it were run.
     pub prepared: bool,
     /// When the target served it.
@@ -137,6 +159,8 @@ impl DeployState {
             approval: None,
             release: None,
             fallback: None,
+            instead: None,
+            drift: Vec::new(),
             prepared: false,
             applied_at: None,
             restarts: 0,
@@ -178,7 +202,7 @@ impl DeployState {
                 self.status = S::Waiting;
                 self.approval = Some(*approval);
             }
-            DeployEvent::Begun { release, fallback } if not_begun => {
+            DeployEvent::Begun { release, fallback, instead, drift } if not_begun => {
                 if *fallback == Some(*release) {
                     return refuse("a release cannot be what it is taken back to");
                 }
@@ -188,6 +212,8 @@ impl DeployState {
                 self.status = S::Applying;
                 self.release = Some(*release);
                 self.fallback = *fallback;
+                self.instead = *instead;
+                self.drift.clone_from(drift);
             }
             DeployEvent::Prepared if self.status == S::Applying && well && !self.prepared => self.prepared = true,
             DeployEvent::Applied { observed } if self.status == S::Applying && well => {
@@ -238,6 +264,21 @@ impl DeployState {
                 self.status = S::RollbackFailed;
                 self.also(why);
             }
+            DeployEvent::ReadBack { status, release, fallback, why } if self.seq == 0 => {
+                let began = !matches!(status, S::Refused | S::Superseded | S::Cancelled);
+                let back = *status == S::RolledBack || fallback.is_some();
+                if !status.is_final() || !began || back && self.kind == DeployKind::Rollback {
+                    return refuse(&format!("a deploy that began does not end as {status}"));
+                }
+                self.status = *status;
+                self.release = Some(*release);
+                self.fallback = *fallback;
+                self.why.clone_from(why);
+                if matches!(status, S::RolledBack | S::Failed | S::RollbackFailed) {
+                    self.bad = Some((at, why.clone().unwrap_or_default()));
+                }
+                self.put_back_at = (*status == S::RolledBack).then_some(at);
+            }
             _ => return refuse(&format!("it is {}", self.status)),
         }
         self.seq += 1;
@@ -266,6 +307,16 @@ mod tests {
         Ok(state)
     }
 
+    fn begins(release: u64, fallback: Option<u64>) -> DeployEvent {
+        DeployEvent::Begun { release, fallback, instead: None, drift: Vec::new() }
+    }
+
+    #[test]
+    fn what_was_recorded_before_there_was_more_to_say_reads_back() {
+        let old = r#"{"event":"begun","release":2,"fallback":1}"#;
+        assert_eq!(serde_json::from_str::<DeployEvent>(old).unwrap(), begins(2, Some(1)));
+    }
+
     fn applied() -> DeployEvent {
         DeployEvent::Applied { observed: Observation::default() }
     }
@@ -276,7 +327,7 @@ mod tests {
 
     #[test]
     fn a_good_one_goes_through_to_verified() {
-        let begun = DeployEvent::Begun { release: 2, fallback: Some(1) };
+        let begun = begins(2, Some(1));
         let events = [begun, DeployEvent::Prepared, applied(), DeployEvent::Healthy, DeployEvent::Verified];
         let state = folded(DeployKind::Deploy, &events).unwrap();
         assert_eq!((state.status, state.release, state.fallback), (DeployStatus::Verified, Some(2), Some(1)));
@@ -285,7 +336,7 @@ mod tests {
 
     #[test]
     fn a_bad_one_goes_back_and_ends_where_it_says() {
-        let begun = DeployEvent::Begun { release: 2, fallback: Some(1) };
+        let begun = begins(2, Some(1));
         let back = DeployEvent::RollingBack { to: 1 };
         let put = DeployEvent::PutBack { observed: Observation::default() };
         let whole = [begun.clone(), applied(), DeployEvent::Healthy, bad(), back.clone(), put, DeployEvent::RolledBack];
@@ -299,8 +350,8 @@ mod tests {
 
     #[test]
     fn a_rollback_is_never_rolled_back() {
-        assert!(folded(DeployKind::Rollback, &[DeployEvent::Begun { release: 1, fallback: Some(2) }]).is_err());
-        let begun = DeployEvent::Begun { release: 1, fallback: None };
+        assert!(folded(DeployKind::Rollback, &[begins(1, Some(2))]).is_err());
+        let begun = begins(1, None);
         let events = [begun, bad(), DeployEvent::Failed { why: "it was a rollback".into() }];
         assert_eq!(folded(DeployKind::Rollback, &events).unwrap().status, DeployStatus::RollbackFailed);
     }
@@ -312,8 +363,7 @@ mod tests {
             Just(DeployEvent::Superseded { by: DeployId(9) }),
             words().prop_map(|by| DeployEvent::Cancelled { by }),
             Just(DeployEvent::Asked { approval: ApprovalId(3) }),
-            (0_u64..3, proptest::option::of(0_u64..3))
-                .prop_map(|(release, fallback)| DeployEvent::Begun { release, fallback }),
+            (0_u64..3, proptest::option::of(0_u64..3)).prop_map(|(release, fallback)| begins(release, fallback)),
             Just(DeployEvent::Prepared),
             Just(applied()),
             Just(DeployEvent::Healthy),
@@ -325,6 +375,9 @@ mod tests {
             Just(DeployEvent::RolledBack),
             words().prop_map(|why| DeployEvent::Failed { why }),
             words().prop_map(|why| DeployEvent::RollbackFailed { why }),
+            (0..DeployStatus::ALL.len(), proptest::option::of(0_u64..3)).prop_map(|(status, fallback)| {
+                DeployEvent::ReadBack { status: DeployStatus::ALL[status], release: 2, fallback, why: None }
+            }),
         ]
     }
 

@@ -2,22 +2,36 @@
 
 use super::candidate::short;
 use super::{Setups, Shared};
-use crate::model::deploy::{DeployRequest, DeployStatus};
+use crate::model::deploy::{DeployRequest, DeployStatus, Drift};
 use crate::model::{DeployId, EnvironmentName};
-use crate::notify::message::Message;
+use crate::notify::message::{Back, DriftStage, Message};
 
 /// A message for the outbox: key, channel, recipient, document.
 pub(super) type Outgoing = (String, String, String, serde_json::Value);
 
 impl Shared {
+    /// What runs otherwise than it should, and what was done about it, for everybody who is told about the environment.
+    pub(super) fn told_of_drift(
+        &self,
+        key: &str,
+        environment: &EnvironmentName,
+        release: u64,
+        differences: Vec<Drift>,
+        stage: DriftStage,
+        why: Option<String>,
+    ) -> Vec<Outgoing> {
+        let message = Message::Drift { environment: environment.clone(), release, differences, stage, why };
+        outgoing(&self.setups(), environment, key, &message)
+    }
+
     /// That a deploy got somewhere, for everybody who is told about its environment.
     pub(super) fn told(
         &self,
         id: DeployId,
         request: &DeployRequest,
         release: Option<u64>,
-        status: DeployStatus,
-        why: Option<String>,
+        (status, why): (DeployStatus, Option<String>),
+        back: Option<Back>,
     ) -> Vec<Outgoing> {
         let setups = self.setups();
         let environment = &request.environment;
@@ -40,6 +54,7 @@ impl Shared {
             status,
             title: format!("{} {}", from.repo, short(&from.commit)),
             why,
+            back,
             way_back,
             run: Some(from.run),
             // There is no page of a run yet; `mainstay show` has it.
@@ -50,7 +65,7 @@ impl Shared {
 }
 
 /// A message to everybody who is told about an environment.
-pub(super) fn outgoing(setups: &Setups, environment: &EnvironmentName, key: &str, message: &Message) -> Vec<Outgoing> {
+fn outgoing(setups: &Setups, environment: &EnvironmentName, key: &str, message: &Message) -> Vec<Outgoing> {
     let Ok(document) = serde_json::to_value(message) else { return Vec::new() };
     let told = setups.told.get(environment).map(Vec::as_slice).unwrap_or_default();
     told.iter()

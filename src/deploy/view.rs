@@ -3,8 +3,8 @@
 use super::candidate::short;
 use super::{DeployError, Deploys, Standing, health};
 use crate::config::daemon::freeze;
-use crate::model::deploy::{DeployKind, DeployStatus};
-use crate::model::deploy_view::{DeployView, EnvironmentView, HoldView, LeaseView, ReleaseView};
+use crate::model::deploy::{DeployKind, DeployStatus, Probe};
+use crate::model::deploy_view::{DeployView, EnvironmentView, HoldView, LeaseView, ReleaseView, RuleView};
 use crate::model::{DeployId, EnvironmentName};
 use crate::store::{HoldRow, ReleaseRow};
 use jiff::Timestamp;
@@ -39,6 +39,15 @@ impl Deploys {
         if let Ok(Ok(observed)) = tokio::time::timeout(LOOK_WITHIN, setup.target.observe()).await {
             view.instances = observed.instances;
         }
+        if let Some(last) = self.shared.store.last_deploy(name).await? {
+            view.last = Some(deploy(self.shared.standing(last.id).await?));
+        }
+        let begun = view.deploys.iter_mut().filter(|deploy| deploy.status.holds_environment());
+        for deploy in begun.chain(&mut view.last) {
+            let answers = self.shared.store.last_probes(deploy.id).await?;
+            deploy.health =
+                answers.into_iter().map(|last| RuleView { rule: rule(&view.health, &last), last }).collect();
+        }
         Ok(view)
     }
 
@@ -56,10 +65,12 @@ impl Deploys {
         }
         let holds: Vec<_> = store.holds(name).await?.into_iter().map(hold).collect();
         let lease = store.lease(name).await?;
+        // Nothing was ever stored of one whose history is not taken.
+        let attention = self.shared.barred_history(name).or(stored.attention);
         let under_way = deploys.iter().find(|deploy| deploy.status.holds_environment());
         let state = if let Some(deploy) = under_way {
             deploy.status.as_str()
-        } else if stored.attention.is_some() {
+        } else if attention.is_some() {
             "attention"
         } else if holds.iter().any(|hold| hold.commit.is_none()) {
             "held"
@@ -82,13 +93,14 @@ impl Deploys {
             verified: stored.verified,
             deploys,
             holds,
-            attention: stored.attention,
+            attention,
             drift: stored.drift,
             looked_at: stored.looked_at,
             instances: Vec::new(),
             frozen_until: freeze::frozen_until(&setup.config.freeze, Timestamp::now()),
             lease: lease.map(|lease| LeaseView { owner: lease.owner, deploy: lease.deploy, until: lease.until }),
             health: setup.config.health.iter().map(health::words).collect(),
+            last: None,
         })
     }
 
@@ -126,7 +138,13 @@ impl Deploys {
 }
 
 fn release(row: ReleaseRow) -> ReleaseView {
-    ReleaseView { release: row.release, deploy: row.deploy, verified_at: row.verified_at, recorded: row.recorded }
+    ReleaseView {
+        release: row.release,
+        deploy: row.deploy,
+        status: row.status,
+        verified_at: row.verified_at,
+        recorded: row.recorded,
+    }
 }
 
 fn hold(row: HoldRow) -> HoldView {
@@ -160,5 +178,11 @@ fn deploy(standing: Standing) -> DeployView {
         put_back_at: state.put_back_at,
         finished_at: row.finished_at,
         probes: Vec::new(),
+        health: Vec::new(),
     }
+}
+
+/// The rule that gave an answer, in words, as far as `mainstay.yml` still has it.
+fn rule(rules: &[String], answer: &Probe) -> String {
+    rules.get(answer.rule).cloned().unwrap_or_else(|| format!("rule {}", answer.rule + 1))
 }

@@ -10,6 +10,7 @@
 
 mod checkout;
 mod difference;
+mod entry;
 mod fingerprint;
 mod folder;
 mod history;
@@ -29,14 +30,15 @@ mod working_tree;
 
 pub use checkout::{Base, Change, checkout};
 pub use difference::unified_diff;
+pub use entry::{Held, ReleaseEntry, Stands};
 pub use fingerprint::{RefsFingerprint, fingerprint};
 pub use folder::folder;
 pub use history::{CommitsBetween, ListedCommit};
 pub use location::{Auth, Location, without_credentials};
 pub use mirror::{Mirror, RemoteRefs, Resolved};
 pub use push::Pushed;
-pub use releases::{ReleaseEntry, Releases};
-pub use signature::{PublicKey, SigningKey};
+pub use releases::{Believed, Releases, Stopped};
+pub use signature::SigningKey;
 pub use tidy::Tidied;
 pub use tree::{DirEntry, EntryKind};
 pub use working_tree::{WorkingTree, working_tree};

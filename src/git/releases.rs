@@ -6,15 +6,14 @@
 //! to the repository where that is possible. Only entries whose signature holds are ever believed.
 
 use super::push::{Pushed, Wanted};
-use super::signature::{PublicKey, SigningKey, verify};
-use super::{GitError, Location, Mirror, from_git, history, local, to_git, transport};
-use crate::model::Oid;
-use crate::model::deploy::{DeployKind, DeployStatus, Release};
-use crate::model::ids::{DeployId, EnvironmentName};
+use super::signature::{SigningKey, Unverified, verify};
+use super::{GitError, Location, Mirror, ReleaseEntry, from_git, history, local, to_git, transport};
+use crate::model::ids::EnvironmentName;
 use crate::model::trigger::OWN_TAGS;
+use crate::model::{Oid, PublicKey};
 use git2::{Repository, Signature, Time};
-use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
+use std::fmt;
 
 /// Where release refs live. Feeders never see anything there: they look at branches and tags only.
 const PREFIX: &str = "refs/mainstay/";
@@ -25,27 +24,8 @@ const DOCUMENT: &str = "release.json";
 const FILE_MAX_BYTES: usize = 16 << 20;
 /// Entries read of one environment: ten a day for nearly thirty years.
 const ENTRIES_MAX: usize = 100_000;
-/// Characters of a reason that the first line of a message shows; the document has all of it.
-const REASON_MAX: usize = 120;
-
-/// What happened to an environment, for good.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ReleaseEntry {
-    /// What serves since.
-    pub release: Release,
-    /// The deploy that brought it. One deploy is one entry.
-    pub deploy: DeployId,
-    /// Why it was brought.
-    pub kind: DeployKind,
-    /// How that ended.
-    pub status: DeployStatus,
-    /// When.
-    pub at: Timestamp,
-    /// Who asked.
-    pub by: String,
-    /// Why an earlier release was put back.
-    pub because: Option<String>,
-}
+/// Rendered configurations read of one environment, together: what a daemon can hold without anybody noticing.
+const RENDERED_MAX_BYTES: usize = 512 << 20;
 
 /// An entry as it is stored: the configuration has a file of its own.
 #[derive(Serialize, Deserialize)]
@@ -60,52 +40,37 @@ struct Document {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Releases {
     /// The newest first.
-    pub entries: Vec<ReleaseEntry>,
-    /// Why nothing older is there, when there is something older: a commit, and what is wrong with it.
-    pub stopped: Option<String>,
+    pub entries: Vec<Believed>,
+    /// Why nothing older is there, when there is something older.
+    pub stopped: Option<Stopped>,
 }
 
-impl ReleaseEntry {
-    /// One line, as `git log --oneline` shows it.
-    pub fn title(&self) -> String {
-        let Release { environment, number, provenance, promoted_from, .. } = &self.release;
-        let code = format!("{} {}", provenance.repo, &provenance.commit.as_str()[..7]);
-        let because = self.because.as_deref().map(|why| format!(" because {}", one_line(why))).unwrap_or_default();
-        match (self.kind, promoted_from) {
-            (DeployKind::Deploy, _) => format!("{environment} {number}: {code} deployed"),
-            (DeployKind::Promote, Some((from, of))) => {
-                format!("{environment} {number}: {code} promoted from {from} {of}")
-            }
-            (DeployKind::Promote, None) => format!("{environment} {number}: {code} promoted"),
-            (DeployKind::Rollback, _) => format!("{environment}: rolled back to {number} ({code}){because}"),
-            (DeployKind::Repair, _) => format!("{environment} {number}: {code} put back{because}"),
-        }
-    }
-
-    fn message(&self) -> String {
-        let mut text = format!(
-            "{}\n\nDeploy: {}\nStatus: {}\nRun: {}\nCommit: {}\nBy: {}\n",
-            self.title(),
-            self.deploy,
-            self.status,
-            self.release.provenance.run,
-            self.release.provenance.commit,
-            one_line(&self.by),
-        );
-        for (service, image) in &self.release.images {
-            text.push_str(&format!("Image: {} {}\n", one_line(service), one_line(image)));
-        }
-        text
-    }
+/// An entry that a trusted key vouches for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Believed {
+    /// The entry's own commit.
+    pub commit: Oid,
+    /// The key that signed it.
+    pub by: PublicKey,
+    /// What it says.
+    pub entry: ReleaseEntry,
 }
 
-/// Fit for one line of a message, whatever somebody wrote.
-fn one_line(text: &str) -> String {
-    let mut line: String = text.chars().map(|c| if c.is_control() { ' ' } else { c }).take(REASON_MAX).collect();
-    if text.chars().count() > REASON_MAX {
-        line.push('…');
+/// Where reading a history came to its end too early. `Display` says it in a line.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Stopped {
+    /// The first commit that is not believed.
+    pub commit: Oid,
+    /// What is wrong with it.
+    pub why: String,
+    /// The key that signed it, when that is all that is wrong.
+    pub key: Option<PublicKey>,
+}
+
+impl fmt::Display for Stopped {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.commit.short(), self.why)
     }
-    line
 }
 
 /// The ref of an environment.
@@ -193,56 +158,68 @@ impl Mirror {
     /// # Errors
     /// When the mirror cannot be opened.
     pub fn read_releases(&self, environment: &EnvironmentName, trusted: &[PublicKey]) -> Result<Releases, GitError> {
-        let tip = self.release_tip(environment)?;
-        Ok(tip.map_or_else(Releases::default, |tip| self.releases_from(environment, to_git(&tip), trusted)))
+        match self.release_tip(environment)? {
+            Some(tip) => self.releases_from(environment, to_git(&tip), trusted),
+            None => Ok(Releases::default()),
+        }
     }
 
-    fn releases_from(&self, environment: &EnvironmentName, tip: git2::Oid, trusted: &[PublicKey]) -> Releases {
+    fn releases_from(
+        &self,
+        environment: &EnvironmentName,
+        tip: git2::Oid,
+        trusted: &[PublicKey],
+    ) -> Result<Releases, GitError> {
         let mut releases = Releases::default();
-        let repo = match self.repo() {
-            Ok(repo) => repo,
-            Err(error) => return Releases { stopped: Some(error.to_string()), ..releases },
-        };
-        let mut next = Some(tip);
+        let repo = self.repo()?;
+        let (mut next, mut bytes) = (Some(tip), 0);
         while let Some(at) = next.take() {
-            if releases.entries.len() == ENTRIES_MAX {
-                releases.stopped = Some(format!("{at}: more than {ENTRIES_MAX} entries are not read"));
+            let stopped = |why: String, key| Some(Stopped { commit: from_git(at), why, key });
+            if releases.entries.len() == ENTRIES_MAX || bytes > RENDERED_MAX_BYTES {
+                let bounds = format!("more than {ENTRIES_MAX} entries, or {RENDERED_MAX_BYTES} bytes, are not read");
+                releases.stopped = stopped(bounds, None);
                 break;
             }
             match believed(&repo, at, environment, trusted) {
-                Ok((entry, previous)) => {
-                    releases.entries.push(entry);
+                Ok((entry, previous, by)) => {
+                    bytes += entry.release.rendered.len();
+                    releases.entries.push(Believed { commit: from_git(at), by, entry });
                     next = previous;
                 }
-                Err(why) => releases.stopped = Some(format!("{at}: {why}")),
+                Err(Unverified::Untrusted(key)) => {
+                    let why = Unverified::Untrusted(key.clone()).to_string();
+                    releases.stopped = stopped(why, Some(key));
+                }
+                Err(Unverified::Broken(why)) => releases.stopped = stopped(why, None),
             }
         }
-        releases
+        Ok(releases)
     }
 
     /// Takes the environment's history over from the repository when it goes on from what the mirror has, or the mirror
-    /// has none: after the loss of the daemon's disk. What no `trusted` key vouches for, down to what the mirror has or
-    /// to the first entry, is not taken.
+    /// has none: after the loss of the daemon's disk. Returns what the mirror has then. What no `trusted` key vouches for,
+    /// down to the first entry, is not taken: there are no entries then, and it is said what stopped it.
     ///
     /// # Errors
-    /// When the repository cannot be reached, or its history cannot be believed.
+    /// When the repository cannot be reached, or the mirror cannot be written.
     pub fn take_over_releases(
         &self,
         environment: &EnvironmentName,
         trusted: &[PublicKey],
-    ) -> Result<Option<Oid>, GitError> {
+    ) -> Result<Releases, GitError> {
         let name = ref_of(environment)?;
         let here = self.release_tip(environment)?;
-        let Some(there) = self.fetch_one(&name)? else { return Ok(here) };
-        if here.as_ref() == Some(&there) {
-            return Ok(here);
+        let there = self.fetch_one(&name)?;
+        let Some(there) = there.filter(|there| here.as_ref() != Some(there)) else {
+            return self.read_releases(environment, trusted);
+        };
+        let mut found = self.releases_from(environment, to_git(&there), trusted)?;
+        if found.stopped.is_some() {
+            found.entries.clear();
+            return Ok(found);
         }
         let doing = || format!("take over the releases of {environment} from {}", self.url());
-        let found = self.releases_from(environment, to_git(&there), trusted);
-        if let Some(why) = found.stopped {
-            return Err(GitError::Git { doing: doing(), detail: why });
-        }
-        let _lock = self.lock()?;
+        let locked = self.lock()?;
         let repo = self.repo()?;
         let id = to_git(&there);
         match &here {
@@ -251,10 +228,23 @@ impl Mirror {
                 repo.reference_matching(&name, id, true, to_git(here), "taken over")
             }
             // The mirror is ahead, or knows better; the push says so when it is tried.
-            Some(_) => return Ok(here),
+            Some(_) => {
+                drop(locked);
+                return self.read_releases(environment, trusted);
+            }
         }
         .map_err(GitError::git(doing()))?;
-        Ok(Some(there))
+        crate::failpoint!("git.release.taken_over");
+        Ok(found)
+    }
+
+    /// The newest entry in the mirror, whoever signed it: what is there came from this process, or was believed before.
+    ///
+    /// # Errors
+    /// When the mirror cannot be opened.
+    pub fn newest_release(&self, environment: &EnvironmentName) -> Result<Option<ReleaseEntry>, GitError> {
+        let Some(tip) = self.release_tip(environment)? else { return Ok(None) };
+        Ok(read_entry(&self.repo()?, to_git(&tip)).ok().map(|(entry, _)| entry))
     }
 
     /// Brings one ref's objects into the mirror and says what it holds in the repository.
@@ -344,23 +334,23 @@ fn read_entry(repo: &Repository, at: git2::Oid) -> Result<(ReleaseEntry, Option<
     Ok((entry, previous))
 }
 
-/// An entry that a trusted key vouches for.
+/// An entry that a trusted key vouches for, the commit before it, and the key.
 fn believed(
     repo: &Repository,
     at: git2::Oid,
     environment: &EnvironmentName,
     trusted: &[PublicKey],
-) -> Result<(ReleaseEntry, Option<git2::Oid>), String> {
+) -> Result<(ReleaseEntry, Option<git2::Oid>, PublicKey), Unverified> {
     let (signature, content) = repo.extract_signature(&at, Some("gpgsig")).map_err(|error| match error.code() {
-        git2::ErrorCode::NotFound => "it is not signed".to_owned(),
-        _ => error.message().to_owned(),
+        git2::ErrorCode::NotFound => Unverified::from("it is not signed"),
+        _ => Unverified::from(error.message()),
     })?;
-    verify(&signature, &content, trusted)?;
-    let (entry, previous) = read_entry(repo, at)?;
+    let by = verify(&signature, &content, trusted)?;
+    let (entry, previous) = read_entry(repo, at).map_err(Unverified::Broken)?;
     if entry.release.environment != *environment {
-        return Err(format!("it is a release of {}", entry.release.environment));
+        return Err(Unverified::Broken(format!("it is a release of {}", entry.release.environment)));
     }
-    Ok((entry, previous))
+    Ok((entry, previous, by))
 }
 
 #[cfg(test)]

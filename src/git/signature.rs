@@ -5,6 +5,7 @@
 //! are three strings with their lengths in front, and checked in a test against the real programs.
 
 use super::GitError;
+use crate::model::public_key::{KIND, PublicKey, put, take};
 use aws_lc_rs::signature::{ED25519, Ed25519KeyPair, KeyPair, UnparsedPublicKey};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -13,10 +14,7 @@ use std::fmt;
 use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
-use std::str::FromStr;
 
-/// The kind of key, as OpenSSH names it.
-const KIND: &str = "ssh-ed25519";
 /// Begins every signature of this form, and what is signed.
 const MAGIC: &[u8] = b"SSHSIG";
 /// What the signature is for; git uses this word.
@@ -29,49 +27,20 @@ const LINE: usize = 70;
 const PEM_BEGIN: &str = "-----BEGIN PRIVATE KEY-----";
 const PEM_END: &str = "-----END PRIVATE KEY-----";
 
-/// An Ed25519 public key.
-#[derive(Clone, PartialEq, Eq, Hash)]
-pub struct PublicKey([u8; 32]);
-
-impl PublicKey {
-    /// The key as OpenSSH encodes it.
-    fn blob(&self) -> Vec<u8> {
-        let mut blob = Vec::new();
-        put(&mut blob, KIND.as_bytes());
-        put(&mut blob, &self.0);
-        blob
-    }
-
-    fn from_blob(mut blob: &[u8]) -> Option<PublicKey> {
-        let is_ours = take(&mut blob)? == KIND.as_bytes();
-        let key = take(&mut blob)?.try_into().ok()?;
-        (is_ours && blob.is_empty()).then_some(PublicKey(key))
-    }
+/// Why a signature does not count. `Display` says it in words, as a sentence about the signed thing.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(super) enum Unverified {
+    /// The signature fits, and its key is none of those that are trusted.
+    #[error("it is signed with a key that is not trusted: {0}")]
+    Untrusted(PublicKey),
+    /// There is no signature that fits.
+    #[error("{0}")]
+    Broken(String),
 }
 
-impl fmt::Display for PublicKey {
-    /// The line of a `.pub` file: `ssh-ed25519 AAAA…`.
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{KIND} {}", STANDARD.encode(self.blob()))
-    }
-}
-
-impl fmt::Debug for PublicKey {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Display::fmt(self, f)
-    }
-}
-
-impl FromStr for PublicKey {
-    type Err = String;
-    /// Takes the line of a `.pub` file, with or without a comment.
-    fn from_str(line: &str) -> Result<Self, String> {
-        let mut words = line.split_whitespace();
-        if words.next() != Some(KIND) {
-            return Err(format!("the key does not begin with `{KIND}`"));
-        }
-        let blob = words.next().and_then(|word| STANDARD.decode(word).ok());
-        blob.and_then(|blob| PublicKey::from_blob(&blob)).ok_or_else(|| "the key is damaged".to_owned())
+impl From<&str> for Unverified {
+    fn from(why: &str) -> Self {
+        Unverified::Broken(why.to_owned())
     }
 }
 
@@ -115,7 +84,7 @@ impl SigningKey {
         // Ed25519 public keys are 32 bytes by definition; the copy says so to the compiler.
         let mut key = [0; 32];
         key.copy_from_slice(&self.0.public_key().as_ref()[..32]);
-        PublicKey(key)
+        PublicKey::new(key)
     }
 
     /// The armoured signature over a commit's text.
@@ -140,12 +109,12 @@ impl SigningKey {
     }
 }
 
-/// Checks that `text` was signed by one of `trusted`.
+/// Checks that `text` was signed by one of `trusted`, and says by which.
 ///
 /// # Errors
-/// What is wrong with the signature, in words.
-pub(super) fn verify(armoured: &[u8], text: &[u8], trusted: &[PublicKey]) -> Result<(), String> {
-    let damaged = || "its signature is damaged".to_owned();
+/// What is wrong with the signature.
+pub(super) fn verify(armoured: &[u8], text: &[u8], trusted: &[PublicKey]) -> Result<PublicKey, Unverified> {
+    let damaged = || Unverified::from("its signature is damaged");
     let armoured = std::str::from_utf8(armoured).map_err(|_| damaged())?;
     let body = armoured.trim().strip_prefix(BEGIN).and_then(|rest| rest.strip_suffix(END));
     let body: String = body.ok_or("its signature is none that Mainstay makes")?.split_whitespace().collect();
@@ -158,19 +127,18 @@ pub(super) fn verify(armoured: &[u8], text: &[u8], trusted: &[PublicKey]) -> Res
         return Err(damaged());
     }
     let key = PublicKey::from_blob(key).ok_or("it is signed with another kind of key")?;
-    if !trusted.contains(&key) {
-        return Err(format!("it is signed with a key that is not trusted: {key}"));
-    }
     if namespace != NAMESPACE.as_bytes() || hash != HASH.as_bytes() {
-        return Err("its signature is for another purpose".to_owned());
+        return Err("its signature is for another purpose".into());
     }
     let kind = take(&mut signature).ok_or_else(damaged)?;
     let raw = take(&mut signature).filter(|_| kind == KIND.as_bytes()).ok_or_else(damaged)?;
     if !signature.is_empty() {
         return Err(damaged());
     }
-    let checked = UnparsedPublicKey::new(&ED25519, key.0).verify(&signed_part(text), raw);
-    checked.map_err(|_| "its signature does not fit what it says".to_owned())
+    let checked = UnparsedPublicKey::new(&ED25519, key.bytes()).verify(&signed_part(text), raw);
+    checked.map_err(|_| "its signature does not fit what it says")?;
+    // Last: people are told to trust a key only where that would help.
+    if trusted.contains(&key) { Ok(key) } else { Err(Unverified::Untrusted(key)) }
 }
 
 /// What is signed in place of the text itself.
@@ -181,19 +149,6 @@ fn signed_part(text: &[u8]) -> Vec<u8> {
     put(&mut part, HASH.as_bytes());
     put(&mut part, &Sha512::digest(text));
     part
-}
-
-fn put(to: &mut Vec<u8>, text: &[u8]) {
-    // Everything put here is shorter than a line of text.
-    to.extend((text.len() as u32).to_be_bytes());
-    to.extend(text);
-}
-
-fn take<'a>(from: &mut &'a [u8]) -> Option<&'a [u8]> {
-    let (length, rest) = from.split_first_chunk::<4>()?;
-    let (text, rest) = rest.split_at_checked(u32::from_be_bytes(*length) as usize)?;
-    *from = rest;
-    Some(text)
 }
 
 /// Makes a key under its final name at once: whoever comes second, after a kill for instance, takes the first one's.
@@ -246,10 +201,11 @@ mod tests {
         assert!(!check(b"tree 1235\n\nproduction 7\n"));
 
         let trusted = [key.public()];
-        verify(signature.as_bytes(), text, &trusted).unwrap();
-        assert!(verify(signature.as_bytes(), b"other", &trusted).unwrap_err().contains("does not fit"));
+        assert_eq!(verify(signature.as_bytes(), text, &trusted), Ok(key.public()));
+        assert!(verify(signature.as_bytes(), b"other", &trusted).unwrap_err().to_string().contains("does not fit"));
         let other = self::key(&dir, "other").public();
-        assert!(verify(signature.as_bytes(), text, &[other]).unwrap_err().contains("not trusted"));
+        let untrusted = verify(signature.as_bytes(), text, &[other]);
+        assert_eq!(untrusted, Err(Unverified::Untrusted(key.public())));
         for n in 0..signature.len() {
             let mut bytes = signature.clone().into_bytes();
             bytes[n] = if bytes[n] == b'A' { b'B' } else { b'A' };

@@ -36,6 +36,9 @@ pub struct EnvironmentView {
     pub lease: Option<LeaseView>,
     /// The health rules in words.
     pub health: Vec<String>,
+    /// The last deploy that began and is over, when one environment is asked for.
+    #[serde(default)]
+    pub last: Option<DeployView>,
 }
 
 /// Who acts on an environment.
@@ -71,6 +74,8 @@ pub struct ReleaseView {
     pub release: Release,
     /// The deploy that made it.
     pub deploy: DeployId,
+    /// Where that deploy stands, or how it ended. A release may be verified later, by a repair.
+    pub status: DeployStatus,
     /// When it was verified.
     pub verified_at: Option<Timestamp>,
     /// The commit that tells of it in the environment's Git ref, and where that is.
@@ -114,6 +119,18 @@ pub struct DeployView {
     pub finished_at: Option<Timestamp>,
     /// The newest answers of the health rules, when they were asked for.
     pub probes: Vec<Probe>,
+    /// What each health rule said last, when one environment is asked for.
+    #[serde(default)]
+    pub health: Vec<RuleView>,
+}
+
+/// A health rule, and what it said last.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+pub struct RuleView {
+    /// The rule in words.
+    pub rule: String,
+    /// Its last answer.
+    pub last: Probe,
 }
 
 /// What is asked with `promote`.

@@ -12,6 +12,7 @@ pub mod input;
 pub mod log;
 pub mod outcome;
 pub mod plan;
+pub mod public_key;
 pub mod quantity;
 pub mod trigger;
 
@@ -21,5 +22,6 @@ pub use ids::{
 };
 pub use outcome::{AttemptEnd, RunStatus, StepOutcome};
 pub use plan::{Plan, PlannedStep};
+pub use public_key::PublicKey;
 pub use quantity::{ByteSize, Span};
 pub use trigger::{EventKind, TriggerEvent};

@@ -125,6 +125,9 @@ pub enum Message {
         title: String,
         /// Why it stands there: the health rule that failed, what it saw.
         why: Option<String>,
+        /// What was taken back, and what serves in its place: by itself, or because a person asked.
+        #[serde(default)]
+        back: Option<Back>,
         /// What to do about it, or how to undo it.
         way_back: Option<String>,
         /// The run that asked for it.
@@ -145,19 +148,19 @@ pub enum Message {
         /// Why it could not be repaired, when it could not.
         why: Option<String>,
     },
-    /// A daemon took over an environment from another that no longer gave a sign of life.
-    LeaseTaken {
-        /// Where.
-        environment: EnvironmentName,
-        /// Who had it.
-        from: String,
-        /// Who has it now.
-        by: String,
-        /// The last sign of life.
-        last_seen: Timestamp,
-        /// The deploy that was under way.
-        deploy: Option<DeployId>,
-    },
+}
+
+/// A release that was taken back, and the one before it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Back {
+    /// The release that is gone.
+    pub bad: u64,
+    /// Its repository and commit: `shop 5d6e7f8`.
+    pub bad_what: String,
+    /// The release that was put back.
+    pub to: u64,
+    /// Its repository and commit.
+    pub to_what: String,
 }
 
 /// What was done about a drift.
@@ -193,11 +196,8 @@ impl Message {
             | Message::ApprovalCode { approval, .. }
             | Message::ApprovalDecided { approval, .. }
             | Message::ApprovalEnded { approval, .. } => format!("approval-{approval}"),
-            Message::Deploy { deploy, .. } | Message::LeaseTaken { deploy: Some(deploy), .. } => {
-                format!("deploy-{deploy}")
-            }
+            Message::Deploy { deploy, .. } => format!("deploy-{deploy}"),
             Message::Drift { environment, release, .. } => format!("drift-{environment}-{release}"),
-            Message::LeaseTaken { environment, .. } => format!("lease-{environment}"),
         }
     }
 
@@ -246,22 +246,6 @@ impl Message {
             Message::Drift { environment, release, differences, stage, why } => {
                 drift(environment, *release, differences, *stage, why.as_deref())
             }
-            Message::LeaseTaken { environment, from, by, last_seen, deploy } => Words {
-                headline: "Taken over from a daemon that is gone".into(),
-                intro: vec![
-                    format!(
-                        "{} held {environment} and has given no sign of life since {}. {} has taken it over.",
-                        line(from),
-                        time(*last_seen),
-                        line(by)
-                    ),
-                    "If the other one is alive after all, it will find that the environment is no longer its own, and \
-                     stop touching it."
-                        .into(),
-                ],
-                facts: facts([("Deploy under way", deploy.map(|deploy| deploy.to_string()))]),
-                ..Words::new(prefixed(Some(environment), "taken over from a daemon that is gone"), Tone::Note)
-            },
         }
     }
 
@@ -387,23 +371,42 @@ impl Message {
     }
 
     fn deploy(&self) -> Words {
-        let Message::Deploy { environment, deploy, release, status, title, why, way_back, run, run_url } = self else {
+        let Message::Deploy { environment, deploy, release, status, title, why, back, way_back, run, run_url } = self
+        else {
             unreachable!("only called for that variant");
         };
         let (said, tone) = deployed(*status);
-        let said = format!("{} {said}", line(title));
+        let failed = *status == DeployStatus::RollbackFailed;
+        let said = match back {
+            Some(back) => taken_back(back, failed),
+            None => format!("{} {said}", line(title)),
+        };
+        let again = back.as_ref().filter(|_| !failed);
         Words {
             headline: capital(&said),
             facts: facts([
                 ("Why", why.as_deref().map(line)),
                 ("What now", way_back.as_deref().map(line)),
                 ("Release", release.map(|number| format!("{environment}/{number}"))),
+                ("Serves", again.map(|back| format!("{environment}/{}, {}", back.to, line(&back.to_what)))),
                 ("Deploy", Some(deploy.to_string())),
                 ("Run", run.map(|run| format!("#{run}"))),
             ]),
             action: run_action(run_url.as_deref()),
             ..Words::new(prefixed(Some(environment), &said), tone)
         }
+    }
+}
+
+/// What went, and what came: both are named wherever only a subject is seen.
+fn taken_back(back: &Back, failed: bool) -> String {
+    let (bad, to) = (line(&back.bad_what), line(&back.to_what));
+    match failed {
+        false => format!("release {} ({bad}) was rolled back to release {} ({to})", back.bad, back.to),
+        true => format!(
+            "the ROLLBACK of release {} ({bad}) to release {} ({to}) FAILED: a person has to act",
+            back.bad, back.to
+        ),
     }
 }
 
@@ -433,14 +436,12 @@ fn drift(
         DriftStage::Found => (
             "what runs is not what was released",
             Tone::Bad,
-            "Nothing was changed. Deploy again to put the release back, or let `self-heal: true` do it.",
+            "Nothing was changed. `mainstay repair` puts the release back; with `self-heal: true` that happens by itself.",
         ),
         DriftStage::Repaired => ("a change made by hand was put back", Tone::Note, "The release runs again as it was."),
-        DriftStage::RepairFailed => (
-            "a change made by hand could not be put back",
-            Tone::Bad,
-            "A person has to look at it; it is tried again with the next comparison.",
-        ),
+        DriftStage::RepairFailed => {
+            ("a change made by hand could not be put back", Tone::Bad, "A person has to look at it.")
+        }
     };
     let mut words = Words::new(prefixed(Some(environment), said), tone);
     words.headline = capital(said);

@@ -62,10 +62,10 @@ pub enum ActKind {
     ReleaseHold,
     /// The watch of a deploy was ended early.
     EndWatch,
-    /// A deploy that had not begun was stopped.
-    CancelDeploy,
     /// The lease of a process that died was taken over.
     LeaseTaken,
+    /// The history of an environment was read back from Git.
+    HistoryTaken,
     /// People are asked for their yes.
     ApprovalAsked,
     /// A person said yes.
@@ -104,8 +104,8 @@ impl ActKind {
             ActKind::Hold => "hold",
             ActKind::ReleaseHold => "release-hold",
             ActKind::EndWatch => "end-watch",
-            ActKind::CancelDeploy => "cancel-deploy",
             ActKind::LeaseTaken => "lease-taken",
+            ActKind::HistoryTaken => "history-taken",
             ActKind::ApprovalAsked => "approval-asked",
             ActKind::Approve => "approve",
             ActKind::Reject => "reject",

@@ -183,6 +183,22 @@ impl Store {
         .await
     }
 
+    /// The newest deploy of an environment that began and is over.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn last_deploy(&self, name: &EnvironmentName) -> Result<Option<DeployRow>, StoreError> {
+        let name = name.clone();
+        self.read(move |db| {
+            let sql = format!(
+                "SELECT {COLUMNS} FROM deploys WHERE environment = ?1 AND finished_at IS NOT NULL AND release IS NOT NULL
+                 ORDER BY finished_at DESC, id DESC LIMIT 1"
+            );
+            Ok(list(db, &sql, params![name.as_str()])?.pop())
+        })
+        .await
+    }
+
     /// Deploys that began, ended, and are not told of in the environment's ref yet, the oldest first.
     ///
     /// # Errors
@@ -222,6 +238,19 @@ impl Store {
         .await
     }
 
+    /// What each health rule answered last, in the order of the rules.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn last_probes(&self, id: DeployId) -> Result<Vec<Probe>, StoreError> {
+        self.read(move |db| {
+            let sql = "SELECT rule, at, good, took_us, said FROM probes
+                       WHERE id IN (SELECT max(id) FROM probes WHERE deploy_id = ?1 GROUP BY rule) ORDER BY rule";
+            Ok(db.prepare_cached(sql)?.query_map([id.0 as i64], probe)?.collect::<Result<_, _>>()?)
+        })
+        .await
+    }
+
     /// The newest answers of health rules, the oldest of them first.
     ///
     /// # Errors
@@ -230,15 +259,7 @@ impl Store {
         self.read(move |db| {
             let sql = "SELECT rule, at, good, took_us, said FROM probes WHERE deploy_id = ?1 ORDER BY id DESC LIMIT ?2";
             let mut query = db.prepare_cached(sql)?;
-            let rows = query.query_map(params![id.0 as i64, limit], |row| {
-                Ok(Probe {
-                    rule: row.get::<_, i64>(0)? as usize,
-                    at: stored_time(row.get(1)?),
-                    good: row.get(2)?,
-                    took_us: row.get::<_, i64>(3)? as u64,
-                    said: row.get(4)?,
-                })
-            })?;
+            let rows = query.query_map(params![id.0 as i64, limit], probe)?;
             let mut probes: Vec<Probe> = rows.collect::<Result<_, _>>()?;
             probes.reverse();
             Ok(probes)
@@ -298,6 +319,16 @@ fn append(
         super::outbox::put(tx, key, channel, recipient, message, row.at)?;
     }
     Ok(())
+}
+
+fn probe(row: &Row<'_>) -> rusqlite::Result<Probe> {
+    Ok(Probe {
+        rule: row.get::<_, i64>(0)? as usize,
+        at: stored_time(row.get(1)?),
+        good: row.get(2)?,
+        took_us: row.get::<_, i64>(3)? as u64,
+        said: row.get(4)?,
+    })
 }
 
 fn events(db: &Connection, id: DeployId) -> Result<Vec<DeployEventRow>, StoreError> {

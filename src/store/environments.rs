@@ -2,7 +2,7 @@
 
 use super::deploys::Effects;
 use super::{Act, ActKind, Store, StoreError, audit, stored_time};
-use crate::model::deploy::{Drift, Observation, Release};
+use crate::model::deploy::{DeployStatus, Drift, Observation, Release};
 use crate::model::{Asker, DeployId, EnvironmentName};
 use jiff::Timestamp;
 use rusqlite::{OptionalExtension, Transaction, params};
@@ -32,6 +32,8 @@ pub struct ReleaseRow {
     pub release: Release,
     /// The deploy that made it.
     pub deploy: DeployId,
+    /// Where that deploy stands, or how it ended.
+    pub status: DeployStatus,
     /// When it was verified.
     pub verified_at: Option<Timestamp>,
     /// The commit that tells of it in the environment's ref, and where that is.
@@ -155,12 +157,17 @@ impl Store {
     ) -> Result<Vec<ReleaseRow>, StoreError> {
         let name = name.clone();
         self.read(move |db| {
-            let sql = format!("SELECT release, deploy_id, verified_at, recorded FROM releases WHERE {which}");
+            let sql = format!(
+                "SELECT release, deploy_id, verified_at, recorded, coalesce((SELECT status FROM deploys WHERE id = deploy_id), 'unverified')
+                 FROM releases WHERE {which}"
+            );
             let mut query = db.prepare_cached(&sql)?;
             let mut rows = query.query(params![name.as_str(), number])?;
             let mut releases = Vec::new();
             while let Some(row) = rows.next()? {
+                let status: String = row.get(4)?;
                 releases.push(ReleaseRow {
+                    status: status.parse().map_err(StoreError::Conflict)?,
                     release: serde_json::from_str(&row.get::<_, String>(0)?)?,
                     deploy: DeployId(row.get::<_, i64>(1)? as u64),
                     verified_at: row.get::<_, Option<i64>>(2)?.map(stored_time),

@@ -8,6 +8,7 @@ mod approvals;
 mod audit;
 mod deploys;
 mod environments;
+mod history;
 mod holds;
 mod inbox;
 mod migrations;
@@ -22,6 +23,7 @@ pub use approvals::{ApprovalHeld, ApprovalRow, ApprovalWrite, HeardMessage, Link
 pub use audit::{Act, ActKind};
 pub use deploys::{DeployEventRow, DeployRow, Effects};
 pub use environments::{EnvironmentRow, Lease, ReleaseRow, Taken};
+pub use history::{PastDeploy, PastEnvironment, PastRelease};
 pub use holds::{HoldRow, NewHold};
 pub use inbox::*;
 pub use open::{Store, StoreError};

@@ -29,8 +29,8 @@ fn a_push_is_deployed_watched_verified_and_written_down() {
     assert_eq!(
         log.lines().collect::<Vec<_>>(),
         [
-            format!("production 2: shop {} deployed", &second[..7]),
-            format!("production 1: shop {} deployed", &first[..7])
+            format!("production 2: shop {} verified", &second[..7]),
+            format!("production 1: shop {} verified", &first[..7])
         ]
     );
     assert_eq!(stage.app.journal(), ["good-1", "good-2"], "each was put there once");
@@ -60,10 +60,14 @@ fn a_watch_that_a_person_ends_leaves_it_unverified() {
     stage.wait("the watch", |stage| (stage.environment()["state"] == "watching").then_some(()));
     let (status, said) = stage.post("environments/production/rollback", &json!({}));
     assert_eq!(status, 409, "nothing came before it: {said}");
-    let (status, said) = stage.post("environments/production/end-watch", &json!({}));
-    assert_eq!(status, 200, "{said}");
+    let view = stage.daemon.cli(&["end-watch", "production"]);
+    assert_eq!((&view["state"], &view["current"]["release"]["number"]), (&json!("unverified"), &json!(1)), "{view:#}");
     assert_eq!(stage.ended(&commit)["status"], "success");
     assert_eq!(stage.environment()["state"], "unverified");
+    // There is no watch any more.
+    let answer = stage.daemon.try_cli(&["end-watch", "production"]);
+    assert_eq!(answer.status.code(), Some(2), "{}", String::from_utf8_lossy(&answer.stderr));
+    assert_eq!(stage.daemon.try_cli(&["end-watch", "nowhere"]).status.code(), Some(2));
     stage.daemon.end(0);
 }
 
@@ -79,6 +83,8 @@ fn bad_while_watched_is_taken_back_in_time() {
     assert_eq!(view["holds"].as_array().unwrap().len(), 1, "{view:#}");
     let deploy = &stage.deploys()[0];
     assert_eq!(deploy["status"], "rolled-back");
+    let releases = stage.api("environments/production/releases");
+    assert_eq!((&releases[0]["status"], &releases[1]["status"]), (&json!("rolled-back"), &json!("verified")));
     assert!(deploy["why"].as_str().unwrap().contains("503"), "the reason in words: {deploy:#}");
     let at = |key: &str| deploy[key].as_str().unwrap().parse::<jiff::Timestamp>().unwrap();
     let bad_from = at("applied_at") + Duration::from_millis(1500);
@@ -89,6 +95,13 @@ fn bad_while_watched_is_taken_back_in_time() {
     assert!(restored.as_millis() <= 5_000, "{restored:#}");
     let shown = stage.api(&format!("deploys/{}", deploy["id"]));
     assert!(shown["probes"].as_array().unwrap().iter().any(|probe| probe["good"] == false), "{shown:#}");
+    // And what each rule said last, here of the release that was put back.
+    let last = &stage.environment()["last"];
+    assert_eq!((&last["id"], &last["health"][0]["last"]["good"]), (&deploy["id"], &json!(true)), "{last:#}");
+    assert!(last["health"][0]["rule"].as_str().unwrap().starts_with("http http://127.0.0.1:"), "{last:#}");
+    let shown = stage.daemon.command().args(["environments", "production"]).output().unwrap();
+    let shown = String::from_utf8_lossy(&shown.stdout).into_owned();
+    assert!(shown.contains("last: ↶ rolled-back") && shown.contains("✓ http http://127.0.0.1:"), "{shown}");
     // What is read with `git log` tells it too.
     let log = stage.wait("the history in Git", |stage| {
         let log = git(&stage.daemon.bare, &["log", "--format=%s", "refs/mainstay/production", "--not", "main"]);

@@ -142,7 +142,7 @@ fn release(number: u64, commit: &Oid) -> ReleaseEntry {
         promoted_from: None,
     };
     let (kind, status) = (DeployKind::Deploy, DeployStatus::Verified);
-    ReleaseEntry { release, deploy: DeployId(number), kind, status, at, by: "ana".into(), because: None }
+    ReleaseEntry { release, deploy: DeployId(number), kind, status, at, by: "ana".into(), because: None, stands: None }
 }
 
 /// Release refs and tags of our own, as far as the other side lets us.
@@ -168,7 +168,8 @@ fn pushes(source: &Source, mirror: &Mirror, url: &str, auth: Option<Auth>) {
     git(&source.bare, &["fsck", "--full", "--strict"]);
 
     let again = Mirror::open(&source.dir.path().join("again.git"), url, auth).unwrap();
-    assert_eq!(again.take_over_releases(&production, &[key.public()]).unwrap(), Some(second));
+    let taken = again.take_over_releases(&production, &[key.public()]).unwrap();
+    assert_eq!(taken.entries[0].commit, second);
     assert_eq!(again.read_releases(&production, &[key.public()]).unwrap().entries.len(), 2);
 
     let tag = |commit: &Oid| mirror.push_own_tag("mainstay/rolled-back/production-1", commit).unwrap();

@@ -179,6 +179,7 @@ fn rolled_back(release: u64) -> Message {
         status: DeployStatus::RolledBack,
         title: format!("shop release {release}"),
         why: Some("http://127.0.0.1:8080/healthz answered 500 three times in a row".into()),
+        back: None,
         way_back: Some("production/6 serves again; 1a2b3c4d is held until a revert or `mainstay release-hold`".into()),
         run: Some(RunId(12)),
         run_url: Some(RUN_URL.into()),

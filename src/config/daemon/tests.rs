@@ -76,6 +76,19 @@ repos:
     }
 }
 
+const KEY: &str = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIAABAgMEBQYHCAkKCwwNDg8QERITFBUWFxgZGhscHR4f";
+
+fn trusted(keys: &[&str]) -> String {
+    format!("releases: {{trusted: [{}]}}\nrepos: {{a: /x}}", keys.join(", "))
+}
+
+#[test]
+fn keys_that_are_trusted_with_histories_are_the_lines_of_their_files() {
+    let commented = format!("\"{KEY} the machine before\"");
+    assert_eq!(read(&trusted(&[&commented])).unwrap().trusted_releases, [KEY.parse().unwrap()]);
+    assert!(read("repos: {a: /x}").unwrap().trusted_releases.is_empty());
+}
+
 #[test]
 fn each_mistake_has_its_sentence_and_no_value_is_shown() {
     let repo = |rest: &str| format!("repos: {{ shop: {{ url: /x, {rest} }} }}");
@@ -117,6 +130,10 @@ fn each_mistake_has_its_sentence_and_no_value_is_shown() {
         (&repo("webhook: {kind: github, secret: '${x'}"), "has no `}`"),
         (&repo("secrets: [NOPE]"), "there is no secret `NOPE`"),
         (&repo("auth: {username: x}"), "`auth` needs `password`"),
+        ("releases: {trusts: []}\nrepos: {a: /x}", "did you mean `trusted`?"),
+        ("releases: {trusted: [ssh-rsa AAAA]}\nrepos: {a: /x}", "the key does not begin with `ssh-ed25519`"),
+        ("releases: {trusted: [ssh-ed25519 AAAA]}\nrepos: {a: /x}", "the line in `sign.pub` of the daemon that wrote"),
+        (&trusted(&[KEY, KEY]), "stands here twice"),
     ];
     for (text, words) in table {
         let findings = read(text).expect_err(text);

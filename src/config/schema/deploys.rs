@@ -7,6 +7,14 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 use std::collections::BTreeMap;
 
+/// Whose deploy histories in Git are believed, when the daemon has none of its own.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Releases {
+    /// Public keys of earlier daemons, as in their `sign.pub`; the daemon's own need not be named.
+    trusted: Option<OneOrMany<String>>,
+}
+
 /// A place that releases are deployed to.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]

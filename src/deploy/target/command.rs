@@ -16,7 +16,7 @@ use super::{Apply, Left, RenderInput, Rendered, Target, TargetError, notes};
 use crate::config::daemon::environment::CommandTarget;
 use crate::deploy::shell;
 use crate::logs::mask::Masker;
-use crate::model::deploy::{Instance, Observation};
+use crate::model::deploy::{Instance, Observation, Release};
 use crate::model::{EnvironmentName, InstanceId, Oid};
 use crate::runtime::apart::CommandEnd;
 use crate::runtime::docker::Docker;
@@ -437,6 +437,15 @@ impl Target for Command {
             0 if !ended.timed_out => Ok(()),
             _ => Err(TargetError::Bad { why: why("up", &ended, apply.timeout), left: Left::Mixed }),
         }
+    }
+
+    async fn taken_over(&self, release: &Release) -> Result<(), TargetError> {
+        if self.last()?.is_some() {
+            return Ok(());
+        }
+        let document = Document::read(&release.rendered)?;
+        let name = format!("{}-taken-over", self.own_name());
+        notes::write(&self.note("last.json"), &Last { release: release.number, name, document })
     }
 
     async fn observe(&self) -> Result<Observation, TargetError> {

@@ -18,7 +18,7 @@ mod well;
 use super::command::ENVIRONMENT;
 use super::{Apply, Left, RenderInput, Rendered, Target, TargetError, document, hide, notes};
 use crate::config::daemon::environment::ComposeTarget;
-use crate::model::deploy::{Instance, Observation};
+use crate::model::deploy::{Instance, Observation, Release};
 use crate::model::{EnvironmentName, InstanceId};
 use crate::runtime::docker::Docker;
 use crate::runtime::docker::project::{Member, PROJECT};
@@ -38,6 +38,8 @@ const LATE_AFTER: Duration = Duration::from_secs(1);
 const RELEASE: &str = "mainstay.release";
 /// What was stopped a moment ago has started before, and has this long to be well again.
 const BACK_WITHIN: Duration = Duration::from_secs(120);
+/// Names that a release's project may have: each lost note in a row adds one.
+const NAMES_TRIED: u32 = 3;
 
 /// What this target is made from.
 #[derive(Clone)]
@@ -85,6 +87,9 @@ struct Noted {
     attempt: Option<(String, Project)>,
     /// Containers of the serving project that ran when the try began: these are started again, and no job that is done.
     stopped: BTreeSet<String>,
+    /// A project of a daemon before this one. It carries that one's label, and goes with the next release.
+    #[serde(default)]
+    adopted: Option<String>,
 }
 
 fn bad(why: impl Into<String>, left: Left) -> TargetError {
@@ -136,7 +141,12 @@ impl Compose {
     }
 
     async fn ours(&self) -> Result<Vec<Member>, TargetError> {
-        self.parts.docker.members(&self.label()).await.map_err(refused)
+        let mut members = self.parts.docker.members(&self.label()).await.map_err(refused)?;
+        if let Some(adopted) = self.noted()?.adopted {
+            members.retain(|member| member.project != adopted);
+            members.extend(self.of_project(&adopted).await?);
+        }
+        Ok(members)
     }
 
     async fn of_project(&self, project: &str) -> Result<Vec<Member>, TargetError> {
@@ -189,10 +199,13 @@ impl Compose {
             }
             .map_err(refused)?;
         }
-        match remove {
-            true => self.parts.docker.remove_networks(&self.label(), keep).await.map_err(refused),
-            false => Ok(()),
+        if !remove {
+            return Ok(());
         }
+        if let Some(adopted) = self.noted()?.adopted {
+            self.parts.docker.remove_networks(&format!("{PROJECT}={adopted}"), keep).await.map_err(refused)?;
+        }
+        self.parts.docker.remove_networks(&self.label(), keep).await.map_err(refused)
     }
 
     /// Removes all our projects but one, once more where an engine may still be making what the tool of a try that was
@@ -359,11 +372,37 @@ impl Target for Compose {
         if let Some(failed) = failed {
             return Err(self.gone_wrong(apply, noted, &new, &old_name, (failed, switched, in_place)).await);
         }
-        self.note(&Noted { serving: Some(new.clone()), ..Noted::default() })?;
+        let adopted = noted.adopted.take();
+        self.note(&Noted { serving: Some(new.clone()), adopted: adopted.clone(), ..Noted::default() })?;
         self.sweep(&[&new.name], cut_off.is_some()).await?;
+        if adopted.is_some() {
+            // Whatever is left carries our own label.
+            self.note(&Noted { serving: Some(new.clone()), ..Noted::default() })?;
+        }
         notes::remove_others(&self.parts.dir.join("trees"), |name| name == new.name)?;
         for name in self.alone.names().map_err(refused)? {
             self.alone.forget(&name).await.map_err(refused)?;
+        }
+        Ok(())
+    }
+
+    async fn taken_over(&self, release: &Release) -> Result<(), TargetError> {
+        let noted = self.noted()?;
+        if noted.serving.is_some() || noted.attempt.is_some() {
+            return Ok(());
+        }
+        let mut project = Project {
+            name: format!("{}-r{}", self.base(), release.number),
+            release: release.number,
+            config_hash: release.config_hash.clone(),
+        };
+        // Or the same number for something else, as `apply` names it.
+        for _ in 0..NAMES_TRIED {
+            if self.of_project(&project.name).await?.iter().any(|member| member.running) {
+                let adopted = Some(project.name.clone());
+                return self.note(&Noted { serving: Some(project), adopted, ..Noted::default() });
+            }
+            project.name.push_str("-b");
         }
         Ok(())
     }

@@ -125,6 +125,12 @@ pub trait Target: Send + Sync {
     /// has. Returns when every part of the new version serves and nothing of the old one does.
     async fn apply(&self, apply: &Apply<'_>) -> Result<(), TargetError>;
 
+    /// Told once that a release serves which another daemon brought there, whose notes are lost. What can be asked of the
+    /// place itself need not be noted.
+    async fn taken_over(&self, _release: &Release) -> Result<(), TargetError> {
+        Ok(())
+    }
+
     /// What is there now. `Ok` with no items when nothing is.
     async fn observe(&self) -> Result<Observation, TargetError>;
 

@@ -3,8 +3,9 @@
 use super::super::testing::git;
 use super::super::{Pushed, SigningKey};
 use super::*;
-use crate::model::deploy::Provenance;
-use crate::model::ids::{PipelineName, RepoName, RunId};
+use crate::model::deploy::{DeployKind, DeployStatus, Provenance, Release};
+use crate::model::ids::{DeployId, PipelineName, RepoName, RunId};
+use jiff::Timestamp;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
@@ -68,6 +69,7 @@ impl Lab {
             at: Timestamp::from_second(1_700_000_100 + number as i64).unwrap(),
             by: "ana".into(),
             because: None,
+            stands: None,
         }
     }
 
@@ -100,8 +102,8 @@ fn the_history_reads_as_a_log_and_git_believes_its_signatures() {
     let log = git(dir, &["log", "--first-parent", "--max-count=3", "--format=%s", "refs/mainstay/production"]);
     let wanted = [
         format!("production: rolled back to 1 (shop {}) because `http` failed 3 times", &one.as_str()[..7]),
-        format!("production 2: shop {} deployed", &two.as_str()[..7]),
-        format!("production 1: shop {} deployed", &one.as_str()[..7]),
+        format!("production 2: shop {} verified", &two.as_str()[..7]),
+        format!("production 1: shop {} verified", &one.as_str()[..7]),
     ];
     assert_eq!(log.lines().collect::<Vec<_>>(), wanted);
     let parents = |of: &Oid| git(dir, &["log", "-1", "--format=%P", of.as_str()]);
@@ -119,7 +121,11 @@ fn the_history_reads_as_a_log_and_git_believes_its_signatures() {
     }
 
     let read = lab.read();
-    assert_eq!(read.entries, [back, lab.entry(2, &two), lab.entry(1, &one)]);
+    let entries: Vec<_> = read.entries.iter().map(|found| found.entry.clone()).collect();
+    assert_eq!(entries, [back.clone(), lab.entry(2, &two), lab.entry(1, &one)]);
+    assert_eq!(read.entries.iter().map(|found| &found.commit).collect::<Vec<_>>(), [&third, &second, &first]);
+    assert!(read.entries.iter().all(|found| found.by == lab.key.public()));
+    assert_eq!(lab.mirror.newest_release(&lab.production).unwrap(), Some(back));
     assert_eq!(read.stopped, None);
     assert_eq!(lab.mirror.release_tip(&lab.production).unwrap(), Some(third));
 }
@@ -134,7 +140,7 @@ fn the_same_deploy_is_recorded_once() {
     // One whose commit the mirror never had is recorded all the same.
     let gone: Oid = "12".repeat(20).parse().unwrap();
     lab.mirror.record_release(&lab.entry(2, &gone), &lab.key).unwrap();
-    assert_eq!(lab.read().entries[0].release.provenance.commit, gone);
+    assert_eq!(lab.read().entries[0].entry.release.provenance.commit, gone);
 }
 
 #[test]
@@ -146,9 +152,14 @@ fn reading_stops_where_no_trusted_key_vouches() {
     let strange = lab.mirror.record_release(&lab.entry(2, &one), &stranger).unwrap();
     lab.mirror.record_release(&lab.entry(3, &one), &lab.key).unwrap();
     let read = lab.read();
-    assert_eq!(read.entries.iter().map(|e| e.release.number).collect::<Vec<_>>(), [3], "1 lies behind a stranger's");
-    let why = read.stopped.unwrap();
-    assert!(why.starts_with(strange.as_str()) && why.contains("not trusted"), "{why}");
+    assert_eq!(
+        read.entries.iter().map(|e| e.entry.release.number).collect::<Vec<_>>(),
+        [3],
+        "1 lies behind a stranger's"
+    );
+    let stopped = read.stopped.unwrap();
+    assert_eq!((&stopped.commit, &stopped.key), (&strange, &Some(stranger.public())));
+    assert!(stopped.why.contains("not trusted"), "{stopped}");
 
     // Unsigned, and signed for something else.
     let dir = lab.mirror.dir();
@@ -157,11 +168,11 @@ fn reading_stops_where_no_trusted_key_vouches() {
     let unsigned = git(dir, &["commit-tree", "-p", &tip, "-m", "production 4", &tree]);
     git(dir, &["update-ref", "refs/mainstay/production", &unsigned]);
     let read = lab.read();
-    assert!(read.entries.is_empty() && read.stopped.as_deref().unwrap().contains("not signed"), "{read:?}");
+    assert!(read.entries.is_empty() && read.stopped.as_ref().unwrap().why.contains("not signed"), "{read:?}");
     git(dir, &["update-ref", "refs/mainstay/staging", &tip]);
     let staging = EnvironmentName::new("staging").unwrap();
     let read = lab.mirror.read_releases(&staging, &[lab.key.public()]).unwrap();
-    assert!(read.entries.is_empty() && read.stopped.unwrap().contains("release of production"));
+    assert!(read.entries.is_empty() && read.stopped.unwrap().why.contains("release of production"));
 }
 
 #[test]
@@ -176,7 +187,9 @@ fn a_changed_word_in_a_signed_entry_is_not_believed() {
     let changed = git(dir, &["hash-object", "-t", "commit", "-w", path.to_str().unwrap()]);
     git(dir, &["update-ref", "refs/mainstay/production", &changed]);
     let read = lab.read();
-    assert!(read.entries.is_empty() && read.stopped.unwrap().contains("does not fit"));
+    let stopped = read.stopped.unwrap();
+    assert!(read.entries.is_empty() && stopped.why.contains("does not fit"), "{stopped}");
+    assert_eq!(stopped.key, None, "trusting its key would not help");
 }
 
 #[test]
@@ -223,24 +236,28 @@ fn a_lost_mirror_takes_the_history_over_from_the_repository_if_it_is_signed() {
     let lab = Lab::new();
     let one = lab.commit("1");
     let trusted = [lab.key.public()];
-    assert_eq!(lab.mirror.take_over_releases(&lab.production, &trusted).unwrap(), None);
+    assert_eq!(lab.mirror.take_over_releases(&lab.production, &trusted).unwrap(), Releases::default());
     lab.mirror.record_release(&lab.entry(1, &one), &lab.key).unwrap();
     let tip = lab.mirror.record_release(&lab.entry(2, &one), &lab.key).unwrap();
     lab.mirror.push_release(&lab.production).unwrap();
 
     let again = Mirror::open(&lab.dir.path().join("again.git"), lab.bare.to_str().unwrap(), None).unwrap();
     let stranger = SigningKey::open(&lab.dir.path().join("stranger")).unwrap();
-    let refused = again.take_over_releases(&lab.production, &[stranger.public()]).unwrap_err().to_string();
-    assert!(refused.contains("not trusted"), "{refused}");
+    let refused = again.take_over_releases(&lab.production, &[stranger.public()]).unwrap();
+    assert_eq!((refused.entries.len(), refused.stopped.unwrap().key), (0, Some(lab.key.public())));
     assert_eq!(again.release_tip(&lab.production).unwrap(), None);
-    assert_eq!(again.take_over_releases(&lab.production, &trusted).unwrap(), Some(tip.clone()));
+    let taken = again.take_over_releases(&lab.production, &trusted).unwrap();
+    assert_eq!(taken.entries.iter().map(|e| e.entry.release.number).collect::<Vec<_>>(), [2, 1]);
+    assert_eq!(again.release_tip(&lab.production).unwrap(), Some(tip));
+    assert_eq!(again.take_over_releases(&lab.production, &trusted).unwrap(), taken);
     // A new key goes on where the old one ended.
     let third = again.record_release(&lab.entry(3, &one), &stranger).unwrap();
     assert_eq!(again.push_release(&lab.production).unwrap(), Pushed::Done);
     assert_eq!(lab.remote(), Some(third.clone()));
     let both = [lab.key.public(), stranger.public()];
     assert_eq!(again.read_releases(&lab.production, &both).unwrap().entries.len(), 3);
-    assert_eq!(lab.mirror.take_over_releases(&lab.production, &both).unwrap(), Some(third));
+    assert_eq!(lab.mirror.take_over_releases(&lab.production, &both).unwrap().entries.len(), 3);
+    assert_eq!(lab.mirror.release_tip(&lab.production).unwrap(), Some(third));
 }
 
 #[test]

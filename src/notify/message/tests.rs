@@ -76,6 +76,12 @@ fn all() -> Vec<(&'static str, Message)> {
         status,
         title: "shop 1a2b3c4d".into(),
         why: why.map(str::to_owned),
+        back: matches!(status, DeployStatus::RolledBack | DeployStatus::RollbackFailed).then(|| Back {
+            bad: 7,
+            bad_what: "shop 1a2b3c4d".into(),
+            to: 6,
+            to_what: "shop 9f8e7d6c".into(),
+        }),
         way_back: way_back.map(str::to_owned),
         run: Some(RunId(12)),
         run_url: url(),
@@ -138,16 +144,6 @@ fn all() -> Vec<(&'static str, Message)> {
         ("drift_found", drift(DriftStage::Found)),
         ("drift_repaired", drift(DriftStage::Repaired)),
         ("drift_not_repaired", drift(DriftStage::RepairFailed)),
-        (
-            "lease_taken",
-            Message::LeaseTaken {
-                environment: environment(),
-                from: "ci-1 (0123abcd)".into(),
-                by: "ci-2 (7e57ab1e)".into(),
-                last_seen: at(),
-                deploy: Some(DeployId(41)),
-            },
-        ),
     ]
 }
 

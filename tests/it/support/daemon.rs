@@ -197,6 +197,22 @@ impl Daemon {
         self.start();
     }
 
+    /// Kills it, and takes its state folder away but for what is named; the next one is another daemon.
+    pub(crate) fn lose_state(&mut self, keep: &[&str]) {
+        self.kill9();
+        let instance = self.instance();
+        self.engine.forget(&instance);
+        self.instance = None;
+        for entry in std::fs::read_dir(self.state()).unwrap() {
+            let entry = entry.unwrap();
+            let path = entry.path();
+            if keep.iter().any(|kept| entry.file_name() == *kept) {
+                continue;
+            }
+            if path.is_dir() { std::fs::remove_dir_all(path) } else { std::fs::remove_file(path) }.unwrap();
+        }
+    }
+
     /// A command with `--json`, which has to leave with 0.
     pub(crate) fn cli(&self, arguments: &[&str]) -> Value {
         let output = self.try_cli(arguments);

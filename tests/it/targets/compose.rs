@@ -56,7 +56,10 @@ enum Mode {
 struct ComposeLab {
     mode: Mode,
     environment: EnvironmentName,
-    instance: InstanceId,
+    /// Of the first daemon; each later one has another.
+    instance: u32,
+    /// How many daemons lost their state.
+    lost: AtomicUsize,
     engine: DockerEngine,
     folder: tempfile::TempDir,
     commit: Oid,
@@ -90,7 +93,8 @@ impl ComposeLab {
         ComposeLab {
             mode,
             environment: format!("T{random:08x}").parse().unwrap(),
-            instance: InstanceId(format!("{random:08x}")),
+            instance: random,
+            lost: AtomicUsize::new(0),
             engine: DockerEngine::usual(),
             folder,
             commit,
@@ -101,13 +105,18 @@ impl ComposeLab {
         self.environment.as_str().to_lowercase()
     }
 
+    fn instance(&self) -> InstanceId {
+        let lost = u32::try_from(self.lost.load(Ordering::SeqCst)).unwrap();
+        InstanceId(format!("{:08x}", self.instance.wrapping_add(lost)))
+    }
+
     /// Where the switch command says who serves.
     fn switched_to(&self) -> PathBuf {
         self.folder.path().join("switched-to")
     }
 
     fn compose(&self) -> Compose {
-        let mut config = DockerConfig::new(self.instance.clone()).unwrap();
+        let mut config = DockerConfig::new(self.instance()).unwrap();
         config.host = Some(self.engine.host());
         let file = self.switched_to().display().to_string();
         // Fails while somebody wants it to, as a proxy's control program would.
@@ -116,7 +125,7 @@ impl ComposeLab {
         );
         Compose::new(ComposeParts {
             environment: self.environment.clone(),
-            instance: self.instance.clone(),
+            instance: self.instance(),
             config: ComposeTarget {
                 file: "deploy/compose.yml".to_owned(),
                 repo: "shop".parse().unwrap(),
@@ -126,7 +135,10 @@ impl ComposeLab {
             },
             downtime_allowed: self.mode == Mode::StoppedFirst,
             mirror: self.folder.path().join("shop.git"),
-            dir: self.folder.path().join("state"),
+            dir: self.folder.path().join(match self.lost.load(Ordering::SeqCst) {
+                0 => "state".to_owned(),
+                lost => format!("state-{lost}"),
+            }),
             shim: PathBuf::from(env!("CARGO_BIN_EXE_mainstay")),
             docker: Docker::connect(config).unwrap(),
             secrets: BTreeMap::new(),
@@ -134,7 +146,7 @@ impl ComposeLab {
     }
 
     fn containers(&self) -> Vec<Value> {
-        let label = format!("mainstay.environment={}/{}", self.instance, self.environment);
+        let label = format!("mainstay.environment={}/{}", self.instance(), self.environment);
         let filters = format!("%7B%22label%22%3A%5B%22{}%22%5D%7D", label.replace('/', "%2F").replace('=', "%3D"));
         let all = http::get(&self.engine.socket, &format!("/containers/json?all=1&filters={filters}")).unwrap();
         all.as_array().cloned().unwrap_or_default()
@@ -339,4 +351,44 @@ fn volumes_are_shared_by_versions_and_files_are_of_the_commit() {
             assert_eq!(trees, 1, "files of versions that are gone are left");
         })
     });
+}
+
+/// Another daemon, which was told by the history what serves, goes on where the first one stopped.
+fn what_another_daemon_brought_is_taken_over(mode: Mode) {
+    with(mode, |lab| {
+        Box::pin(async move {
+            let first = lab.release(1, Version::One);
+            good(lab, &first).await;
+            let before = lab.target().observe().await.unwrap();
+            lab.lost.fetch_add(1, Ordering::SeqCst);
+            assert!(lab.target().observe().await.unwrap().items.is_empty(), "nobody told it yet");
+            for _ in 0..2 {
+                lab.target().taken_over(&first).await.unwrap();
+                assert_eq!(lab.target().observe().await.unwrap().drift_from(&before), []);
+            }
+            good(lab, &lab.release(2, Version::Two)).await;
+            serves(lab, Version::Two).await;
+            let project = format!("{}-r1", lab.base());
+            let filters = format!("%7B%22label%22%3A%5B%22com.docker.compose.project%3D{project}%22%5D%7D");
+            let path = format!("/containers/json?all=1&filters={filters}");
+            assert_eq!(http::get(&lab.engine.socket, &path).unwrap(), serde_json::json!([]), "the old project is left");
+            let networks = lab.left().await.into_iter().filter(|name| name.starts_with(&project)).count();
+            assert_eq!(networks, 0, "a network of the old project is left");
+            if mode == Mode::Switched {
+                let log = std::fs::read_to_string(lab.switched_to().with_extension("log")).unwrap();
+                let base = lab.base();
+                assert_eq!(log, format!("> {base}-r1\n{base}-r1 > {base}-r2\n"));
+            }
+        })
+    });
+}
+
+#[test]
+fn a_daemon_without_notes_switches_away_from_what_another_brought() {
+    what_another_daemon_brought_is_taken_over(Mode::Switched);
+}
+
+#[test]
+fn a_daemon_without_notes_stops_what_another_brought() {
+    what_another_daemon_brought_is_taken_over(Mode::StoppedFirst);
 }
