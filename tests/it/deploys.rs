@@ -182,8 +182,13 @@ fn a_person_rolls_back_and_forward_and_holds() {
 
 #[test]
 fn a_deploy_under_way_is_taken_back_when_a_person_asks() {
-    let stage = Stage::started("watch: 1500ms", "");
+    let stage = Stage::started("watch: 300ms", "");
     stage.good("good-1");
+    // From here on a watch ends only because somebody asks.
+    let file = stage.daemon.dir.path().join("mainstay.yml");
+    let settings = std::fs::read_to_string(&file).unwrap();
+    std::fs::write(&file, settings.replace("watch: 300ms", "watch: 10m")).unwrap();
+    stage.daemon.cli(&["reload"]);
     let commit = stage.push("good-2");
     stage.wait("the watch", |stage| (stage.environment()["state"] == "watching").then_some(()));
     let answer = stage.daemon.try_cli(&["rollback", "production"]);
