@@ -2,6 +2,7 @@
 
 use super::candidate::short;
 use super::{Setups, Shared};
+use crate::config::daemon::environment::RollbackGit;
 use crate::model::deploy::{DeployRequest, DeployStatus};
 use crate::model::{DeployId, EnvironmentName};
 use crate::notify::message::Message;
@@ -27,6 +28,9 @@ impl Shared {
                 "look at it: mainstay environments {environment}; then mainstay release-hold {environment}"
             )),
             DeployStatus::Verified | DeployStatus::Unverified => Some(format!("mainstay rollback {environment}")),
+            DeployStatus::RolledBack if self.proposes_reverts(environment) => {
+                Some(format!("{} is held; a pull request that takes it back follows", short(&from.commit)))
+            }
             DeployStatus::RolledBack => Some(format!(
                 "{} is held: push a commit that takes it back, or mainstay release-hold {environment}",
                 short(&from.commit)
@@ -46,6 +50,12 @@ impl Shared {
             run_url: None,
         };
         outgoing(&setups, environment, &format!("deploy/{id}/{status}"), &message)
+    }
+}
+
+impl Shared {
+    fn proposes_reverts(&self, environment: &EnvironmentName) -> bool {
+        self.setup(environment).is_ok_and(|setup| setup.config.rollback.git == RollbackGit::RevertPr)
     }
 }
 

@@ -169,6 +169,8 @@ enum RollbackGit {
     None,
     /// A tag on the commit that turned bad.
     Tag,
+    /// A branch that takes the bad release back, and a pull request for it.
+    RevertPr,
 }
 
 #[derive(Debug, Deserialize, JsonSchema)]

@@ -80,6 +80,17 @@ fn all() -> Vec<(&'static str, Message)> {
         run: Some(RunId(12)),
         run_url: url(),
     };
+    let revert = |url: Option<&str>, why: Option<&str>| Message::Revert {
+        environment: environment(),
+        deploy: DeployId(41),
+        release: 7,
+        title: "shop 1a2b3c4d".into(),
+        branch: "mainstay/revert-production-7".into(),
+        base: "main".into(),
+        url: url.map(str::to_owned),
+        why: why.map(str::to_owned),
+        run: Some(RunId(12)),
+    };
     let drift = |stage| Message::Drift {
         environment: environment(),
         release: 7,
@@ -134,6 +145,11 @@ fn all() -> Vec<(&'static str, Message)> {
                 Some("the image of production/6 is gone"),
                 Some("mainstay rollback production --to 5"),
             ),
+        ),
+        ("revert_opened", revert(Some("https://git.example.com/shop/api/pulls/12"), None)),
+        (
+            "revert_given_up",
+            revert(None, Some("git.example.com answered 401\nhint: `forge.token` is none that it takes")),
         ),
         ("drift_found", drift(DriftStage::Found)),
         ("drift_repaired", drift(DriftStage::Repaired)),

@@ -296,7 +296,7 @@ fn each_mistake_has_its_sentence_and_its_place() {
         // rollback
         (with("rollback: { auto: maybe }"), "`true` or `false`", "maybe"),
         (with("rollback: { git: tags }"), "did you mean `tag`?", "tags"),
-        (with("rollback: { git: revert-pr }"), "not of this version", "revert-pr"),
+        (with("rollback: { git: revert-pr }"), "the repository `shop` has no `forge`", "revert-pr"),
         // approval
         (approval(""), "`approval` needs `from`", "{  }"),
         (approval("from: []"), "`from` is empty: nobody", "[] }"),
