@@ -293,7 +293,8 @@ pub(super) const HEALTH_KEYS: &[&str] = &[
 ];
 pub(super) const PROMETHEUS_KEYS: &[&str] = &["url", "query", "expect"];
 pub(super) const ROLLBACK_KEYS: &[&str] = &["auto", "git"];
-pub(super) const APPROVAL_KEYS: &[&str] = &["from", "required", "expires", "by", "allow-self", "allow-unknown-pusher"];
+pub(super) const APPROVAL_KEYS: &[&str] =
+    &["from", "required", "expires", "by", "allow-self", "allow-unknown-pusher", "newer"];
 pub(super) const FREEZE_KEYS: &[&str] = &["from", "to"];
 pub(super) const HOOKS_KEYS: &[&str] = &["before", "after", "rollback"];
 pub(super) const SCHEMA_KEYS: &[&str] = &["version", "reversible"];

@@ -20,6 +20,7 @@ mod drive;
 pub mod gate;
 pub mod health;
 mod host;
+mod line;
 pub mod owner;
 mod record;
 mod revert;
@@ -109,6 +110,8 @@ struct Shared {
     owner: String,
     drivers: Mutex<BTreeMap<EnvironmentName, mpsc::UnboundedSender<Command>>>,
     reverts: Mutex<Option<JoinHandle<()>>>,
+    /// Steps that have reached an approval.
+    line: line::Line,
     stop: watch::Sender<bool>,
     changed: watch::Sender<u64>,
 }
@@ -143,6 +146,7 @@ impl Deploys {
             owner: owner::this_process(),
             drivers: Mutex::default(),
             reverts: Mutex::default(),
+            line: line::Line::default(),
             stop: watch::Sender::new(false),
             changed: watch::Sender::new(0),
         };

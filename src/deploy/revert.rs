@@ -335,6 +335,7 @@ async fn finish(shared: &Arc<Shared>, row: &RevertRow, end: RevertEnd) -> Result
         base: wanted.base.clone(),
         url: url.clone(),
         why: why.clone(),
+        needless: *state == RevertState::Needless,
         run: Some(wanted.run),
     };
     let messages = tell::outgoing(&shared.setups(), name, &format!("revert/{}", wanted.deploy), &message);

@@ -150,6 +150,9 @@ pub enum Message {
         url: Option<String>,
         /// Why there is none.
         why: Option<String>,
+        /// There was nothing to take back.
+        #[serde(default)]
+        needless: bool,
         /// The run that brought it.
         run: Option<RunId>,
     },
@@ -432,19 +435,21 @@ impl Message {
     }
 
     fn revert(&self) -> Words {
-        let Message::Revert { environment, deploy, release, title, branch, base, url, why, run } = self else {
+        let Message::Revert { environment, deploy, release, title, branch, base, url, why, needless, run } = self
+        else {
             unreachable!("only called for that variant");
         };
         let (title, base) = (line(title), line(base));
         let (said, what_now, tone) = match url {
             Some(_) => (
                 format!("a pull request takes {title} back"),
-                format!("merge it: what {base} holds then is deployed as usual, and nothing is held any more"),
+                Some(format!("merge it: what {base} holds then is deployed as usual, and nothing is held any more")),
                 Tone::Note,
             ),
+            None if *needless => (format!("no pull request is needed to take {title} back"), None, Tone::Note),
             None => (
                 format!("no pull request takes {title} back"),
-                format!("as long as {base} holds it, what is pushed on top of it is held with it"),
+                Some(format!("as long as {base} holds it, what is pushed on top of it is held with it")),
                 Tone::Bad,
             ),
         };
@@ -452,8 +457,8 @@ impl Message {
             headline: capital(&said),
             facts: facts([
                 ("Why", why.as_deref().map(line)),
-                ("What now", Some(what_now)),
-                ("Branch", Some(line(branch))),
+                ("What now", what_now),
+                ("Branch", (!needless).then(|| line(branch))),
                 ("Release", Some(format!("{environment}/{release}"))),
                 ("Deploy", Some(deploy.to_string())),
                 ("Run", run.map(|run| format!("#{run}"))),

@@ -30,6 +30,8 @@ struct Kept {
     told: VecDeque<(&'static str, String, String)>,
     /// Pull requests, the oldest first.
     open: Vec<Value>,
+    /// What hangs is let go.
+    back: bool,
 }
 
 /// A request as it came.
@@ -79,6 +81,13 @@ impl Forge {
         self.kept.lock().unwrap().told.push_back((method, status.to_owned(), body.to_owned()));
     }
 
+    /// It answers as usual again.
+    pub(crate) fn back(&self) {
+        let mut kept = self.kept.lock().unwrap();
+        kept.told.clear();
+        kept.back = true;
+    }
+
     pub(crate) fn asked(&self) -> Vec<Asked> {
         self.kept.lock().unwrap().asked.clone()
     }
@@ -93,6 +102,14 @@ impl Forge {
         let made = self.make(branch, base, title, "").expect("the branches are there");
         self.kept.lock().unwrap().open.push(made.clone());
         made
+    }
+
+    /// Takes many in that have nothing to do with what is tested.
+    pub(crate) fn fill(&self, count: usize) {
+        for n in 0..count {
+            let made = self.document((&format!("work-{n}"), &"1".repeat(40)), ("main", &"2".repeat(40)), "work", "");
+            self.kept.lock().unwrap().open.push(made);
+        }
     }
 
     /// Ends one without or with a merge.
@@ -123,9 +140,14 @@ impl Forge {
     /// What it tells of a pull request; nothing when a branch is not there.
     fn make(&self, branch: &str, base: &str, title: &str, body: &str) -> Option<Value> {
         let (head, onto) = (self.head(branch)?, self.head(base)?);
+        Some(self.document((branch, &head), (base, &onto), title, body))
+    }
+
+    /// As it is told of; each branch with what it holds.
+    fn document(&self, (branch, head): (&str, &str), (base, onto): (&str, &str), title: &str, body: &str) -> Value {
         let number = self.kept.lock().unwrap().open.len() + 1;
         let page = format!("http://127.0.0.1:{}/shop/api", self.port);
-        Some(match self.kind {
+        match self.kind {
             ForgeKind::Gitlab => json!({
                 "id": 100 + number, "iid": number, "state": "opened", "title": title, "description": body,
                 "source_branch": branch, "target_branch": base, "source_project_id": 7, "target_project_id": 7,
@@ -137,7 +159,7 @@ impl Forge {
                 "base": { "label": format!("shop:{base}"), "ref": base, "sha": onto },
                 "html_url": format!("{page}/pulls/{number}"),
             }),
-        })
+        }
     }
 
     fn serve(&self, stream: TcpStream) -> Option<()> {
@@ -164,7 +186,10 @@ impl Forge {
         };
         let (status, text) = match told {
             Some((_, status, _)) if status == "hang" => {
-                std::thread::sleep(Duration::from_secs(60));
+                let until = Instant::now() + Duration::from_secs(60);
+                while Instant::now() < until && !self.kept.lock().unwrap().back {
+                    std::thread::sleep(Duration::from_millis(20));
+                }
                 return None;
             }
             Some((_, status, body)) => (status, body),
