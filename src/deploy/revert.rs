@@ -315,10 +315,10 @@ async fn finish(shared: &Arc<Shared>, row: &RevertRow, end: RevertEnd) -> Result
     let RevertEnd { state, url, why } = &end;
     match state {
         RevertState::Open => {
-            tracing::info!(environment = %name, deploy = %wanted.deploy, url, "proposed to take a release back")
+            tracing::info!(environment = %name, deploy = %wanted.deploy, url, "proposed to take a release back");
         }
         _ => {
-            tracing::warn!(environment = %name, deploy = %wanted.deploy, why, "a release is not taken back by a pull request")
+            tracing::warn!(environment = %name, deploy = %wanted.deploy, why, "a release is not taken back by a pull request");
         }
     }
     let details = serde_json::json!({
