@@ -9,9 +9,9 @@
 //! | [`cli`] | one file per command; turns errors into text and exit codes | daemon, everything the command needs |
 //! | [`daemon`] | wires the rooms together, owns the loops and the shutdown, makes the targets | all below |
 //! | [`web`] | the HTTP API, webhooks, mailed links, live log stream | approval, deploy, engine, logs, store |
-//! | [`deploy`] | environments, deploys, health rules, targets | approval, notify's messages, git, runtime, logs, step, config, store |
+//! | [`deploy`] | environments, deploys, health rules, targets, reverts | approval, notify's messages and forges, git, runtime, logs, step, config, store |
 //! | [`approval`] | who may say yes, what counts, mailed links | config, store |
-//! | [`notify`] | messages to people and systems, and the sending of them | config, store |
+//! | [`notify`] | messages to people and systems, and the sending of them; pull requests | config, store |
 //! | [`trigger`] | the world becomes one durable inbox row | git, store |
 //! | [`engine`] | events, one transition function, decide, drive, recover | plan, step, runtime, logs, git, config, store |
 //! | [`step`] | what one attempt of one step does | runtime, logs, config |

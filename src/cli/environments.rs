@@ -7,7 +7,7 @@ use super::ui::{Tone, Ui};
 use super::{Context, deploys, words};
 use crate::model::EnvironmentName;
 use crate::model::deploy::DeployStatus;
-use crate::model::deploy_view::{DeployView, EnvironmentView, RuleView};
+use crate::model::deploy_view::{DeployView, EnvironmentView, RevertView, RuleView};
 use jiff::Timestamp;
 
 /// Show the environments, or one of them whole
@@ -100,6 +100,18 @@ fn row(one: &EnvironmentView, now: Timestamp) -> Vec<Cell> {
     ]
 }
 
+/// What became of the pull request, in a line.
+fn taken_back(revert: &RevertView) -> String {
+    let why = revert.why.as_deref().unwrap_or_default();
+    let why = words::clean(why.lines().next().unwrap_or_default());
+    match (&revert.url, revert.state.as_str()) {
+        (Some(url), _) => format!("taken back by {}", words::clean(url)),
+        (None, "waiting") if why.is_empty() => format!("{} will take it back", words::clean(&revert.branch)),
+        (None, "waiting") => format!("{} will take it back; not yet: {why}", words::clean(&revert.branch)),
+        (None, _) => format!("no pull request: {why}"),
+    }
+}
+
 fn whole(ui: &Ui, one: &EnvironmentView, now: Timestamp) {
     let (name, state) = (ui.paint(Tone::Strong, one.name.as_str()), ui.paint(tone(&one.state), &one.state));
     ui.out(format!("{name} ({}): {state}", one.target));
@@ -135,6 +147,9 @@ fn whole(ui: &Ui, one: &EnvironmentView, now: Timestamp) {
         let held = hold.commit.as_deref().map_or("everything", |commit| &commit[..commit.len().min(7)]);
         let strict = if hold.strict { ", until somebody releases it" } else { "" };
         ui.out(format!("  held: {held}{strict}, by {}: {}", words::clean(&hold.by), words::clean(&hold.reason)));
+        if let Some(revert) = &hold.revert {
+            ui.out(format!("    {}", taken_back(revert)));
+        }
     }
     if let Some(until) = one.frozen_until {
         ui.out(format!("  frozen until {}", until.strftime("%Y-%m-%d %H:%M:%SZ")));

@@ -2,12 +2,14 @@
 //! `docs/user-guide/configuration.md`.
 
 pub mod environment;
+mod forge;
 pub mod freeze;
 pub mod notify;
 mod people;
 mod repo;
 
 pub use environment::Environment;
+pub use forge::{Forge, ForgeKind};
 pub use notify::Notify;
 pub use people::{People, Person};
 
@@ -207,8 +209,10 @@ pub struct Repo {
     pub trusted: bool,
     /// What executes its steps, when not the daemon's.
     pub runtime: Option<RuntimeChoice>,
-    /// Name and password for fetching.
+    /// Name and password for fetching, and for what Mainstay pushes.
     pub auth: Option<Credentials>,
+    /// Where pull requests for it are opened.
+    pub forge: Option<Forge>,
 }
 
 /// A webhook.
@@ -257,8 +261,10 @@ pub(super) const LIMIT_KEYS: &[&str] =
 pub(super) const KEEP_KEYS: &[&str] = &["for", "runs"];
 pub(super) const PEOPLE_KEYS: &[&str] = &["users", "groups"];
 pub(super) const PERSON_KEYS: &[&str] = &["mail", "git", "forge", "unix"];
-pub(super) const REPO_KEYS: &[&str] = &["url", "branch", "poll", "webhook", "secrets", "trusted", "runtime", "auth"];
+pub(super) const REPO_KEYS: &[&str] =
+    &["url", "branch", "poll", "webhook", "secrets", "trusted", "runtime", "auth", "forge"];
 pub(super) const WEBHOOK_KEYS: &[&str] = &["kind", "secret"];
+pub(super) const FORGE_KEYS: &[&str] = &["kind", "url", "project", "token"];
 pub(super) const ENVIRONMENT_KEYS: &[&str] = &[
     "from",
     "target",
@@ -301,7 +307,8 @@ pub(super) const HEALTH_KEYS: &[&str] = &[
 ];
 pub(super) const PROMETHEUS_KEYS: &[&str] = &["url", "query", "expect"];
 pub(super) const ROLLBACK_KEYS: &[&str] = &["auto", "git"];
-pub(super) const APPROVAL_KEYS: &[&str] = &["from", "required", "expires", "by", "allow-self", "allow-unknown-pusher"];
+pub(super) const APPROVAL_KEYS: &[&str] =
+    &["from", "required", "expires", "by", "allow-self", "allow-unknown-pusher", "newer"];
 pub(super) const FREEZE_KEYS: &[&str] = &["from", "to"];
 pub(super) const HOOKS_KEYS: &[&str] = &["before", "after", "rollback"];
 pub(super) const SCHEMA_KEYS: &[&str] = &["version", "reversible"];
@@ -412,10 +419,14 @@ impl Reader<'_, '_> {
         let registries = fields.get("registries").map(|node| self.registries(node)).unwrap_or_default();
         let mut repos = BTreeMap::new();
         let mut repo_names = Vec::new();
+        let mut without_forge = Vec::new();
         match fields.get("repos") {
             Some(node) => {
                 for (key, node) in self.check.entries(node, "`repos`").unwrap_or_default() {
                     repo_names.push(key.name.as_str());
+                    if !has_key(node, "forge") {
+                        without_forge.push(key.name.as_str());
+                    }
                     match RepoName::new(key.name.as_str()) {
                         Ok(name) => {
                             if let Some(repo) = self.repo(&name, node, &runtime) {
@@ -438,6 +449,7 @@ impl Reader<'_, '_> {
             Some(node) => {
                 let around = Around {
                     repo_names,
+                    without_forge,
                     people: &people,
                     notify: &notify,
                     has_smtp: fields.get("notify").is_some_and(|node| has_key(node, "smtp")),

@@ -405,8 +405,32 @@ struct Repo {
     trusted: Option<bool>,
     /// What executes its steps.
     runtime: Option<Runtime>,
-    /// Name and password for fetching.
+    /// Name and password for fetching, and for what Mainstay pushes.
     auth: Option<Credentials>,
+    /// Where pull requests for it are opened.
+    forge: Option<Forge>,
+}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+struct Forge {
+    /// Whose API it speaks.
+    kind: ForgeKind,
+    /// Where the API begins; known from the repository's address when that names a server.
+    url: Option<String>,
+    /// The repository there, `OWNER/NAME`; known from the repository's address when that names a server.
+    project: Option<String>,
+    /// A token that may open pull requests, best written as `${secret:NAME}`.
+    token: String,
+}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+enum ForgeKind {
+    Github,
+    Gitlab,
+    Gitea,
+    Forgejo,
 }
 
 #[derive(Debug, Deserialize, JsonSchema)]
@@ -471,6 +495,7 @@ mod tests {
             (&daemon["$defs"]["People"], settings::PEOPLE_KEYS),
             (&daemon["$defs"]["Person"], settings::PERSON_KEYS),
             (&daemon["$defs"]["Repo"], settings::REPO_KEYS),
+            (&daemon["$defs"]["Forge"], settings::FORGE_KEYS),
             (&daemon["$defs"]["Webhook"], settings::WEBHOOK_KEYS),
             (&daemon["$defs"]["Environment"], settings::ENVIRONMENT_KEYS),
             (&daemon["$defs"]["Source"], settings::SOURCE_KEYS),

@@ -15,6 +15,7 @@ use crate::model::deploy::Provenance;
 use crate::model::outcome::AttemptResult;
 use crate::model::plan::{ApprovalStep, StepKind};
 use crate::model::{AttemptEnd, EnvironmentName, InstanceId, RepoName};
+use crate::notify::forge::Forge;
 use anyhow::Context;
 use async_trait::async_trait;
 use jiff::Timestamp;
@@ -93,7 +94,7 @@ fn asking(ask: &GateAsk) -> Asking {
 /// What deploys need of the configuration.
 ///
 /// # Errors
-/// When a target's settings cannot be used.
+/// When the settings of a target or a forge cannot be used.
 pub(super) fn setups(
     config: &Daemon,
     instance: &InstanceId,
@@ -107,7 +108,15 @@ pub(super) fn setups(
         environments.insert(name.clone(), Arc::new(Setup { config: environment.clone(), target }));
         told.insert(name.clone(), told_about(config, name));
     }
-    Ok(Setups { environments, mirrors: mirrors.clone(), told, trusted: config.trusted_releases.clone() })
+    let mut forges = BTreeMap::new();
+    for (name, repo) in &config.repos {
+        if let Some(settings) = &repo.forge {
+            let forge = Forge::new(settings).map_err(|why| anyhow::anyhow!("use the forge of {name}: {why}"))?;
+            forges.insert(name.clone(), Arc::new(forge));
+        }
+    }
+    let trusted = config.trusted_releases.clone();
+    Ok(Setups { environments, mirrors: mirrors.clone(), forges, told, trusted })
 }
 
 /// Whoever decides about an environment hears what came of it; where nobody decides, everybody who has an address.

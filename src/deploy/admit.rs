@@ -64,6 +64,8 @@ pub(super) struct Facts {
     pub behind: bool,
     /// A later request whose commit contains this one's.
     pub newer: Option<DeployId>,
+    /// What an earlier commit asks for here, where newer ones wait for that.
+    pub before: Option<String>,
     /// The holds in force.
     pub holds: Vec<HoldFact>,
     /// Why a person has to act first.
@@ -161,6 +163,8 @@ pub(super) fn admit(facts: &Facts) -> Admission {
     match facts.approval {
         // What is put back was approved when it was deployed.
         _ if facts.kind == DeployKind::Repair => Admission::Begin { lifts, tries },
+        // It is not asked about yet; and a yes that came early waits for its turn.
+        ApprovalFact::Granted | ApprovalFact::Unasked if facts.before.is_some() => Admission::Wait,
         ApprovalFact::Granted | ApprovalFact::NotNeeded => Admission::Begin { lifts, tries },
         ApprovalFact::Open => Admission::Wait,
         ApprovalFact::Unasked => Admission::Ask(contained.first().map(|hold| {
@@ -183,6 +187,7 @@ mod tests {
             frozen_until: None,
             behind: false,
             newer: None,
+            before: None,
             holds: Vec::new(),
             attention: None,
             approval: ApprovalFact::NotNeeded,
@@ -244,6 +249,19 @@ mod tests {
         let revert = Facts { holds: vec![hold(7, Relation::Undone)], ..facts() };
         assert_eq!(admit(&revert), Admission::Begin { lifts: vec![7], tries: Vec::new() });
         assert_eq!(admit(&Facts { approval: ApprovalFact::Unasked, ..revert }), Admission::Ask(None));
+    }
+
+    #[test]
+    fn where_newer_ones_wait_they_are_neither_asked_about_nor_begun_before_their_turn() {
+        let behind = |approval| Facts { before: Some("deploy #3".into()), approval, ..facts() };
+        for approval in [ApprovalFact::Unasked, ApprovalFact::Open, ApprovalFact::Granted] {
+            assert_eq!(admit(&behind(approval)), Admission::Wait, "{approval:?}");
+        }
+        // What is refused is refused at once, and the way back waits for nobody.
+        let frozen = Some(Timestamp::from_second(0).unwrap());
+        let refused = Facts { frozen_until: frozen, ..behind(ApprovalFact::Unasked) };
+        assert!(matches!(admit(&refused), Admission::Refuse(_)));
+        assert_eq!(admit(&Facts { kind: DeployKind::Rollback, ..refused }), begins());
     }
 
     #[test]

@@ -1,13 +1,14 @@
 //! A deploy that has not begun: what it would put there, what is known about whether it may, and what people are asked.
 
 use super::admit::{Admission, ApprovalFact, Facts, HoldFact, Relation, admit};
+use super::line::NO_DEPLOY;
 use super::target::{RenderInput, Rendered, TargetError};
 use super::{DeployError, Setup, Shared};
 use crate::approval::policy::{KnownAs, Named, Written, excluded};
 use crate::config::daemon::environment::TargetConfig;
 use crate::config::daemon::{People, freeze};
 use crate::git::Mirror;
-use crate::model::approval::{ApprovalRequest, ApprovalState, Excluded, Subject};
+use crate::model::approval::{ApprovalRequest, ApprovalState, Excluded, Newer, Subject};
 use crate::model::deploy::{DeployKind, DeployRequest, DeployStatus, Release};
 use crate::model::input::Input;
 use crate::model::{ApprovalId, DeployId, EnvironmentName, Oid, RepoName};
@@ -186,6 +187,9 @@ impl Shared {
             .filter(|other| allowed(setup, &other.request))
             .map(|other| (other.id, other.request.provenance.commit.clone()))
             .collect();
+        let waits = setup.config.approval.as_ref().is_some_and(|policy| policy.newer == Newer::Wait);
+        let deploy = Some(row.id).filter(|id| *id != NO_DEPLOY);
+        let before = self.comes_first(setup, request, deploy).await?;
         let (repo, commit) = (from.repo.clone(), from.commit.clone());
         let history =
             tokio::task::spawn_blocking(move || history(mirror.as_deref(), &repo, &commit, holds, serving, later));
@@ -205,7 +209,8 @@ impl Shared {
             history: self.barred_history(&request.environment),
             frozen_until: freeze::frozen_until(&setup.config.freeze, Timestamp::now()),
             behind,
-            newer,
+            newer: newer.filter(|_| !waits),
+            before,
             holds,
             attention: stored.attention.clone(),
             approval,
@@ -308,7 +313,7 @@ impl Shared {
     pub(super) async fn candidate_of(&self, request: &DeployRequest) -> Result<Candidate, DeployError> {
         let setup = self.setup(&request.environment)?;
         let row = DeployRow {
-            id: DeployId(u64::MAX),
+            id: NO_DEPLOY,
             request: request.clone(),
             status: DeployStatus::Queued,
             release: None,

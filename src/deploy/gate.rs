@@ -4,7 +4,7 @@
 use super::admit::Admission;
 use super::candidate::{self, Words};
 use super::{DeployError, Deploys};
-use crate::model::approval::{ApprovalPolicy, ApprovalRequest, ApprovalState, ApprovalView, Channel, Subject};
+use crate::model::approval::{ApprovalPolicy, ApprovalRequest, ApprovalState, ApprovalView, Channel, Newer, Subject};
 use crate::model::deploy::{DeployKind, DeployRequest, DeployStatus, Provenance};
 use crate::model::plan::{ApprovalStep, DeployStep, RollbackTo};
 use crate::model::{ApprovalId, Asker, AttemptId, DeployId, EnvironmentName, Span};
@@ -181,13 +181,25 @@ impl Deploys {
     ) -> Result<Passed, DeployError> {
         let (mut changes, mut answers) = (self.changes(), self.shared.approvals.changes());
         let mut asked: Option<ApprovalId> = None;
+        let _place = step.environment.as_ref().map(|environment| self.shared.stand_in_line(environment, asking));
         loop {
             let now = match &step.environment {
                 Some(environment) => self.ask_about(asking, step, environment, later).await,
-                None => self.ask_gate(asking, step).await,
+                None => self.ask_gate(asking, step).await.map(Some),
             };
             let id = match now {
-                Ok(id) => id,
+                Ok(Some(id)) => id,
+                // Somebody comes first.
+                Ok(None) => {
+                    if *cancel.borrow_and_update() {
+                        return Ok(Passed::Cancelled);
+                    }
+                    tokio::select! {
+                        () = wait(&mut changes, &mut cancel) => {}
+                        _ = answers.changed() => {}
+                    }
+                    continue;
+                }
                 Err(DeployError::Refused(why) | DeployError::Unknown(why) | DeployError::NotNow(why)) => {
                     if let Some(before) = asked {
                         self.shared.approvals.void(before, &why).await?;
@@ -218,14 +230,15 @@ impl Deploys {
         }
     }
 
-    /// The request that the environment's own policy makes of what the run would deploy there.
+    /// The request that the environment's own policy makes of what the run would deploy there; none while something else
+    /// comes first.
     async fn ask_about(
         &self,
         asking: &Asking,
         step: &ApprovalStep,
         environment: &EnvironmentName,
         later: &Later,
-    ) -> Result<ApprovalId, DeployError> {
+    ) -> Result<Option<ApprovalId>, DeployError> {
         let mut images = later.images.clone();
         if let Some(from) = &later.promote {
             images = self.promoted(environment, from).await?.1;
@@ -244,7 +257,10 @@ impl Deploys {
             Admission::Supersede(_) | Admission::Wait | Admission::Begin { .. } => None,
         };
         if let Some(id) = candidate.approval {
-            return Ok(id);
+            return Ok(Some(id));
+        }
+        if candidate.admission == Admission::Wait {
+            return Ok(None);
         }
         let words = Words {
             deploy: None,
@@ -261,7 +277,7 @@ impl Deploys {
         })?;
         let id = self.shared.approvals.ensure(asked).await?;
         self.supersede_older(id, environment, asking).await?;
-        Ok(id)
+        Ok(Some(id))
     }
 
     /// A newer run that reaches the same approval takes the place of an older one that waits there.
@@ -271,6 +287,10 @@ impl Deploys {
         environment: &EnvironmentName,
         asking: &Asking,
     ) -> Result<(), DeployError> {
+        let policy = self.shared.setup(environment)?.config.approval.clone();
+        if policy.is_some_and(|policy| policy.newer == Newer::Wait) {
+            return Ok(());
+        }
         let from = &asking.provenance;
         let Some(mirror) = self.shared.setups().mirrors.get(&from.repo).cloned() else { return Ok(()) };
         for older in self.shared.approvals.list(true).await? {
@@ -299,6 +319,8 @@ impl Deploys {
             allow_self: false,
             // It guards nothing that whoever pushes could not change in the pipeline itself.
             allow_unknown_pusher: true,
+            // Each run is asked about by itself.
+            newer: Newer::default(),
         };
         let people = self.shared.approvals.people();
         let (excluded, unknown_pusher) = candidate::started(&people, from.actor.as_ref(), &asking.started_by, &[]);

@@ -21,8 +21,10 @@ pub mod gate;
 pub mod health;
 mod history;
 mod host;
+mod line;
 pub mod owner;
 mod record;
+mod revert;
 pub mod shell;
 pub mod state;
 pub mod target;
@@ -34,12 +36,14 @@ use crate::config::daemon::Environment;
 use crate::git::{Mirror, SigningKey};
 use crate::model::deploy::{DeployKind, DeployRequest, DeployStatus, Release};
 use crate::model::{Asker, DeployId, EnvironmentName, PublicKey, RepoName};
+use crate::notify::forge::Forge;
 use crate::store::{Act, ActKind, DeployRow, NewHold, ReleaseRow, Store, StoreError};
 use state::{DeployEvent, DeployState, IllegalDeployEvent};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use target::Target;
 use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::JoinHandle;
 
 /// What is known of one environment beside what is stored.
 pub struct Setup {
@@ -56,6 +60,8 @@ pub struct Setups {
     pub environments: BTreeMap<EnvironmentName, Arc<Setup>>,
     /// The mirrors of all watched repositories.
     pub mirrors: BTreeMap<RepoName, Arc<Mirror>>,
+    /// The forges of those that have one.
+    pub forges: BTreeMap<RepoName, Arc<Forge>>,
     /// Whom messages about deploys go to: channel and recipient, by environment.
     pub told: BTreeMap<EnvironmentName, Vec<(String, String)>>,
     /// Keys whose entries in the history of an environment are believed, beside the daemon's own.
@@ -108,6 +114,9 @@ struct Shared {
     /// This process, as the owner of leases.
     owner: String,
     drivers: Mutex<BTreeMap<EnvironmentName, mpsc::UnboundedSender<Command>>>,
+    reverts: Mutex<Option<JoinHandle<()>>>,
+    /// Steps that have reached an approval.
+    line: line::Line,
     stop: watch::Sender<bool>,
     changed: watch::Sender<u64>,
 }
@@ -142,6 +151,8 @@ impl Deploys {
             histories: Mutex::default(),
             owner: owner::this_process(),
             drivers: Mutex::default(),
+            reverts: Mutex::default(),
+            line: line::Line::default(),
             stop: watch::Sender::new(false),
             changed: watch::Sender::new(0),
         };
@@ -161,11 +172,18 @@ impl Deploys {
         for name in self.shared.setups().environments.keys() {
             drive::ensure(&self.shared, name);
         }
+        revert::ensure(&self.shared);
     }
 
     /// Tells every task to let go of what it does, and waits for that. Targets go on serving.
     pub async fn stop(&self) {
         self.shared.stop.send_replace(true);
+        let reverts = self.shared.reverts().take();
+        if let Some(reverts) = reverts
+            && let Err(error) = reverts.await
+        {
+            tracing::error!(%error, "the task that takes releases back ended badly");
+        }
         while !self.shared.drivers().is_empty() {
             tokio::time::sleep(std::time::Duration::from_millis(5)).await;
         }
@@ -501,6 +519,10 @@ impl Shared {
 
     fn drivers(&self) -> MutexGuard<'_, BTreeMap<EnvironmentName, mpsc::UnboundedSender<Command>>> {
         self.drivers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn reverts(&self) -> MutexGuard<'_, Option<JoinHandle<()>>> {
+        self.reverts.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn announce(&self) {

@@ -13,7 +13,7 @@ use std::sync::Arc;
 /// Deploys written down in one go; the rest come with the next look.
 const AT_ONCE: u32 = 20;
 
-/// Writes down every deploy that ended and is not written down yet. A repository that cannot be pushed to keeps its chain
+/// Writes down every deploy that ended and is not written down yet, and what is to be taken back of it. A repository that cannot be pushed to keeps its chain
 /// in the mirror, and what is stored says so.
 pub(super) async fn catch_up(shared: &Arc<Shared>, name: &EnvironmentName) -> Result<(), DeployError> {
     for row in shared.store.unrecorded_deploys(name, AT_ONCE).await? {
@@ -22,12 +22,13 @@ pub(super) async fn catch_up(shared: &Arc<Shared>, name: &EnvironmentName) -> Re
         let (Some(mirror), Ok(setup)) = (shared.setups().mirrors.get(&from.repo).cloned(), shared.setup(name)) else {
             shared
                 .store
-                .set_recorded(row.id, name, None, "nowhere: the repository is not watched any more".into())
+                .set_recorded(row.id, name, None, "nowhere: the repository is not watched any more".into(), None)
                 .await?;
             continue;
         };
         let tag = (row.status == DeployStatus::RolledBack && setup.config.rollback.git == RollbackGit::Tag)
             .then(|| (format!("rolled-back/{name}-{}", row.release.unwrap_or_default()), from.commit.clone()));
+        let revert = super::revert::wanted(shared, &row).await?;
         let (key, trusted, environment) = (Arc::clone(&shared.key), shared.trusted(), name.clone());
         let number = entries.first().map(|entry| entry.release.number);
         let written = tokio::task::spawn_blocking(move || {
@@ -41,7 +42,7 @@ pub(super) async fn catch_up(shared: &Arc<Shared>, name: &EnvironmentName) -> Re
         });
         let written = written.await.map_err(|error| DeployError::NotNow(format!("write the release down: {error}")))?;
         match written {
-            Ok(place) => shared.store.set_recorded(row.id, name, number, place).await?,
+            Ok(place) => shared.store.set_recorded(row.id, name, number, place, revert).await?,
             Err(error) if error.is_passing() => {
                 tracing::debug!(environment = %name, deploy = %row.id, %error, "the release is written down later");
                 return Ok(());
@@ -49,7 +50,7 @@ pub(super) async fn catch_up(shared: &Arc<Shared>, name: &EnvironmentName) -> Re
             // Trying for ever would not help, and what serves does not depend on it.
             Err(error) => {
                 tracing::error!(environment = %name, deploy = %row.id, %error, "failed to write the release into Git");
-                shared.store.set_recorded(row.id, name, number, format!("nowhere: {error}")).await?;
+                shared.store.set_recorded(row.id, name, number, format!("nowhere: {error}"), revert).await?;
             }
         }
         shared.announce();

@@ -2,6 +2,7 @@
 
 use super::candidate::short;
 use super::{Setups, Shared};
+use crate::config::daemon::environment::RollbackGit;
 use crate::model::deploy::{DeployRequest, DeployStatus, Drift};
 use crate::model::{DeployId, EnvironmentName};
 use crate::notify::message::{Back, DriftStage, Message};
@@ -41,6 +42,9 @@ impl Shared {
                 "look at it: mainstay environments {environment}; then mainstay release-hold {environment}"
             )),
             DeployStatus::Verified | DeployStatus::Unverified => Some(format!("mainstay rollback {environment}")),
+            DeployStatus::RolledBack if self.proposes_reverts(environment) => {
+                Some(format!("{} is held; a pull request that takes it back follows", short(&from.commit)))
+            }
             DeployStatus::RolledBack => Some(format!(
                 "{} is held: push a commit that takes it back, or mainstay release-hold {environment}",
                 short(&from.commit)
@@ -62,10 +66,14 @@ impl Shared {
         };
         outgoing(&setups, environment, &format!("deploy/{id}/{status}"), &message)
     }
+
+    fn proposes_reverts(&self, environment: &EnvironmentName) -> bool {
+        self.setup(environment).is_ok_and(|setup| setup.config.rollback.git == RollbackGit::RevertPr)
+    }
 }
 
 /// A message to everybody who is told about an environment.
-fn outgoing(setups: &Setups, environment: &EnvironmentName, key: &str, message: &Message) -> Vec<Outgoing> {
+pub(super) fn outgoing(setups: &Setups, environment: &EnvironmentName, key: &str, message: &Message) -> Vec<Outgoing> {
     let Ok(document) = serde_json::to_value(message) else { return Vec::new() };
     let told = setups.told.get(environment).map(Vec::as_slice).unwrap_or_default();
     told.iter()

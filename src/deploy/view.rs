@@ -1,10 +1,10 @@
 //! Environments, releases and deploys as the API and the command line show them.
 
 use super::candidate::short;
-use super::{DeployError, Deploys, Standing, health};
+use super::{DeployError, Deploys, Standing, health, revert};
 use crate::config::daemon::freeze;
 use crate::model::deploy::{DeployKind, DeployStatus, Probe};
-use crate::model::deploy_view::{DeployView, EnvironmentView, HoldView, LeaseView, ReleaseView, RuleView};
+use crate::model::deploy_view::{DeployView, EnvironmentView, HoldView, LeaseView, ReleaseView, RevertView, RuleView};
 use crate::model::{DeployId, EnvironmentName};
 use crate::store::{HoldRow, ReleaseRow};
 use jiff::Timestamp;
@@ -63,7 +63,14 @@ impl Deploys {
         for row in store.open_deploys(Some(name.clone())).await? {
             deploys.push(deploy(self.shared.standing(row.id).await?));
         }
-        let holds: Vec<_> = store.holds(name).await?.into_iter().map(hold).collect();
+        let mut holds = Vec::new();
+        for row in store.holds(name).await? {
+            let revert = match row.deploy {
+                Some(deploy) => self.revert(deploy).await?,
+                None => None,
+            };
+            holds.push(hold(row, revert));
+        }
         let lease = store.lease(name).await?;
         // Nothing was ever stored of one whose history is not taken.
         let attention = self.shared.barred_history(name).or(stored.attention);
@@ -121,7 +128,8 @@ impl Deploys {
         self.shared.setup(name)?;
         let mut views = Vec::new();
         for row in self.shared.store.list_deploys(name, limit).await? {
-            views.push(deploy(self.shared.standing(row.id).await?));
+            let revert = self.revert(row.id).await?;
+            views.push(DeployView { revert, ..deploy(self.shared.standing(row.id).await?) });
         }
         Ok(views)
     }
@@ -133,7 +141,18 @@ impl Deploys {
     pub async fn deploy(&self, id: DeployId) -> Result<DeployView, DeployError> {
         let mut view = deploy(self.shared.standing(id).await?);
         view.probes = self.shared.store.probes(id, PROBES_SHOWN).await?;
+        view.revert = self.revert(id).await?;
         Ok(view)
+    }
+
+    async fn revert(&self, id: DeployId) -> Result<Option<RevertView>, DeployError> {
+        let row = self.shared.store.revert_of(id).await?;
+        Ok(row.map(|row| RevertView {
+            state: row.state.as_str().to_owned(),
+            branch: revert::branch_of(&row.wanted),
+            url: row.url,
+            why: row.why,
+        }))
     }
 }
 
@@ -147,13 +166,14 @@ fn release(row: ReleaseRow) -> ReleaseView {
     }
 }
 
-fn hold(row: HoldRow) -> HoldView {
+fn hold(row: HoldRow, revert: Option<RevertView>) -> HoldView {
     HoldView {
         commit: row.revision.map(|(_, commit)| commit.to_string()),
         reason: row.reason,
         by: row.by,
         since: row.since,
         strict: row.strict,
+        revert,
     }
 }
 
@@ -177,6 +197,7 @@ fn deploy(standing: Standing) -> DeployView {
         bad_at: state.bad.map(|(at, _)| at),
         put_back_at: state.put_back_at,
         finished_at: row.finished_at,
+        revert: None,
         probes: Vec::new(),
         health: Vec::new(),
     }

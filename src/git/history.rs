@@ -110,7 +110,7 @@ fn listed(commit: &Commit<'_>) -> ListedCommit {
     }
 }
 
-fn tree_of<'r>(commit: &Commit<'r>) -> Result<Tree<'r>, GitError> {
+pub(super) fn tree_of<'r>(commit: &Commit<'r>) -> Result<Tree<'r>, GitError> {
     commit.tree().map_err(GitError::git(format!("read the tree of {}", commit.id())))
 }
 

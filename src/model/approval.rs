@@ -34,6 +34,20 @@ pub struct ApprovalPolicy {
     pub allow_self: bool,
     /// A pusher who is nobody in `people` does not make approval impossible.
     pub allow_unknown_pusher: bool,
+    /// What becomes of a request when a newer run gets as far.
+    #[serde(default)]
+    pub newer: Newer,
+}
+
+/// What a newer run does to an older one that waits for the same yes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Newer {
+    /// It takes its place: the older one is not asked about any more.
+    #[default]
+    Supersede,
+    /// It waits: people are asked about it when the older one is decided and has begun, or never will.
+    Wait,
 }
 
 /// Where a request stands.

@@ -65,6 +65,22 @@ pub struct HoldView {
     pub since: Timestamp,
     /// Only `release-hold` lifts it, or a revert; nothing that still contains it may be tried again.
     pub strict: bool,
+    /// The pull request that takes it back, where the environment asks for one.
+    #[serde(default)]
+    pub revert: Option<RevertView>,
+}
+
+/// A pull request that takes back what was rolled back.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+pub struct RevertView {
+    /// `waiting`, `open` (it was opened), `needless` (there was nothing to take back), or `given-up`.
+    pub state: String,
+    /// The branch that it is from.
+    pub branch: String,
+    /// Where it is.
+    pub url: Option<String>,
+    /// Why there is none, or not yet.
+    pub why: Option<String>,
 }
 
 /// A release and what became of it.
@@ -117,6 +133,9 @@ pub struct DeployView {
     pub put_back_at: Option<Timestamp>,
     /// When it ended.
     pub finished_at: Option<Timestamp>,
+    /// The pull request that takes it back, where it was rolled back and the environment asks for one.
+    #[serde(default)]
+    pub revert: Option<RevertView>,
     /// The newest answers of the health rules, when they were asked for.
     pub probes: Vec<Probe>,
     /// What each health rule said last, when one environment is asked for.

@@ -34,6 +34,9 @@ impl EventKind {
 /// Tags below this are Mainstay's own marks: recorded when they appear, and never run.
 pub const OWN_TAGS: &str = "refs/tags/mainstay/";
 
+/// Branches that Mainstay makes are below this. What it pushed there is recorded and never run; what people push there is.
+pub const OWN_BRANCHES: &str = "refs/heads/mainstay/";
+
 /// Who told us: each feeder of the one inbox.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "kebab-case")]

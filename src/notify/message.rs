@@ -135,6 +135,30 @@ pub enum Message {
         /// Where the run is shown.
         run_url: Option<String>,
     },
+    /// What was rolled back is to be taken back in its repository: by a pull request, or by a person's hand.
+    Revert {
+        /// Where it was rolled back.
+        environment: EnvironmentName,
+        /// The deploy that was.
+        deploy: DeployId,
+        /// Its release.
+        release: u64,
+        /// What it is, in a few words: `shop 1a2b3c4`.
+        title: String,
+        /// The branch that takes it back.
+        branch: String,
+        /// The branch it is for.
+        base: String,
+        /// The pull request.
+        url: Option<String>,
+        /// Why there is none.
+        why: Option<String>,
+        /// There was nothing to take back.
+        #[serde(default)]
+        needless: bool,
+        /// The run that brought it.
+        run: Option<RunId>,
+    },
     /// What runs is not what should.
     Drift {
         /// Where.
@@ -191,12 +215,13 @@ impl Message {
             | Message::ApprovalCode { run: Some(run), .. }
             | Message::ApprovalDecided { run: Some(run), .. }
             | Message::ApprovalEnded { run: Some(run), .. }
-            | Message::Deploy { run: Some(run), .. } => format!("run-{run}"),
+            | Message::Deploy { run: Some(run), .. }
+            | Message::Revert { run: Some(run), .. } => format!("run-{run}"),
             Message::ApprovalAsked { approval, .. }
             | Message::ApprovalCode { approval, .. }
             | Message::ApprovalDecided { approval, .. }
             | Message::ApprovalEnded { approval, .. } => format!("approval-{approval}"),
-            Message::Deploy { deploy, .. } => format!("deploy-{deploy}"),
+            Message::Deploy { deploy, .. } | Message::Revert { deploy, .. } => format!("deploy-{deploy}"),
             Message::Drift { environment, release, .. } => format!("drift-{environment}-{release}"),
         }
     }
@@ -243,6 +268,7 @@ impl Message {
                 }
             }
             Message::Deploy { .. } => self.deploy(),
+            Message::Revert { .. } => self.revert(),
             Message::Drift { environment, release, differences, stage, why } => {
                 drift(environment, *release, differences, *stage, why.as_deref())
             }
@@ -393,6 +419,40 @@ impl Message {
                 ("Run", run.map(|run| format!("#{run}"))),
             ]),
             action: run_action(run_url.as_deref()),
+            ..Words::new(prefixed(Some(environment), &said), tone)
+        }
+    }
+
+    fn revert(&self) -> Words {
+        let Message::Revert { environment, deploy, release, title, branch, base, url, why, needless, run } = self
+        else {
+            unreachable!("only called for that variant");
+        };
+        let (title, base) = (line(title), line(base));
+        let (said, what_now, tone) = match url {
+            Some(_) => (
+                format!("a pull request takes {title} back"),
+                Some(format!("merge it: what {base} holds then is deployed as usual, and nothing is held any more")),
+                Tone::Note,
+            ),
+            None if *needless => (format!("no pull request is needed to take {title} back"), None, Tone::Note),
+            None => (
+                format!("no pull request takes {title} back"),
+                Some(format!("as long as {base} holds it, what is pushed on top of it is held with it")),
+                Tone::Bad,
+            ),
+        };
+        Words {
+            headline: capital(&said),
+            facts: facts([
+                ("Why", why.as_deref().map(line)),
+                ("What now", what_now),
+                ("Branch", (!needless).then(|| line(branch))),
+                ("Release", Some(format!("{environment}/{release}"))),
+                ("Deploy", Some(deploy.to_string())),
+                ("Run", run.map(|run| format!("#{run}"))),
+            ]),
+            action: url.as_ref().map(|url| Action { label: "See the pull request", url: url.clone(), note: "" }),
             ..Words::new(prefixed(Some(environment), &said), tone)
         }
     }

@@ -33,7 +33,7 @@ const PAUSE_FIRST: Duration = Duration::from_secs(1);
 /// The longest pause; the first message that gets through wakes the others.
 const PAUSE_LONGEST: Duration = Duration::from_secs(3600);
 /// A weekend without a mail server loses nothing; news older than this helps nobody.
-const GIVE_UP_AFTER: SignedDuration = SignedDuration::from_hours(72);
+pub(crate) const GIVE_UP_AFTER: SignedDuration = SignedDuration::from_hours(72);
 /// When the daemon stops, what is on its way may take this long; most mail takes under a second.
 const LAST_WORDS: Duration = Duration::from_secs(5);
 /// Sent messages are kept this long, so that the same cause, told of again, is not sent again.
@@ -178,7 +178,7 @@ fn verdict(result: Result<(), Failure>, row: &OutboxRow, now: Timestamp, random:
 }
 
 /// Doubles with each try; a quarter more or less, so that many do not come back at once.
-fn pause(tries: u32, random: u32) -> Duration {
+pub(crate) fn pause(tries: u32, random: u32) -> Duration {
     let doubled = PAUSE_FIRST.saturating_mul(1 << tries.saturating_sub(1).min(20)).min(PAUSE_LONGEST);
     doubled.mul_f64(0.75 + 0.5 * f64::from(random) / f64::from(u32::MAX))
 }

@@ -54,6 +54,8 @@ pub enum ActKind {
     Promote,
     /// A rollback was asked for, or happened by itself.
     Rollback,
+    /// A pull request that takes back what was rolled back was opened, or could not be.
+    Revert,
     /// What was changed by hand in an environment is put back.
     Repair,
     /// Nothing is deployed to an environment any more, or a revision not.
@@ -100,6 +102,7 @@ impl ActKind {
             ActKind::TokenRevoke => "token-revoke",
             ActKind::Promote => "promote",
             ActKind::Rollback => "rollback",
+            ActKind::Revert => "revert",
             ActKind::Repair => "repair",
             ActKind::Hold => "hold",
             ActKind::ReleaseHold => "release-hold",

@@ -1,6 +1,7 @@
 //! Environments, their releases, and the lease under which one process acts on one.
 
 use super::deploys::Effects;
+use super::reverts::{self, Wanted};
 use super::{Act, ActKind, Store, StoreError, audit, stored_time};
 use crate::model::deploy::{DeployStatus, Drift, Observation, Release};
 use crate::model::{Asker, DeployId, EnvironmentName};
@@ -192,7 +193,7 @@ impl Store {
         .await
     }
 
-    /// Notes that the environment's ref tells of a deploy, and of its release where.
+    /// Notes that the environment's ref tells of a deploy, of its release where, and what is to be taken back of it.
     ///
     /// # Errors
     /// When the database fails.
@@ -202,9 +203,13 @@ impl Store {
         name: &EnvironmentName,
         number: Option<u64>,
         place: String,
+        revert: Option<Wanted>,
     ) -> Result<(), StoreError> {
         let name = name.clone();
         self.write(move |tx| {
+            if let Some(revert) = &revert {
+                reverts::put(tx, revert, Timestamp::now())?;
+            }
             tx.execute("UPDATE deploys SET recorded = 1 WHERE id = ?1", [deploy.0 as i64])?;
             tx.execute(
                 "UPDATE releases SET recorded = ?3 WHERE environment = ?1 AND number = ?2",

@@ -284,6 +284,24 @@ CREATE TABLE outbox (
 CREATE INDEX outbox_due ON outbox (next_at) WHERE state IN ('waiting', 'sending');
 CREATE INDEX outbox_open ON outbox (channel, recipient, id) WHERE state IN ('waiting', 'sending');
 ",
+    r"
+-- Releases that were rolled back and are to be taken back in their repository. Times are milliseconds since 1970.
+CREATE TABLE reverts (
+    deploy_id   INTEGER PRIMARY KEY,               -- the deploy that rolled it back
+    repo        TEXT NOT NULL,
+    wanted      TEXT NOT NULL,                     -- JSON: what is to be taken back
+    state       TEXT NOT NULL DEFAULT 'waiting',   -- waiting | open | needless | given-up
+    commit_sha  TEXT,                              -- the commit that takes it back: pushed, or about to be
+    tries       INTEGER NOT NULL DEFAULT 0,
+    next_at     INTEGER NOT NULL,
+    created_at  INTEGER NOT NULL,
+    ended_at    INTEGER,
+    url         TEXT,                              -- the pull request
+    why         TEXT                               -- why there is none, or not yet
+) STRICT;
+CREATE INDEX reverts_due ON reverts (next_at) WHERE state = 'waiting';
+CREATE INDEX reverts_by_commit ON reverts (commit_sha) WHERE commit_sha IS NOT NULL;
+",
 ];
 
 /// Brings the schema up to date, each step in a transaction of its own.
@@ -327,8 +345,9 @@ mod tests {
             let count = |table: &str| -> i64 {
                 db.query_row(&format!("SELECT count(*) FROM {table}"), [], |row| row.get(0)).unwrap()
             };
-            let counts = ["meta", "inbox", "runs", "run_events", "tokens", "audit", "deploys", "outbox"].map(count);
-            assert_eq!(counts, [1, 1, 1, 1, 0, 0, 0, 0], "from step {taken}");
+            let counts =
+                ["meta", "inbox", "runs", "run_events", "tokens", "audit", "deploys", "outbox", "reverts"].map(count);
+            assert_eq!(counts, [1, 1, 1, 1, 0, 0, 0, 0, 0], "from step {taken}");
             let version: i64 = db.query_row("PRAGMA user_version", [], |row| row.get(0)).unwrap();
             assert_eq!(version, STEPS.len() as i64);
         }

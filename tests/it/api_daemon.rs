@@ -288,6 +288,7 @@ pub(crate) fn asked(key: &str, from: &[&str], required: u32) -> ApprovalRequest 
             by: vec![Channel::Mail, Channel::Webhook, Channel::Cli],
             allow_self: false,
             allow_unknown_pusher: false,
+            newer: Default::default(),
         },
         excluded: vec![],
         unknown_pusher: None,

@@ -288,6 +288,73 @@ fn production_waits_for_people_and_one_answer_counts_for_one_thing() {
     stage.daemon.end(0);
 }
 
+/// Where newer ones wait, nobody is overtaken: one question at a time, in the order of the commits, whoever asks it.
+#[test]
+fn where_newer_ones_wait_each_is_asked_about_in_its_turn() {
+    let with_step = |image: &str| {
+        Stage::pipeline(image).replace(
+            "  production:\n",
+            "  go-live: { approval: { environment: production } }\n  production:\n    needs: [go-live]\n",
+        )
+    };
+    for (how, pipeline) in [("deploy", &Stage::pipeline as &dyn Fn(&str) -> String), ("approval step", &with_step)] {
+        let mut stage = Stage::started(
+            "watch: 300ms\napproval: { from: [ana, ben], by: [cli], allow-unknown-pusher: true, allow-self: true, newer: wait }",
+            PEOPLE,
+        );
+        let push = |stage: &Stage, image: &str| {
+            stage.push_files(&[(".mainstay/release.yml", &pipeline(image))], &format!("deploy {image}"))
+        };
+        // The image that people are asked about; it must stay the only one.
+        let asked = |stage: &Stage, image: &str| -> u64 {
+            let id = stage.wait(&format!("{how}: the question about {image}"), |stage| {
+                let open = stage.api("approvals");
+                let mut open = open.as_array().unwrap().iter().filter(|one| one["state"] == "open");
+                let found = open.find(|one| one["subject"]["images"]["api"] == image)?;
+                found["id"].as_u64()
+            });
+            std::thread::sleep(Duration::from_millis(700));
+            let open = stage.api("approvals");
+            let open: Vec<_> = open.as_array().unwrap().iter().filter(|one| one["state"] == "open").collect();
+            assert_eq!(open.len(), 1, "{how}: {open:#?}");
+            id
+        };
+        let first = push(&stage, "good-1");
+        let one = asked(&stage, "good-1");
+        let second = push(&stage, "good-2");
+        stage.daemon.wait_begun(&second);
+        let third = push(&stage, "good-3");
+        stage.daemon.wait_begun(&third);
+        assert_eq!(asked(&stage, "good-1"), one, "{how}");
+        stage.daemon.restart();
+        assert_eq!(asked(&stage, "good-1"), one, "{how}");
+
+        stage.daemon.try_cli(&["approve", &one.to_string()]);
+        assert_eq!(stage.ended(&first)["status"], "success", "{how}");
+        assert_eq!(stage.app.serves().as_deref(), Some("good-1"), "{how}");
+        // A no lets the next one come, too.
+        let two = asked(&stage, "good-2");
+        stage.daemon.try_cli(&["reject", &two.to_string()]);
+        assert_eq!(stage.ended(&second)["status"], "failure", "{how}");
+        let three = asked(&stage, "good-3");
+        stage.daemon.try_cli(&["approve", &three.to_string()]);
+        let run = stage.ended(&third);
+        assert_eq!(run["status"], "success", "{how}: {run:#}\n{}", stage.daemon.log_end());
+        assert_eq!(stage.app.journal(), ["good-1", "good-3"], "{how}");
+        assert!(stage.deploys().iter().all(|deploy| deploy["status"] != "superseded"), "{how}: {:#?}", stage.deploys());
+        // A run that is cancelled in front of the others makes room.
+        let fourth = push(&stage, "good-4");
+        asked(&stage, "good-4");
+        let fifth = push(&stage, "good-5");
+        stage.daemon.wait_begun(&fifth);
+        stage.daemon.cli(&["cancel", &stage.daemon.wait_begun(&fourth).to_string()]);
+        let five = asked(&stage, "good-5");
+        stage.daemon.try_cli(&["approve", &five.to_string()]);
+        assert_eq!(stage.ended(&fifth)["status"], "success", "{how}");
+        stage.daemon.end(0);
+    }
+}
+
 #[test]
 fn two_of_three_people_have_to_say_yes_and_one_no_is_enough() {
     let people = "people:\n  users:\n    ana: {}\n    ben: { unix: root }\n    cem: {}\n    dora: {}\n";

@@ -30,6 +30,7 @@ fn policy(from: &[&str], required: u32) -> ApprovalPolicy {
         by: vec![Channel::Mail, Channel::Webhook, Channel::Cli],
         allow_self: false,
         allow_unknown_pusher: false,
+        newer: Default::default(),
     }
 }
 

@@ -143,6 +143,8 @@ pub enum RollbackGit {
     None,
     /// A tag on the commit that turned bad.
     Tag,
+    /// A branch that takes the bad release back, and a pull request for it.
+    RevertPr,
 }
 
 /// A time in which nothing is deployed.

@@ -19,6 +19,7 @@ impl Reader<'_, '_> {
             trusted: false,
             runtime: None,
             auth: None,
+            forge: None,
         };
         if let Value::Scalar(_) = node.value {
             repo.url = self.url(node)?;
@@ -58,6 +59,7 @@ impl Reader<'_, '_> {
         }
         repo.trusted = fields.get("trusted").and_then(|n| self.check.boolean(n, "`trusted`")).unwrap_or(false);
         repo.auth = fields.get("auth").and_then(|node| self.credentials(node, "`auth`"));
+        repo.forge = fields.get("forge").and_then(|node| self.forge(node, &repo.url));
         if let Some(node) = fields.get("runtime") {
             repo.runtime = self.runtime(node);
         }

@@ -44,12 +44,13 @@ registries: { "registry.example.com:5000": { username: ci, password: "${file:pas
 limits: { steps: 2, waiting: 0, runs-per-push: 3, log: 1MiB, cpus: 1.5, memory: 1GiB, pids: 100, timeout: 10m }
 repos:
   shop:
-    url: https://git.example.com/shop.git
+    url: https://git.example.com/team/shop.git
     branch: main
     poll: 5s
     webhook: { kind: gitea, secret: "${secret:SHOP_HOOK}" }
     secrets: [TOKEN]
     auth: { username: ci, password: "$${HUSH} ${HUSH}" }
+    forge: { kind: forgejo, token: "${secret:TOKEN}" }
   tools: { url: "git@git.example.com:tools.git", trusted: true, runtime: process }
 "#,
     )
@@ -67,9 +68,12 @@ repos:
     assert_eq!(shop.webhook.as_ref().unwrap().secret.expose(), "hook-value");
     assert_eq!(shop.auth.as_ref().unwrap().password.expose(), "${HUSH} hush-hush");
     assert_eq!(shop.secrets, ["TOKEN"]);
+    let forge = shop.forge.as_ref().unwrap();
+    assert_eq!((forge.kind, forge.token.expose()), (ForgeKind::Forgejo, "token-value"));
+    assert_eq!((forge.url.as_str(), forge.project.as_str()), ("https://git.example.com/api/v1", "team/shop"));
     assert_eq!(*daemon.runtime_of(&daemon.repos["tools"]), RuntimeChoice::Process);
     let values: Vec<_> = daemon.secret_values().iter().map(Secret::expose).collect();
-    assert_eq!(values, ["${HUSH} hush-hush", "file-value", "hook-value"]);
+    assert_eq!(values, ["${HUSH} hush-hush", "file-value", "hook-value", "token-value"]);
     let printed = format!("{daemon:?}");
     for value in ["hush-hush", "file-value", "hook-value"] {
         assert!(!printed.contains(value), "{printed}");
@@ -134,6 +138,18 @@ fn each_mistake_has_its_sentence_and_no_value_is_shown() {
         ("releases: {trusted: [ssh-rsa AAAA]}\nrepos: {a: /x}", "the key does not begin with `ssh-ed25519`"),
         ("releases: {trusted: [ssh-ed25519 AAAA]}\nrepos: {a: /x}", "the line in `sign.pub` of the daemon that wrote"),
         (&trusted(&[KEY, KEY]), "stands here twice"),
+        (&repo("forge: {kind: gitea}"), "`forge` needs `token`"),
+        (&repo("forge: {kind: svn, token: x}"), "is not known for `kind`"),
+        (&repo("forge: {kind: gitea, token: x}"), "`forge` needs `url`: the repository's own address"),
+        (&repo("forge: {kind: gitea, token: x, url: 'https://h'}"), "`forge` needs `project`"),
+        (&repo("forge: {kind: gitea, token: x, url: 'https://h?x', project: a/b}"), "a name, a password or a query"),
+        (&repo("forge: {kind: gitea, token: x, url: h, project: a/b}"), "`url` is an address"),
+        (&repo("forge: {kind: gitea, token: x, url: 'https://h', project: a}"), "`project` is `OWNER/NAME`, not `a`"),
+        (
+            &repo("forge: {kind: gitea, token: '${HUSH} ', url: 'https://h', project: a/b}"),
+            "`token` holds what no token",
+        ),
+        (&repo("forge: {kind: gitea, token: '${secret:NOPE}'}"), "mainstay secrets set NOPE"),
     ];
     for (text, words) in table {
         let findings = read(text).expect_err(text);

@@ -177,6 +177,8 @@ enum RollbackGit {
     None,
     /// A tag on the commit that turned bad.
     Tag,
+    /// A branch that takes the bad release back, and a pull request for it.
+    RevertPr,
 }
 
 #[derive(Debug, Deserialize, JsonSchema)]
@@ -194,6 +196,17 @@ struct EnvironmentApproval {
     allow_self: Option<bool>,
     /// A pusher who is nobody in `people` does not make approval impossible.
     allow_unknown_pusher: Option<bool>,
+    /// What a newer run does to an older one that waits for its yes; supersede when it is not said.
+    newer: Option<Newer>,
+}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+enum Newer {
+    /// It takes its place.
+    Supersede,
+    /// It waits until the older one is decided.
+    Wait,
 }
 
 #[derive(Debug, Deserialize, JsonSchema)]

@@ -86,6 +86,18 @@ fn all() -> Vec<(&'static str, Message)> {
         run: Some(RunId(12)),
         run_url: url(),
     };
+    let revert = |url: Option<&str>, why: Option<&str>, needless| Message::Revert {
+        environment: environment(),
+        deploy: DeployId(41),
+        release: 7,
+        title: "shop 1a2b3c4d".into(),
+        branch: "mainstay/revert-production-7".into(),
+        base: "main".into(),
+        url: url.map(str::to_owned),
+        why: why.map(str::to_owned),
+        needless,
+        run: Some(RunId(12)),
+    };
     let drift = |stage| Message::Drift {
         environment: environment(),
         release: 7,
@@ -141,6 +153,12 @@ fn all() -> Vec<(&'static str, Message)> {
                 Some("mainstay rollback production --to 5"),
             ),
         ),
+        ("revert_opened", revert(Some("https://git.example.com/shop/api/pulls/12"), None, false)),
+        (
+            "revert_given_up",
+            revert(None, Some("git.example.com answered 401\nhint: `forge.token` is none that it takes"), false),
+        ),
+        ("revert_needless", revert(None, Some("the branch has taken 1a2b3c4d back already"), true)),
         ("drift_found", drift(DriftStage::Found)),
         ("drift_repaired", drift(DriftStage::Repaired)),
         ("drift_not_repaired", drift(DriftStage::RepairFailed)),

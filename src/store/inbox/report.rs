@@ -4,9 +4,9 @@
 
 use super::judge::{Judged, judge};
 use super::{Details, InboxId, NewRow, ReportRow, insert, set_inbox_state, taken};
-use crate::model::trigger::{EventKind, Feeder, OWN_TAGS};
+use crate::model::trigger::{EventKind, Feeder, OWN_BRANCHES, OWN_TAGS};
 use crate::model::{Oid, RepoName};
-use crate::store::{Store, StoreError};
+use crate::store::{Store, StoreError, reverts};
 use jiff::Timestamp;
 use rusqlite::{Transaction, params};
 use std::collections::BTreeMap;
@@ -176,7 +176,7 @@ fn accept(
     Ok(id)
 }
 
-/// Marks of Mainstay's own start nothing. What is over the limit is known as accepted, so that nobody reports it again, but its row starts nothing and tells
+/// What Mainstay itself pushed starts nothing: its tags, and the commits that it made on branches of its own. What is over the limit is known as accepted, so that nobody reports it again, but its row starts nothing and tells
 /// how to.
 fn within_limit(
     tx: &Transaction<'_>,
@@ -185,7 +185,8 @@ fn within_limit(
     change: &RefReport,
     starts: &mut usize,
 ) -> Result<Verdict, StoreError> {
-    if change.git_ref.starts_with(OWN_TAGS) {
+    let own_branch = change.git_ref.starts_with(OWN_BRANCHES) && reverts::is_own(tx, &report.repo, &change.new)?;
+    if own_branch || change.git_ref.starts_with(OWN_TAGS) {
         set_inbox_state(tx, id, "dropped", Some("it is a mark of Mainstay's own, which starts nothing"))?;
         return Ok(Verdict::Own(id));
     }

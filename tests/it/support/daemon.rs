@@ -354,6 +354,10 @@ impl Daemon {
         self.dir.path().join("daemon.log")
     }
 
+    pub(crate) fn log_whole(&self) -> String {
+        std::fs::read_to_string(self.log_path()).unwrap()
+    }
+
     pub(crate) fn log_end(&self) -> String {
         let log = std::fs::read_to_string(self.log_path()).unwrap_or_default();
         let lines: Vec<_> = log.lines().collect();

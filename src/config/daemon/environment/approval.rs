@@ -4,7 +4,7 @@ use super::super::{APPROVAL_KEYS, Reader};
 use super::read::Around;
 use crate::config::check::Fields;
 use crate::config::yaml::{Node, Value};
-use crate::model::approval::{ApprovalPolicy, Channel};
+use crate::model::approval::{ApprovalPolicy, Channel, Newer};
 use crate::model::{PersonName, Span};
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -33,7 +33,9 @@ impl Reader<'_, '_> {
             |key: &str| fields.get(key).and_then(|n| self.check.boolean(n, &format!("`{key}`"))).unwrap_or(false);
         let (allow_self, allow_unknown_pusher) = (flag("allow-self"), flag("allow-unknown-pusher"));
         let required = required.map_or(1, |n| n as u32);
-        let policy = ApprovalPolicy { from, required, expires, by, allow_self, allow_unknown_pusher };
+        let words = [("supersede", Newer::Supersede), ("wait", Newer::Wait)];
+        let newer = fields.get("newer").and_then(|n| self.check.word(n, "`newer`", &words)).unwrap_or_default();
+        let policy = ApprovalPolicy { from, required, expires, by, allow_self, allow_unknown_pusher, newer };
         // What did not read would only bring a second sentence about the same mistake.
         if self.check.findings.len() == before {
             self.can_be_given(&policy, node, &fields, around);

@@ -12,13 +12,15 @@ use crate::config::globs::Globs;
 use crate::config::yaml::{Key, Node, Place, Value};
 use crate::model::Span;
 use crate::model::ids::{EnvironmentName, PipelineName, RepoName};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 /// What environments may refer to.
 pub(in crate::config::daemon) struct Around<'a> {
     /// The names of the watched repositories, also of those that did not read.
     pub(in crate::config::daemon) repo_names: Vec<&'a str>,
+    /// Those of them that say nothing of a forge.
+    pub(in crate::config::daemon) without_forge: Vec<&'a str>,
     pub(in crate::config::daemon) people: &'a People,
     pub(in crate::config::daemon) notify: &'a Notify,
     /// There is a `notify.smtp`, whether it reads or not.
@@ -91,7 +93,7 @@ impl Reader<'_, '_> {
         let usual = if health.is_empty() { Span(Duration::ZERO) } else { WATCH };
         let watch = self.span(&fields, "watch", usual, Duration::ZERO);
         let timeout = self.span(&fields, "timeout", TIMEOUT, TIMEOUT_LEAST);
-        let rollback = self.rollback(fields.get("rollback"));
+        let rollback = self.rollback(fields.get("rollback"), &from, around);
         let approval = fields.get("approval").and_then(|n| self.approval(n, around));
         let freeze = fields.get("freeze").map(|n| self.freezes(n)).unwrap_or_default();
         let lease = self.span(&fields, "lease", LEASE, LEASE_LEAST);
@@ -233,7 +235,7 @@ impl Reader<'_, '_> {
         span
     }
 
-    fn rollback(&mut self, node: Option<&Node>) -> Rollback {
+    fn rollback(&mut self, node: Option<&Node>, from: &[Source], around: &Around<'_>) -> Rollback {
         let mut rollback = Rollback { auto: true, git: RollbackGit::None };
         let fields = node.and_then(|node| self.check.fields(node, "`rollback`", ROLLBACK_KEYS, &[]));
         let Some(fields) = fields else { return rollback };
@@ -241,17 +243,28 @@ impl Reader<'_, '_> {
             rollback.auto = self.check.boolean(node, "`auto`").unwrap_or(true);
         }
         let Some(node) = fields.get("git") else { return rollback };
-        if matches!(&node.value, Value::Scalar(scalar) if scalar.text == "revert-pr") {
-            self.check.error_with_hint(
-                node.place,
-                "`revert-pr` is part of the language, but not of this version",
-                "`tag` puts a tag on the commit that turned bad",
-            );
-            return rollback;
-        }
-        let words = [("none", RollbackGit::None), ("tag", RollbackGit::Tag)];
+        let words = [("none", RollbackGit::None), ("tag", RollbackGit::Tag), ("revert-pr", RollbackGit::RevertPr)];
         rollback.git = self.check.word(node, "`git`", &words).unwrap_or(RollbackGit::None);
+        if rollback.git == RollbackGit::RevertPr {
+            self.has_forges(node, from, around);
+        }
         rollback
+    }
+
+    /// Found out at the first rollback, it would be late.
+    fn has_forges(&mut self, node: &Node, from: &[Source], around: &Around<'_>) {
+        let mut told = BTreeSet::new();
+        for Source { repo, .. } in from {
+            if around.without_forge.contains(&repo.as_str()) && told.insert(repo) {
+                self.check.error_with_hint(
+                    node.place,
+                    format!("`revert-pr` opens a pull request, and the repository `{repo}` has no `forge`"),
+                    format!(
+                        "`repos: {{ {repo}: {{ url: …, forge: {{ kind: gitea, token: \"${{secret:FORGE}}\" }} }} }}`, or `git: tag`"
+                    ),
+                );
+            }
+        }
     }
 
     fn freezes(&mut self, node: &Node) -> Vec<Freeze> {

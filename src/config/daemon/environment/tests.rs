@@ -43,7 +43,7 @@ const EVERYTHING: &str = r#"
     watch: 10m
     timeout: 5m
     rollback: { auto: false, git: tag }
-    approval: { from: [managers, cem], required: 2, expires: 12h, by: [mail, cli], allow-self: true, allow-unknown-pusher: true }
+    approval: { from: [managers, cem], required: 2, expires: 12h, by: [mail, cli], allow-self: true, allow-unknown-pusher: true, newer: wait }
     freeze:
       - { from: "Fri 16:00 Europe/Paris", to: "Mon 08:00 Europe/Paris" }
       - { from: "2026-12-23 18:00 Europe/Paris", to: "2027-01-04 08:00 Europe/Paris" }
@@ -126,6 +126,7 @@ fn everything_is_understood_and_secrets_are_told_from_plain_texts() {
     assert_eq!(live.rollback, Rollback { auto: false, git: RollbackGit::Tag });
     assert_eq!(live.promote_from.as_ref().unwrap().as_str(), "staging");
     let approval = live.approval.as_ref().unwrap();
+    assert_eq!(approval.newer, crate::model::approval::Newer::Wait);
     assert_eq!(
         (approval.from.as_slice(), approval.required),
         (["managers".to_owned(), "cem".to_owned()].as_slice(), 2)
@@ -298,7 +299,7 @@ fn each_mistake_has_its_sentence_and_its_place() {
         // rollback
         (with("rollback: { auto: maybe }"), "`true` or `false`", "maybe"),
         (with("rollback: { git: tags }"), "did you mean `tag`?", "tags"),
-        (with("rollback: { git: revert-pr }"), "not of this version", "revert-pr"),
+        (with("rollback: { git: revert-pr }"), "the repository `shop` has no `forge`", "revert-pr"),
         // approval
         (approval(""), "`approval` needs `from`", "{  }"),
         (approval("from: []"), "`from` is empty: nobody", "[] }"),
@@ -310,6 +311,7 @@ fn each_mistake_has_its_sentence_and_its_place() {
         (approval("from: ana, expires: 0s"), "`expires` is at least 1s", "0s"),
         (approval("from: ana, by: []"), "`by` is empty", "[] }"),
         (approval("from: ana, by: [post]"), "is not known for `by`", "post"),
+        (approval("from: ana, newer: queue"), "is not known for `newer`", "queue"),
         (approval("from: cem, by: [mail]"), "`mail` reaches nobody", "[mail]"),
         (approval("from: ben, by: webhook"), "no `webhook` may speak", "webhook"),
         (approval("from: [managers, cem], required: 3, by: mail"), "open to 2 people only", "mail }"),
