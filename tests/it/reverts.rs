@@ -176,6 +176,19 @@ fn stage(forge: impl FnOnce(&Path) -> Forge, more: &str, beside: &str) -> (Stage
     (stage, forge)
 }
 
+/// Waits until polls report what is new: what was there at the first is taken as known, and reported by nobody.
+fn polled(stage: &Stage) {
+    let made = std::cell::Cell::new(0);
+    stage.wait("a poll that reports", |stage| {
+        made.set(made.get() + 1);
+        git(&stage.daemon.bare, &["branch", &format!("seen-{}", made.get()), "main"]);
+        std::thread::sleep(Duration::from_secs(1));
+        let inbox = stage.daemon.cli(&["inbox"]);
+        let seen = |row: &Value| row["git_ref"].as_str().is_some_and(|name| name.starts_with("refs/heads/seen-"));
+        inbox.as_array().unwrap().iter().any(seen).then_some(())
+    });
+}
+
 fn gitea(bare: &Path) -> Forge {
     Forge::start(ForgeKind::Gitea, bare)
 }
@@ -225,6 +238,7 @@ fn a_rollback_opens_one_pull_request_and_its_merge_lifts_the_hold() {
     let (stage, forge) = stage(gitea, "", &beside);
     stage.push_files(&[(".mainstay/check.yml", CHECK), ("readme", "hello\n")], "a check [skip ci]");
     stage.good("good-1");
+    polled(&stage);
     let bad = rolled_back(&stage, "bad-2");
     let revert = over(&stage);
     let pulls = forge.pulls();
