@@ -39,8 +39,11 @@ impl Effort {
 /// A figure's name and what measures it.
 type Figure = (&'static str, fn(&Lab, Effort, &mut Report));
 
+/// One with a daemon of its own.
+type Apart = (&'static str, fn(Effort, &mut Report));
+
 /// The figures with a daemon of their own, after the others.
-const APART: &[(&str, fn(Effort, &mut Report))] = &[("deploy", deploy::measure), ("idle", idle::measure)];
+const APART: &[Apart] = &[("deploy", deploy::measure), ("idle", idle::measure)];
 
 /// The figures that share one daemon, in order.
 const SHARED: &[Figure] = &[

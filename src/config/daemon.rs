@@ -4,6 +4,8 @@
 pub mod environment;
 mod forge;
 pub mod freeze;
+mod keys;
+mod machine;
 pub mod notify;
 mod people;
 mod repo;
@@ -12,6 +14,8 @@ pub use environment::Environment;
 pub use forge::{Forge, ForgeKind};
 pub use notify::Notify;
 pub use people::{People, Person};
+
+pub(super) use keys::*;
 
 use super::check::Checker;
 use super::finding::{Finding, Findings, shown};
@@ -239,84 +243,6 @@ pub enum WebhookKind {
     Generic,
 }
 
-pub(super) const TOP_KEYS: &[&str] = &[
-    "server",
-    "state",
-    "runtime",
-    "registries",
-    "limits",
-    "keep",
-    "people",
-    "repos",
-    "environments",
-    "releases",
-    "notify",
-];
-const TOP_LATER: &[&str] = &["repository", "backups"];
-pub(super) const SERVER_KEYS: &[&str] = &["listen", "public-url"];
-pub(super) const DOCKER_KEYS: &[&str] = &["host", "networks"];
-pub(super) const CREDENTIAL_KEYS: &[&str] = &["username", "password"];
-pub(super) const LIMIT_KEYS: &[&str] =
-    &["steps", "waiting", "runs-per-push", "log", "cpus", "memory", "pids", "timeout"];
-pub(super) const KEEP_KEYS: &[&str] = &["for", "runs"];
-pub(super) const PEOPLE_KEYS: &[&str] = &["users", "groups"];
-pub(super) const PERSON_KEYS: &[&str] = &["mail", "git", "forge", "unix"];
-pub(super) const REPO_KEYS: &[&str] =
-    &["url", "branch", "poll", "webhook", "secrets", "trusted", "runtime", "auth", "forge"];
-pub(super) const WEBHOOK_KEYS: &[&str] = &["kind", "secret"];
-pub(super) const FORGE_KEYS: &[&str] = &["kind", "url", "project", "token"];
-pub(super) const ENVIRONMENT_KEYS: &[&str] = &[
-    "from",
-    "target",
-    "health",
-    "watch",
-    "timeout",
-    "rollback",
-    "approval",
-    "freeze",
-    "lease",
-    "reconcile",
-    "self-heal",
-    "downtime",
-    "promote-from",
-    "hooks",
-    "schema",
-    "variables",
-];
-pub(super) const RELEASES_KEYS: &[&str] = &["trusted"];
-pub(super) const SOURCE_KEYS: &[&str] = &["repo", "branches", "pipelines"];
-pub(super) const TARGET_KEYS: &[&str] = &["swarm", "compose", "command"];
-pub(super) const SWARM_KEYS: &[&str] = &["stack", "repo", "name", "host"];
-pub(super) const COMPOSE_KEYS: &[&str] = &["file", "repo", "project", "host", "switch"];
-pub(super) const COMMAND_TARGET_KEYS: &[&str] = &["image", "repo", "up", "status", "down"];
-/// What a health rule asks; it has exactly one of these.
-pub(super) const CHECK_KEYS: [&str; 5] = ["http", "tcp", "command", "restarts", "prometheus"];
-pub(super) const HEALTH_KEYS: &[&str] = &[
-    "http",
-    "tcp",
-    "command",
-    "restarts",
-    "prometheus",
-    "status",
-    "body",
-    "latency",
-    "every",
-    "failures",
-    "within",
-    "timeout",
-];
-pub(super) const PROMETHEUS_KEYS: &[&str] = &["url", "query", "expect"];
-pub(super) const ROLLBACK_KEYS: &[&str] = &["auto", "git"];
-pub(super) const APPROVAL_KEYS: &[&str] =
-    &["from", "required", "expires", "by", "allow-self", "allow-unknown-pusher", "newer"];
-pub(super) const FREEZE_KEYS: &[&str] = &["from", "to"];
-pub(super) const HOOKS_KEYS: &[&str] = &["before", "after", "rollback"];
-pub(super) const SCHEMA_KEYS: &[&str] = &["version", "reversible"];
-pub(super) const NOTIFY_KEYS: &[&str] = &["smtp", "webhooks"];
-pub(super) const SMTP_KEYS: &[&str] = &["url", "from", "user", "password", "authority"];
-pub(super) const NOTIFY_WEBHOOK_KEYS: &[&str] = &["url", "format", "secret", "inbound"];
-pub(super) const INBOUND_KEYS: &[&str] = &["secret", "people"];
-
 /// A lease is renewed several times in its time, each a write to the disk; a disk that is slow for a moment must not
 /// make a living daemon look dead.
 const LEASE_LEAST: Duration = Duration::from_secs(5);
@@ -497,88 +423,6 @@ impl Reader<'_, '_> {
         keys
     }
 
-    fn server(&mut self, node: Option<&Node>) -> Server {
-        let mut listen = SocketAddr::from(([127, 0, 0, 1], 8420));
-        let fields = node.and_then(|node| self.check.fields(node, "`server`", SERVER_KEYS, &[]));
-        if let Some(node) = fields.as_ref().and_then(|f| f.get("listen")) {
-            match self.check.text(node, "`listen`").map(str::parse::<SocketAddr>) {
-                Some(Ok(address)) if address.ip().is_loopback() => listen = address,
-                Some(Ok(address)) => self.check.error_with_hint(
-                    node.place,
-                    format!("`{address}` can be reached from elsewhere, and this version has no sign-in yet"),
-                    "listen on 127.0.0.1 and put a proxy with sign-in in front of it",
-                ),
-                Some(Err(_)) => {
-                    self.check.error(node.place, "`listen` is an address and a port, such as `127.0.0.1:8420`");
-                }
-                None => {}
-            }
-        }
-        let mut public_url = format!("http://{listen}");
-        if let Some(node) = fields.as_ref().and_then(|f| f.get("public-url"))
-            && let Some(text) = self.check.text(node, "`public-url`")
-        {
-            if (text.starts_with("http://") || text.starts_with("https://")) && !text.contains(char::is_whitespace) {
-                public_url = text.trim_end_matches('/').to_owned();
-            } else {
-                self.check.error(node.place, "`public-url` begins with `https://` or `http://`");
-            }
-        }
-        Server { listen, public_url }
-    }
-
-    fn runtime(&mut self, node: &Node) -> Option<RuntimeChoice> {
-        if let Value::Scalar(_) = node.value {
-            let docker = self.check.word(node, "`runtime`", &[("docker", true), ("process", false)])?;
-            return Some(if docker {
-                RuntimeChoice::Docker(DockerSettings::default())
-            } else {
-                RuntimeChoice::Process
-            });
-        }
-        let fields = self.check.fields(node, "`runtime`", &["docker"], &["swarm", "kubernetes"])?;
-        let mut settings = DockerSettings::default();
-        let Some(node) = fields.get("docker") else {
-            self.check.error(node.place, "`runtime` is `docker`, `process`, or `{docker: {...}}`");
-            return None;
-        };
-        let fields = self.check.fields(node, "`docker`", DOCKER_KEYS, &[])?;
-        settings.host = fields.get("host").and_then(|node| self.engine_host(node));
-        if let Some(node) = fields.get("networks") {
-            settings.networks = self.check.parsed(node, "`networks`").unwrap_or(settings.networks);
-        }
-        Some(RuntimeChoice::Docker(settings))
-    }
-
-    /// Where an engine answers.
-    fn engine_host(&mut self, node: &Node) -> Option<String> {
-        let text = self.check.text(node, "`host`")?;
-        let at = |prefix: &str| text.strip_prefix(prefix).filter(|rest| !rest.is_empty());
-        let address = at("tcp://").or_else(|| at("http://"));
-        let is_address = address.is_some_and(|address| {
-            let parsed = address.parse::<axum::http::uri::Authority>();
-            parsed.is_ok_and(|address| address.port_u16().is_some() || address.host() == address.as_str())
-        });
-        if !is_address && at("unix:///").is_none() {
-            self.check.error(node.place, "`host` is `unix:///PATH` or `tcp://HOST:PORT`");
-        }
-        Some(text.to_owned())
-    }
-
-    fn registries(&mut self, node: &Node) -> BTreeMap<String, Credentials> {
-        let mut registries = BTreeMap::new();
-        for (key, node) in self.check.entries(node, "`registries`").unwrap_or_default() {
-            let host = key.name.as_str();
-            if host.is_empty() || !host.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.:[]".contains(&b)) {
-                self.check.error(key.place, "a registry is named by its host, such as `registry.example.com:5000`");
-            }
-            if let Some(credentials) = self.credentials(node, &format!("the registry `{}`", shown(host))) {
-                registries.insert(host.to_owned(), credentials);
-            }
-        }
-        registries
-    }
-
     fn credentials(&mut self, node: &Node, what: &str) -> Option<Credentials> {
         let fields = self.check.fields(node, what, CREDENTIAL_KEYS, &[])?;
         let username = fields.get("username").and_then(|n| self.check.text(n, "`username`"));
@@ -601,69 +445,6 @@ impl Reader<'_, '_> {
         let secret = Secret::new(text);
         self.secrets.push(secret.clone());
         Some(secret)
-    }
-
-    fn keep(&mut self, node: &Node) -> Keep {
-        let mut keep = Keep::default();
-        let Some(fields) = self.check.fields(node, "`keep`", KEEP_KEYS, &[]) else { return keep };
-        if let Some(node) = fields.get("for")
-            && let Some(age) = self.check.parsed::<Span>(node, "`for`")
-        {
-            if age.0 < Duration::from_secs(1) {
-                self.check.error(node.place, "`for` is at least 1s");
-            }
-            keep.age = age;
-        }
-        if let Some(node) = fields.get("runs")
-            && let Some(runs) = self.check.number(node, "`runs`", 0..=1_000_000)
-        {
-            keep.runs = runs as u32;
-        }
-        keep
-    }
-
-    fn limits(&mut self, node: &Node) -> Limits {
-        let mut limits = Limits::default();
-        let Some(fields) = self.check.fields(node, "`limits`", LIMIT_KEYS, &[]) else { return limits };
-        // An engine on one machine does not start more than this in a useful time.
-        let counts = [
-            ("steps", &mut limits.steps, 1),
-            ("waiting", &mut limits.waiting, 0),
-            ("runs-per-push", &mut limits.runs_per_push, 1),
-        ];
-        for (key, slot, least) in counts {
-            if let Some(node) = fields.get(key)
-                && let Some(number) = self.check.number(node, &format!("`{key}`"), least..=1_000)
-            {
-                *slot = number as u32;
-            }
-        }
-        if let Some(node) = fields.get("log")
-            && let Some(size) = self.check.parsed::<ByteSize>(node, "`log`")
-        {
-            if size.0 < 1 << 20 {
-                self.check.error(node.place, "`log` is at least 1MiB");
-            }
-            limits.log = size;
-        }
-        if let Some(node) = fields.get("cpus") {
-            limits.resources.millicpus = cpus(self.check, node);
-        }
-        if let Some(node) = fields.get("memory") {
-            limits.resources.memory = memory(self.check, node);
-        }
-        if let Some(node) = fields.get("pids") {
-            limits.resources.pids = pids(self.check, node);
-        }
-        if let Some(node) = fields.get("timeout")
-            && let Some(span) = self.check.parsed::<Span>(node, "`timeout`")
-        {
-            if span.0 < Duration::from_secs(1) {
-                self.check.error(node.place, "a timeout is at least 1s");
-            }
-            limits.timeout = span;
-        }
-        limits
     }
 }
 

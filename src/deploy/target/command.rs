@@ -21,7 +21,7 @@ use crate::model::{EnvironmentName, InstanceId, Oid};
 use crate::runtime::apart::CommandEnd;
 use crate::runtime::docker::Docker;
 use crate::runtime::docker::oneoff::{OneOff, STATE};
-use crate::runtime::process::{Alone, Task};
+use crate::runtime::process::{Alone, Task, Trees};
 use crate::runtime::{Runtime, RuntimeError, script_of};
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
@@ -64,6 +64,7 @@ pub struct CommandParts {
 pub struct Command {
     parts: CommandParts,
     alone: Alone,
+    trees: Trees,
 }
 
 /// The rendered form: everything a release of this kind is.
@@ -152,7 +153,8 @@ impl Command {
     /// Reaches out to nobody.
     pub fn new(parts: CommandParts) -> Command {
         let alone = Alone::new(parts.dir.join("tries"), parts.shim.clone());
-        Command { parts, alone }
+        let trees = Trees::new(parts.dir.join("trees"));
+        Command { parts, alone, trees }
     }
 
     fn note(&self, name: &str) -> PathBuf {
@@ -180,10 +182,6 @@ impl Command {
 
     fn filters(&self, verb: &str) -> Vec<String> {
         self.labels(verb).into_iter().map(|(name, value)| format!("{name}={value}")).collect()
-    }
-
-    fn tree(&self, name: &str) -> PathBuf {
-        self.parts.dir.join("trees").join(name)
     }
 
     fn state(&self, document: &Document) -> Result<String, TargetError> {
@@ -228,13 +226,10 @@ impl Command {
             }
             _ => {
                 progress(format!("running `{verb}` on this machine"));
-                let tree = self.tree(name);
+                let tree = self.trees.path(name);
                 if !self.alone.has_begun(&full)? {
                     // Never on files that another command has worked on, except to take down what they brought up.
-                    if verb == "up" {
-                        gone(&tree)?;
-                    }
-                    Alone::checkout(&tree, &self.parts.mirror, &document.commit).await?;
+                    self.trees.make(name, &self.parts.mirror, &document.commit, verb == "up").await?;
                 }
                 self.alone.run(&Task { name: &full, script: &script, folder: &tree, environment }, timeout).await
             }
@@ -285,9 +280,9 @@ impl Command {
         let environment = document.environment(&self.parts.environment, last.release, &state, &self.parts.secrets)?;
         let script = document.status.join("\n");
         let Some(image) = &document.image else {
-            let tree = self.tree(&last.name);
+            let tree = self.trees.path(&last.name);
             let error = |error| refused(error, Left::Mixed);
-            Alone::checkout(&tree, &self.parts.mirror, &document.commit).await.map_err(error)?;
+            self.trees.make(&last.name, &self.parts.mirror, &document.commit, false).await.map_err(error)?;
             let line =
                 shell::Line { line: &script, folder: Some(&tree), environment: &environment, timeout: STATUS_WITHIN };
             let ended = shell::run(&line).await;
@@ -318,15 +313,6 @@ impl Command {
         let ended = ended.map_err(error)?;
         let code = (!ended.timed_out).then_some(ended.code);
         Ok((code, ended.stdout, ended.tail.last().cloned().unwrap_or_default()))
-    }
-}
-
-fn gone(path: &std::path::Path) -> Result<(), RuntimeError> {
-    match std::fs::remove_dir_all(path) {
-        Err(source) if source.kind() != std::io::ErrorKind::NotFound => {
-            Err(RuntimeError::Io { doing: format!("remove {}", path.display()), source })
-        }
-        _ => Ok(()),
     }
 }
 
@@ -410,7 +396,7 @@ impl Target for Command {
             None => {
                 // What an earlier try began is ended first: two of them at once would work against each other.
                 self.forget_others(&full).await?;
-                notes::remove_others(&self.parts.dir.join("trees"), |name| name == apply.name)?;
+                self.trees.keep_only(apply.name).await.map_err(|error| refused(error, Left::Before))?;
                 let last =
                     Last { release: apply.release.number, name: apply.name.to_owned(), document: document.clone() };
                 notes::write(&self.note("last.json"), &last)?;
@@ -481,9 +467,7 @@ impl Target for Command {
         self.forget_others(&full).await?;
         let state = self.state(document)?;
         let environment = document.environment(&self.parts.environment, last.release, &state, &self.parts.secrets)?;
-        let tree = (document.image.is_none() && !self.tree(&name).exists() && self.tree(&last.name).exists())
-            .then(|| std::fs::rename(self.tree(&last.name), self.tree(&name)));
-        tree.transpose().map_err(|e| TargetError::Missing(format!("take over the files of the release: {e}")))?;
+        self.trees.rename(&last.name, &name).await.map_err(|error| refused(error, Left::Mixed))?;
         let end = self.say((&name, "down"), document, &environment, DOWN_WITHIN, &|_| {}).await;
         let end = end.map_err(|error| refused(error, Left::Mixed))?;
         if end.code != 0 || end.timed_out {
@@ -502,7 +486,8 @@ impl Target for Command {
             self.forget(&full).await?;
             docker.remove_environment_volume(&self.own_name()).await.map_err(error)?;
         }
-        for part in ["ended.json", "trees", "tries", "state"] {
+        self.trees.remove().await.map_err(|error| refused(error, Left::Mixed))?;
+        for part in ["ended.json", "tries", "state"] {
             notes::remove(&self.note(part))?;
         }
         // Last: as long as it is there something may be.

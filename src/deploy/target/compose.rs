@@ -22,7 +22,7 @@ use crate::model::deploy::{Instance, Observation, Release};
 use crate::model::{EnvironmentName, InstanceId};
 use crate::runtime::docker::Docker;
 use crate::runtime::docker::project::{Member, PROJECT};
-use crate::runtime::process::Alone;
+use crate::runtime::process::{Alone, Trees};
 use crate::runtime::{Runtime, RuntimeError};
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
@@ -68,6 +68,7 @@ pub struct ComposeParts {
 pub struct Compose {
     parts: ComposeParts,
     alone: Alone,
+    trees: Trees,
 }
 
 /// One release as a project.
@@ -108,7 +109,8 @@ impl Compose {
     /// Reaches out to nobody.
     pub fn new(parts: ComposeParts) -> Compose {
         let alone = Alone::new(parts.dir.join("tries"), parts.shim.clone());
-        Compose { parts, alone }
+        let trees = Trees::new(parts.dir.join("trees"));
+        Compose { parts, alone, trees }
     }
 
     fn base(&self) -> String {
@@ -129,15 +131,11 @@ impl Compose {
         notes::write(&self.parts.dir.join("compose.json"), noted)
     }
 
-    fn tree(&self, project: &str) -> PathBuf {
-        self.parts.dir.join("trees").join(project)
-    }
-
     /// The folder of the Compose file in a project's tree.
     fn folder(&self, project: &str) -> PathBuf {
         let file = PathBuf::from(&self.parts.config.file);
         let inside = file.parent().map(PathBuf::from).unwrap_or_default();
-        self.tree(project).join(inside)
+        self.trees.path(project).join(inside)
     }
 
     async fn ours(&self) -> Result<Vec<Member>, TargetError> {
@@ -170,7 +168,7 @@ impl Compose {
     async fn write_files(&self, project: &Project, rendered: &mut Value) -> Result<(), TargetError> {
         let commit = document::commit_of(rendered);
         let commit = commit.ok_or_else(|| TargetError::Render("what was stored of it names no commit".to_owned()))?;
-        Alone::checkout(&self.tree(&project.name), &self.parts.mirror, &commit).await.map_err(refused)?;
+        self.trees.make(&project.name, &self.parts.mirror, &commit, false).await.map_err(refused)?;
         let environment = format!("{}/{}", self.parts.instance, self.parts.environment);
         document::label_networks(rendered, &[(ENVIRONMENT, environment.clone())]);
         document::label(rendered, &[(ENVIRONMENT, environment), (RELEASE, project.release.to_string())]);
@@ -379,7 +377,7 @@ impl Target for Compose {
             // Whatever is left carries our own label.
             self.note(&Noted { serving: Some(new.clone()), ..Noted::default() })?;
         }
-        notes::remove_others(&self.parts.dir.join("trees"), |name| name == new.name)?;
+        self.trees.keep_only(&new.name).await.map_err(refused)?;
         for name in self.alone.names().map_err(refused)? {
             self.alone.forget(&name).await.map_err(refused)?;
         }
@@ -419,7 +417,8 @@ impl Target for Compose {
             self.alone.forget(&name).await.map_err(refused)?;
         }
         self.sweep(&[], self.noted()?.attempt.is_some()).await?;
-        for part in ["trees", "tries", "compose.json"] {
+        self.trees.remove().await.map_err(refused)?;
+        for part in ["tries", "compose.json"] {
             notes::remove(&self.parts.dir.join(part))?;
         }
         Ok(())

@@ -47,20 +47,6 @@ pub(super) fn remove(path: &Path) -> Result<(), TargetError> {
     }
 }
 
-/// Removes what stands in a folder, except names that `keep` wants. Nothing there is success.
-pub(super) fn remove_others(folder: &Path, keep: impl Fn(&str) -> bool) -> Result<(), TargetError> {
-    let entries = match std::fs::read_dir(folder) {
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
-        other => other.map_err(|e| error(folder, "list", &e))?,
-    };
-    for entry in entries.flatten() {
-        if !entry.file_name().to_str().is_some_and(&keep) {
-            remove(&entry.path())?;
-        }
-    }
-    Ok(())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -78,18 +64,5 @@ mod tests {
         remove(&path).unwrap();
         remove(&path).unwrap();
         assert_eq!(read::<Vec<u8>>(&path).unwrap(), None);
-    }
-
-    #[test]
-    fn others_go_and_what_is_kept_stays() {
-        let folder = tempfile::tempdir().unwrap();
-        for name in ["a", "b"] {
-            std::fs::create_dir_all(folder.path().join(name).join("deep")).unwrap();
-        }
-        std::fs::write(folder.path().join("c"), "").unwrap();
-        remove_others(folder.path(), |name| name == "b").unwrap();
-        remove_others(&folder.path().join("none"), |_| false).unwrap();
-        let left: Vec<_> = std::fs::read_dir(folder.path()).unwrap().flatten().map(|e| e.file_name()).collect();
-        assert_eq!(left, ["b"]);
     }
 }

@@ -7,11 +7,10 @@
 
 use super::files::Attempt;
 use super::{Process, blocking, io_error, logs, start_shim};
-use crate::model::Oid;
 use crate::model::log::LogCursor;
 use crate::runtime::apart::{Collected, CommandEnd};
 use crate::runtime::helper::wire::{self, Order};
-use crate::runtime::{Found, RuntimeError, WorkspaceSource};
+use crate::runtime::{Found, RuntimeError};
 use futures_util::StreamExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -114,32 +113,6 @@ impl Alone {
         let attempt = self.attempt(name)?;
         Process::end(&attempt, GRACE).await?;
         Process::remove_attempt(attempt).await
-    }
-
-    /// Writes the files of a commit into a folder; one that is there is whole, and stays as it is.
-    pub async fn checkout(root: &Path, mirror: &Path, commit: &Oid) -> Result<(), RuntimeError> {
-        let (root, source) = (
-            root.to_owned(),
-            WorkspaceSource::Commit {
-                mirror: mirror.to_owned(),
-                commit: commit.clone(),
-                branch: None,
-                origin: String::new(),
-            },
-        );
-        blocking("check out the files of the release", move || {
-            if root.exists() {
-                return Ok(());
-            }
-            // Renamed when it is whole: a daemon that was killed leaves nothing under the name.
-            let name = root.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-            let new = root.with_file_name(format!(".{name}.new"));
-            super::gone_is_fine(std::fs::remove_dir_all(&new))?;
-            std::fs::create_dir_all(&new)?;
-            Process::write_workspace(&new, &source)?;
-            std::fs::rename(new, root)
-        })
-        .await
     }
 }
 

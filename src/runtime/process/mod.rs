@@ -13,9 +13,11 @@ mod alone;
 mod files;
 mod logs;
 mod shim;
+mod trees;
 
 pub use alone::{Alone, Task};
 pub use shim::shim_main;
+pub use trees::Trees;
 
 use super::helper::wire;
 use super::{
