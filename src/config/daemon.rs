@@ -20,7 +20,6 @@ pub(super) use keys::*;
 use super::check::Checker;
 use super::finding::{Finding, Findings, shown};
 use super::interpolate::{self, Sources};
-use super::pipeline::{cpus, memory, pids};
 use super::secret::{Secret, SecretStore};
 use super::yaml::{self, Node, Value};
 use crate::model::ids::{EnvironmentName, RepoName};

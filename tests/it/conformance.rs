@@ -58,6 +58,7 @@ mod docker {
         root_in_a_step_has_few_rights,
         the_workspace_belongs_to_the_images_user,
         a_full_range_of_networks_is_said_and_other_networks_are_respected,
+        a_network_that_was_made_twice_goes_twice,
         a_holder_that_was_lost_comes_back,
         an_engine_that_is_not_there_is_named,
         many_lines_are_read_whole,

@@ -571,8 +571,12 @@ fn killed_at(n: usize, when: When) -> bool {
         daemon.again();
     }
     desk.yes("go");
+    let mut successors = 0;
     while daemon.until("over", |daemon| daemon.folder.join("check.log").exists()) {
         died = true;
+        successors += 1;
+        let log = || std::fs::read_to_string(folder.join("daemon.log")).unwrap_or_default();
+        assert!(successors < 3, "{when:?} call {n}: its successors die too\n{}", log());
         daemon.again();
     }
     let until = Instant::now() + STUCK;

@@ -1,7 +1,17 @@
 //! Where the daemon listens, what carries steps out, and how much of everything there may be: the parts of `mainstay.yml` that
 //! are about this machine and no repository.
 
-use super::*;
+use super::{
+    Credentials, DOCKER_KEYS, DockerSettings, KEEP_KEYS, Keep, LIMIT_KEYS, Limits, Reader, RuntimeChoice, SERVER_KEYS,
+    Server,
+};
+use crate::config::finding::shown;
+use crate::config::pipeline::{cpus, memory, pids};
+use crate::config::yaml::{Node, Value};
+use crate::model::{ByteSize, Span};
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::time::Duration;
 
 impl Reader<'_, '_> {
     pub(super) fn server(&mut self, node: Option<&Node>) -> Server {

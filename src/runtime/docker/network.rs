@@ -4,7 +4,7 @@ use super::engine::{Engine, status};
 use crate::runtime::{RuntimeError, SpaceName};
 use bollard::models::{Ipam, IpamConfig, NetworkCreateRequest};
 use bollard::query_parameters::ListNetworksOptions;
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::fmt;
 use std::net::Ipv4Addr;
 use std::str::FromStr;
@@ -125,13 +125,30 @@ impl Subnets {
                 ..Default::default()
             };
             match engine.api.create_network(request).await {
-                Ok(_) => return Ok(()),
+                Ok(made) => return only_one(engine, &space.0, &made.id).await,
                 // Somebody else took it since we looked, or a route of the host is in the way: the next one.
                 Err(e) if status(&e).is_some() && e.to_string().contains("overlap") => taken.push(subnet),
                 Err(e) => return Err(engine.error("make the run's network", &e)),
             }
         }
     }
+}
+
+/// The engine lets two networks have one name. A daemon that was killed may have asked for one that is made only now, and no
+/// container could join by the name: the others go.
+async fn only_one(engine: &Engine, name: &str, ours: &str) -> Result<(), RuntimeError> {
+    for other in ids_of(engine, name).await?.into_iter().filter(|id| id != ours) {
+        super::space::remove_network(engine, &other).await?;
+    }
+    Ok(())
+}
+
+/// All networks of exactly this name.
+pub(super) async fn ids_of(engine: &Engine, name: &str) -> Result<Vec<String>, RuntimeError> {
+    let filters = HashMap::from([("name".to_owned(), vec![name.to_owned()])]);
+    let listed = engine.api.list_networks(Some(ListNetworksOptions { filters: Some(filters) })).await;
+    let listed = listed.map_err(|e| engine.error(format!("find the networks called {name}"), &e))?;
+    Ok(listed.into_iter().filter(|network| network.name.as_deref() == Some(name)).filter_map(|one| one.id).collect())
 }
 
 struct Claim<'a> {

@@ -3,7 +3,7 @@
 use super::container::{self, state_of, workspace_mount};
 use super::engine::{Engine, is_gone, status};
 use super::image::{self, HELPER_PATH};
-use super::network::Subnets;
+use super::network::{Subnets, ids_of};
 use super::{SHORT_WIDTH, holder};
 use crate::git::Base;
 use crate::model::RepoName;
@@ -355,11 +355,19 @@ pub(super) async fn remove_volume(engine: &Engine, name: &str) -> Result<(), Run
     }
 }
 
+/// Removes the network of that name or id. Nothing there is success.
 pub(super) async fn remove_network(engine: &Engine, name: &str) -> Result<(), RuntimeError> {
     let mut looks = 0;
     loop {
         match engine.api.remove_network(name).await {
             Err(e) if is_gone(&e) => return Ok(()),
+            // Two of one name, one of which a killed daemon had asked for.
+            Err(e) if e.to_string().contains("ambiguous") => {
+                for id in ids_of(engine, name).await? {
+                    Box::pin(remove_network(engine, &id)).await?;
+                }
+                return Ok(());
+            }
             // Its last container is just leaving.
             Err(e) if matches!(status(&e), Some(403 | 409)) && looks < NETWORK_LOOKS => {
                 looks += 1;

@@ -1,6 +1,7 @@
 //! What only an engine with containers promises.
 
 use super::lab::{Lab, docker, engine_host, read, within, word};
+use crate::support::http;
 use bollard::query_parameters::AttachContainerOptions;
 use mainstay::model::log::{LogCursor, Stream};
 use mainstay::model::plan::Resources;
@@ -210,6 +211,22 @@ pub(super) async fn a_full_range_of_networks_is_said_and_other_networks_are_resp
         small.close(lab.run, Some(&space), false).await.unwrap();
     }
     assert_eq!(small.leftovers().await.unwrap(), []);
+}
+
+/// An engine may make late what a daemon had asked for that was killed, beside what its successor asked for.
+pub(super) async fn a_network_that_was_made_twice_goes_twice(lab: &Lab) {
+    let space = lab.space().await;
+    let twin = serde_json::json!({ "Name": space.0, "Labels": { "mainstay.instance": lab.instance.0 } }).to_string();
+    let host = engine_host();
+    let socket = std::path::Path::new(host.strip_prefix("unix://").expect("the engine has a Unix socket"));
+    let headers = [("Content-Type", "application/json")];
+    // Newer engines refuse a name that is taken, and have no twins.
+    let (status, body) = http::ask(socket, "POST", "/networks/create", &headers, twin.as_bytes()).unwrap();
+    assert!(matches!(status, 201 | 409), "{status}: {}", String::from_utf8_lossy(&body));
+    lab.runtime.close(lab.run, Some(&space), false).await.unwrap();
+    let listed = http::get(socket, "/networks").unwrap();
+    let left = listed.as_array().unwrap().iter().filter(|network| network["Name"] == space.0.as_str()).count();
+    assert_eq!(left, 0, "of two networks with one name");
 }
 
 pub(super) async fn a_holder_that_was_lost_comes_back(lab: &Lab) {
