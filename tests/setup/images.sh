@@ -58,9 +58,12 @@ make_debian() {
     as_root rm -rf "$dir/root/var/cache/apt/archives" "$dir/root/var/lib/apt/lists"
     as_root mkdir -p "$dir/root/var/cache/apt/archives/partial" "$dir/root/var/lib/apt/lists/partial"
     # Without the PATH nothing is found in the container.
-    as_root tar -C "$dir/root" -c . | "${DOCKER[@]}" import \
+    if ! as_root tar -C "$dir/root" -c . | "${DOCKER[@]}" import \
         --change 'ENV PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin' \
-        --change 'CMD ["bash"]' --change 'LABEL mainstay.setup=base' - "$1" >/dev/null
+        --change 'CMD ["bash"]' --change 'LABEL mainstay.setup=base' - "$1" >/dev/null; then
+        as_root rm -rf "$dir"
+        die "give $1 to the engine" "its own words stand above"
+    fi
     as_root rm -rf "$dir"
 }
 
