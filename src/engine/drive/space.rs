@@ -104,7 +104,15 @@ impl Driver<'_> {
             let runtime = Arc::clone(&self.repo.runtime);
             let taken = patiently(|| runtime.take_space(self.run, &self.row.trigger.repo)).await;
             match taken {
-                Ok(space) => return self.record(RunEvent::SpaceTaken { space }).await,
+                Ok(space) => {
+                    let recorded = self.record(RunEvent::SpaceTaken { space: space.clone() }).await;
+                    if recorded.is_err() {
+                        // A full disk: nobody would know of it, and the next try takes another one. Should the record be
+                        // there after all, a space that is gone is taken for lost.
+                        let _ = runtime.close(self.run, Some(&space), false).await;
+                    }
+                    return recorded;
+                }
                 Err(error @ RuntimeError::NoNetworkLeft { .. }) => {
                     if !std::mem::replace(&mut told, true) {
                         tracing::warn!(run = %self.run, %error, "the run waits for a network");

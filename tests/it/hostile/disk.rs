@@ -1,6 +1,7 @@
 //! The disk of the state folder is full: the daemon says so, lives, and goes on when there is space again.
 
 use super::lab::{Lab, text};
+use crate::support::engine::DockerEngine;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -61,7 +62,10 @@ fn a_full_disk_is_told_and_survived() {
     assert!(["success", "failure", "error"].contains(&run["status"].as_str().unwrap()), "{run}");
     assert_eq!(lab.ended(&second)["status"], "success");
     lab.alive();
+    let instance = lab.instance().unwrap();
     lab.stop();
+    let held = DockerEngine::usual().held(&instance);
+    assert!(!held.iter().any(|one| one.starts_with("container")), "left in the engine: {held:#?}");
     drop(small);
 }
 

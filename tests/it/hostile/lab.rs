@@ -175,7 +175,10 @@ impl Lab {
         let until = Instant::now() + Duration::from_secs(20);
         while child.try_wait().unwrap().is_none() {
             if Instant::now() > until {
-                child.kill().unwrap();
+                let _ = child.kill();
+                let _ = child.wait();
+                assert!(std::thread::panicking(), "the daemon does not stop:\n{}", self.log());
+                return;
             }
             std::thread::sleep(Duration::from_millis(20));
         }
