@@ -13,6 +13,10 @@ use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+const CONNECT_WITHIN: Duration = Duration::from_secs(10);
+/// Chat systems answer within a second; a receiver of one's own may do its work first, and a forge compares two branches.
+const ANSWER_WITHIN: Duration = Duration::from_secs(30);
+
 /// The name of the channel to people's mailboxes; every other channel is the name of a webhook.
 pub const MAIL: &str = "mail";
 
@@ -147,6 +151,21 @@ impl Channels {
         }
         hex::encode(&hash.finalize()[..16])
     }
+}
+
+/// A client for what `mainstay.yml` names outside this machine: webhooks of others and their forges.
+pub(super) fn outward_client() -> reqwest::Result<reqwest::Client> {
+    // Set already by the program's start; a second time is an error that says just that.
+    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+    reqwest::Client::builder()
+        .user_agent(concat!("mainstay/", env!("CARGO_PKG_VERSION")))
+        // Tokens and messages are for the one that mainstay.yml names, and for nobody it sends us to.
+        .redirect(reqwest::redirect::Policy::none())
+        .connect_timeout(CONNECT_WITHIN)
+        .timeout(ANSWER_WITHIN)
+        // Minutes lie between messages: a kept connection would be closed when it is wanted.
+        .pool_max_idle_per_host(0)
+        .build()
 }
 
 /// All causes of an error in one line: the outermost alone often says only "error sending request".

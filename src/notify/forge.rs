@@ -6,7 +6,7 @@
 
 mod dialect;
 
-use super::channels::{Failure, causes};
+use super::channels::{Failure, causes, outward_client};
 use super::words;
 use crate::config::daemon;
 use reqwest::header::{HeaderName, HeaderValue, RETRY_AFTER};
@@ -15,9 +15,6 @@ use serde_json::Value;
 use std::fmt;
 use std::time::Duration;
 
-const CONNECT_WITHIN: Duration = Duration::from_secs(10);
-/// Making a pull request compares two branches, which takes a forge seconds in a large repository.
-const ANSWER_WITHIN: Duration = Duration::from_secs(30);
 /// Fifty pull requests with everything that a forge tells of each are well under a tenth of this.
 const ANSWER_MAX_BYTES: usize = 16 << 20;
 /// As much of an error's text as is shown.
@@ -63,17 +60,7 @@ impl Forge {
         if !matches!(api.scheme(), "http" | "https") {
             return Err("`forge.url` is no http or https address".to_owned());
         }
-        // Set already by the program's start; a second time is an error that says just that.
-        let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
-        let client = Client::builder()
-            .user_agent(concat!("mainstay/", env!("CARGO_PKG_VERSION")))
-            // The token is for the one that mainstay.yml names, and for nobody it sends us to.
-            .redirect(reqwest::redirect::Policy::none())
-            .connect_timeout(CONNECT_WITHIN)
-            .timeout(ANSWER_WITHIN)
-            .pool_max_idle_per_host(0)
-            .build()
-            .map_err(|error| causes(&error))?;
+        let client = outward_client().map_err(|error| causes(&error))?;
         let (name, value) = dialect::token(settings.kind, settings.token.expose());
         let mut value =
             HeaderValue::from_str(&value).map_err(|_| "`forge.token` cannot stand in a header".to_owned())?;

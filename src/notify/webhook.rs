@@ -7,7 +7,7 @@
 //! `X-Mainstay-Timestamp`, a dot, and the body; the time (in seconds since 1970) is that of the try. Neither a
 //! person's link nor a code is ever in a post.
 
-use super::channels::{ChannelError, Delivery, Failure, causes};
+use super::channels::{ChannelError, Delivery, Failure, causes, outward_client};
 use super::post;
 use crate::config::daemon::notify::{self, WebhookFormat};
 use crate::config::secret::Secret;
@@ -19,9 +19,6 @@ use reqwest::{Client, Response, StatusCode, Url};
 use sha2::Sha256;
 use std::time::Duration;
 
-const CONNECT_WITHIN: Duration = Duration::from_secs(10);
-/// Chat systems answer within a second; an own receiver may do its work first.
-const ANSWER_WITHIN: Duration = Duration::from_secs(30);
 /// As much of an error's text as is read and shown.
 const ERROR_MAX_CHARS: usize = 200;
 
@@ -46,18 +43,7 @@ impl Webhook {
         if !usable {
             return Err(wrong("its `url` is no http or https address".into()));
         }
-        // Set already by the program's start; a second time is an error that says just that.
-        let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
-        let client = Client::builder()
-            .user_agent(concat!("mainstay/", env!("CARGO_PKG_VERSION")))
-            // Whoever is redirected to was not named in mainstay.yml.
-            .redirect(reqwest::redirect::Policy::none())
-            .connect_timeout(CONNECT_WITHIN)
-            .timeout(ANSWER_WITHIN)
-            // Minutes lie between messages: a kept connection would be closed when it is wanted.
-            .pool_max_idle_per_host(0)
-            .build()
-            .map_err(|e| wrong(causes(&e)))?;
+        let client = outward_client().map_err(|error| wrong(causes(&error)))?;
         let (url, secret) = (settings.url.clone(), settings.secret.clone());
         Ok(Webhook { url, format: settings.format, secret, client, instance: instance.clone() })
     }
