@@ -14,10 +14,11 @@ use std::time::{Duration, Instant};
 /// The health rule: how often it is asked, and so many bad answers in a row are too many.
 const EVERY: Duration = Duration::from_millis(500);
 const FAILURES: u32 = 3;
-/// A version that turns bad does so this long after its start.
-const TURNS_BAD_AFTER_SECS: u32 = 6;
+/// A version that turns bad does so this long after its start: well after the last replica of the old one is gone, which
+/// takes 8 s. One that is bad before it was ever good is another story: its rules are waited for as long as `within` says.
+const TURNS_BAD_AFTER_SECS: u32 = 14;
 /// A deploy is watched for so long: past the moment at which a version turns bad.
-const WATCH_SECS: u32 = 20;
+const WATCH_SECS: u32 = 25;
 /// The longest that a deploy may take.
 const PATIENCE: Duration = Duration::from_secs(180);
 
