@@ -1,0 +1,525 @@
+//! The log, laid out for a recovering server ahead of its asking, and taken away behind it.
+//!
+//! In: the plan's log and a `Fetch`. Out: files in [`STAGE`] inside the data directory, for the script `feed.sh` that the
+//! server runs as its `restore_command`. The two talk through files only, so the server may run as another user or in a
+//! container:
+//!
+//! | file | written by | says |
+//! |---|---|---|
+//! | `wal/NAME`, `wal/NAME.ready` | feeder | this segment or history file is complete and synced |
+//! | `asked/NAME` | script | the server has asked for it |
+//! | `end` | feeder, before the server starts | names that the repository proves absent |
+//! | `alive` | feeder, each second | a new number |
+//! | `failed` | feeder | it cannot go on, and why |
+//! | `whole` | feeder | everything is here: what is not will not come |
+//!
+//! The script ends the log for names in `end` only: it says 77, of which the command makes 1. All else that it cannot hand
+//! out makes it wait while the feeder lives, and then stops the server without opening it (exit 200; above 125 is an error
+//! to PostgreSQL, below is an end).
+
+use super::RestoreError;
+use super::fetch::{Fetch, Opened};
+use super::plan::{LogPart, PlannedLog, PlannedSegment};
+use super::tail::{Expected, Tail, check_header, tail};
+use crate::model::Lsn;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::{self, File};
+use std::io::Write as _;
+use std::os::unix::fs::{FileExt as _, PermissionsExt as _};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+
+/// The folder inside the data directory; on its file system, so that segments are handed out as hard links.
+pub const STAGE: &str = "mainstay-restore";
+
+/// The script, before its patience is filled in.
+const SCRIPT: &str = include_str!("feed.sh");
+
+/// Segments kept behind the newest one that was asked for: at the end of recovery a server reads its last record again,
+/// which begins in the last segment or shortly before it. Older ones that it asks for again are fetched again.
+const KEEP_BEHIND: usize = 3;
+
+/// How much of the log's end is looked at for its last record, at first. A border of pages of every length there is.
+const LOOK_BACK: u64 = 1 << 20;
+
+/// How often the server's questions are looked at. A segment takes 100 ms to replay; this is a look into one folder.
+const LOOK_EVERY: Duration = Duration::from_millis(20);
+
+/// How the log is laid out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Feeding {
+    /// The most that may lie ready, in bytes; at least two segments whatever it says.
+    pub ahead_bytes: u64,
+    /// Segments fetched at once; 1 fetches each only when its turn has come.
+    pub at_once: usize,
+    /// How long the script waits for a sign of life.
+    pub patience: Duration,
+}
+
+impl Default for Feeding {
+    /// 1 GiB ahead outlasts a store that is slow for ten seconds; 8 at once hide 50 ms of latency.
+    fn default() -> Feeding {
+        Feeding { ahead_bytes: 1 << 30, at_once: 8, patience: Duration::from_secs(30) }
+    }
+}
+
+/// The folder that feeder and script share.
+#[derive(Debug, Clone)]
+pub(super) struct Stage {
+    dir: PathBuf,
+    owner: Option<(u32, u32)>,
+}
+
+fn io<'a>(doing: &'a str, path: &'a Path) -> impl FnOnce(std::io::Error) -> RestoreError + 'a {
+    move |source| RestoreError::io(format!("{doing} {}", path.display()), source)
+}
+
+impl Stage {
+    /// The folder in a data directory, as it is.
+    pub(super) fn at(data: &Path) -> Stage {
+        Stage { dir: data.join(STAGE), owner: None }
+    }
+
+    /// Makes the folder anew, with the script and the plan's end list.
+    pub(super) fn make(
+        data: &Path,
+        owner: Option<(u32, u32)>,
+        log: &PlannedLog,
+        feeding: &Feeding,
+    ) -> Result<Stage, RestoreError> {
+        let stage = Stage { dir: data.join(STAGE), owner };
+        stage.remove()?;
+        for part in ["", "wal", "asked"] {
+            let dir = stage.dir.join(part);
+            fs::create_dir(&dir).map_err(io("make", &dir))?;
+            fs::set_permissions(&dir, fs::Permissions::from_mode(0o700)).map_err(io("make", &dir))?;
+            stage.give(&dir)?;
+        }
+        // Its patience counts in steps of 0.05 s.
+        let steps = (feeding.patience.as_millis() / 50).max(1);
+        stage.write("feed.sh", SCRIPT.replace("@PATIENCE@", &steps.to_string()).as_bytes())?;
+        stage.write("end", (log.end_names.join("\n") + "\n").as_bytes())?;
+        stage.write("alive", b"0\n")?;
+        Ok(stage)
+    }
+
+    /// Takes all of it away.
+    pub(super) fn remove(&self) -> Result<(), RestoreError> {
+        match fs::remove_dir_all(&self.dir) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(io("remove", &self.dir)(error)),
+            _ => Ok(()),
+        }
+    }
+
+    /// Says that everything is here, and nobody will bring more.
+    pub(super) fn whole(&self) -> Result<(), RestoreError> {
+        self.write("whole", b"")
+    }
+
+    /// Says that it cannot go on: the server is not to open, whatever it asks for next.
+    pub(super) fn fail(&self, why: &str) {
+        // Where even this fails there is no new number in `alive` either, which says the same.
+        if let Err(error) = self.write("failed", why.as_bytes()) {
+            tracing::warn!(%error, "the server will stop by itself");
+        }
+    }
+
+    fn give(&self, path: &Path) -> Result<(), RestoreError> {
+        let Some((user, group)) = self.owner else { return Ok(()) };
+        std::os::unix::fs::chown(path, Some(user), Some(group)).map_err(io("give away", path))
+    }
+
+    /// Writes a small file so that it is seen whole or not at all.
+    fn write(&self, name: &str, bytes: &[u8]) -> Result<(), RestoreError> {
+        let (path, new) = (self.dir.join(name), self.dir.join(format!("{name}.new")));
+        fs::write(&new, bytes).map_err(io("write", &new))?;
+        self.give(&new)?;
+        fs::rename(&new, &path).map_err(io("write", &path))
+    }
+
+    fn wal(&self, name: &str) -> PathBuf {
+        self.dir.join("wal").join(name)
+    }
+
+    /// Syncs a complete file and says that it may be handed out.
+    fn ready(&self, name: &str, file: &File) -> Result<(), RestoreError> {
+        let (new, path) = (self.wal(&format!("{name}.new")), self.wal(name));
+        file.sync_data().map_err(io("sync", &new))?;
+        self.give(&new)?;
+        fs::rename(&new, &path).map_err(io("write", &path))?;
+        crate::failpoint!("restore-segment-staged");
+        let mark = self.wal(&format!("{name}.ready"));
+        File::create(&mark).map_err(io("write", &mark))?;
+        Ok(())
+    }
+
+    /// Takes a file away again, the word for it first.
+    fn take_back(&self, name: &str) -> Result<(), RestoreError> {
+        for path in [self.wal(&format!("{name}.ready")), self.wal(name)] {
+            fs::remove_file(&path).map_err(io("remove", &path))?;
+        }
+        Ok(())
+    }
+
+    /// What the server has asked for since the last look.
+    fn asked(&self) -> Result<BTreeSet<String>, RestoreError> {
+        let dir = self.dir.join("asked");
+        let mut names = BTreeSet::new();
+        for entry in fs::read_dir(&dir).map_err(io("read", &dir))? {
+            let entry = entry.map_err(io("read", &dir))?;
+            names.insert(entry.file_name().to_string_lossy().into_owned());
+            fs::remove_file(entry.path()).map_err(io("remove", &entry.path()))?;
+        }
+        Ok(names)
+    }
+}
+
+/// Lays out the log; one for a restore.
+pub(super) struct Feeder {
+    stage: Stage,
+    fetch: Fetch,
+    log: Arc<PlannedLog>,
+    expected: Expected,
+    feeding: Feeding,
+    /// The segment that the server asked for last.
+    asked: usize,
+    /// Stored bytes counted once, also when a segment is fetched twice.
+    counted: BTreeSet<usize>,
+    staged: BTreeSet<usize>,
+    under_way: BTreeSet<usize>,
+}
+
+impl Feeder {
+    pub(super) fn new(
+        stage: Stage,
+        fetch: Fetch,
+        log: Arc<PlannedLog>,
+        expected: Expected,
+        feeding: Feeding,
+    ) -> Feeder {
+        let (counted, staged, under_way) = (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
+        Feeder { stage, fetch, log, expected, feeding, asked: 0, counted, staged, under_way }
+    }
+
+    /// Stages every history file of the plan; they are small and the server asks for them first.
+    pub(super) async fn histories(&mut self) -> Result<(), RestoreError> {
+        for history in &self.log.histories {
+            let opened = self.fetch.open(&history.key, history.stored_bytes, history.stored_bytes).await?;
+            let (name, new) = (&history.name, self.stage.wal(&format!("{}.new", history.name)));
+            let mut file = File::create(&new).map_err(io("write", &new))?;
+            file.write_all(&opened.bytes).map_err(io("write", &new))?;
+            self.stage.ready(name, &file)?;
+        }
+        Ok(())
+    }
+
+    /// Where the last whole record of the log begins, and where it ends. Stages the segments that are looked at.
+    pub(super) async fn last_record(&mut self) -> Result<(Lsn, Lsn), RestoreError> {
+        let none = || RestoreError::Server("the plan has no log".into());
+        let (first, last) = self.log.segments.first().zip(self.log.segments.last()).ok_or_else(none)?;
+        let (begins, end) = (first.begins, last.ends);
+        let mut window = LOOK_BACK;
+        loop {
+            let from = Lsn((end.0 - 1).saturating_sub(window) / LOOK_BACK * LOOK_BACK).max(begins);
+            let found = self.tail(from).await?;
+            if let Some(record) = found.last {
+                return Ok((record, found.end));
+            }
+            if from == begins {
+                return Err(RestoreError::Server(format!("the log from {begins} to {end} holds no whole record")));
+            }
+            // A record that is longer than what was looked at.
+            window *= 4;
+        }
+    }
+
+    /// Reads the log from a place at a border of its pages to its end.
+    async fn tail(&mut self, from: Lsn) -> Result<Tail, RestoreError> {
+        let (log, mut bytes, mut page) = (self.log.clone(), Vec::new(), 0);
+        let reached = log.segments.iter().enumerate().filter(|(_, segment)| segment.ends > from);
+        for (index, segment) in reached {
+            if self.staged.insert(index) {
+                self.stage_one(index).await?;
+            }
+            let path = self.stage.wal(&segment.name.to_string());
+            let file = File::open(&path).map_err(io("read", &path))?;
+            let mut head = [0; 40];
+            file.read_exact_at(&mut head, 0).map_err(io("read", &path))?;
+            let wrong = |source| RestoreError::Log { segment: segment.name.to_string(), source };
+            page = check_header(&head, segment.begins, segment.name.timeline, self.expected).map_err(wrong)?;
+            let at = from.max(segment.begins);
+            let old = bytes.len();
+            bytes.resize(old + (segment.ends.0 - at.0) as usize, 0);
+            file.read_exact_at(&mut bytes[old..], at.0 - segment.begins.0).map_err(io("read", &path))?;
+        }
+        let last = log.segments.last().map(|segment| segment.name.to_string()).unwrap_or_default();
+        tail(&bytes, from, self.expected.segment_size, page)
+            .map_err(|source| RestoreError::Log { segment: last, source })
+    }
+
+    /// Stages everything, for a server that is started by hand.
+    pub(super) async fn everything(&mut self) -> Result<(), RestoreError> {
+        let mut running = JoinSet::new();
+        for index in 0..self.log.segments.len() {
+            if !self.staged.insert(index) {
+                continue;
+            }
+            while running.len() >= self.feeding.at_once.max(1) {
+                self.ended(running.join_next().await)?;
+            }
+            running.spawn(self.work(index));
+        }
+        while let Some(one) = running.join_next().await {
+            self.ended(Some(one))?;
+        }
+        self.stage.whole()
+    }
+
+    /// Keeps the log ahead of the server until `stop` says so. Whatever goes wrong is written down for the script first.
+    pub(super) async fn run(mut self, mut stop: watch::Receiver<bool>) -> Result<(), RestoreError> {
+        let beating = tokio::spawn(beat(self.stage.clone()));
+        let done = tokio::select! {
+            done = self.keep_ahead() => done,
+            _ = stop.wait_for(|stop| *stop) => Ok(()),
+        };
+        beating.abort();
+        if let Err(error) = &done {
+            self.stage.fail(&error.to_string());
+        }
+        done
+    }
+
+    async fn keep_ahead(&mut self) -> Result<(), RestoreError> {
+        let names: BTreeMap<String, usize> =
+            self.log.segments.iter().enumerate().map(|(index, segment)| (segment.name.to_string(), index)).collect();
+        let ahead = (self.feeding.ahead_bytes / self.expected.segment_size.bytes()).max(2) as usize;
+        let mut running = JoinSet::new();
+        // What the server waits for now, which may lie behind: it reads the checkpoint's record before it goes back to
+        // where replay begins.
+        let mut wanted = BTreeSet::new();
+        loop {
+            for name in self.stage.asked()? {
+                let Some(index) = names.get(&name).copied() else {
+                    // Histories are there from the beginning. What is neither planned nor proven absent is a doubt.
+                    match self.log.histories.iter().any(|history| history.name == name) {
+                        true => continue,
+                        false => return Err(RestoreError::Server(unforeseen(&name))),
+                    }
+                };
+                self.asked = index;
+                if !self.staged.contains(&index) && !self.under_way.contains(&index) {
+                    wanted.insert(index);
+                }
+            }
+            let at = self.asked;
+            self.clear_behind(at, ahead)?;
+            // What lies behind the target is fetched when it is asked for, one ahead.
+            let coming = at..(at + ahead).min(self.log.wanted.max(at + 2)).min(self.log.segments.len());
+            let width = self.feeding.at_once.max(1);
+            while running.len() < width {
+                let free = |index: &usize| !self.staged.contains(index) && !self.under_way.contains(index);
+                // With one at a time nothing is fetched that nobody has asked for.
+                let next = wanted.pop_first().or_else(|| coming.clone().find(free).filter(|_| width > 1));
+                let Some(index) = next else { break };
+                self.under_way.insert(index);
+                running.spawn(self.work(index));
+            }
+            tokio::select! {
+                one = running.join_next(), if !running.is_empty() => {
+                    let index = self.ended(one)?;
+                    self.under_way.remove(&index);
+                    self.staged.insert(index);
+                }
+                () = tokio::time::sleep(LOOK_EVERY) => {}
+            }
+        }
+    }
+
+    /// Removes what the server has passed, and what lies too far ahead since it went back. The last segment stays: it is
+    /// read again at the end.
+    fn clear_behind(&mut self, at: usize, ahead: usize) -> Result<(), RestoreError> {
+        let keep = at.saturating_sub(KEEP_BEHIND)..at + ahead.max(KEEP_BEHIND);
+        let last = self.log.segments.len().saturating_sub(1);
+        let gone: Vec<usize> =
+            self.staged.iter().copied().filter(|index| !keep.contains(index) && *index != last).collect();
+        for index in gone {
+            self.stage.take_back(&self.log.segments[index].name.to_string())?;
+            self.staged.remove(&index);
+        }
+        Ok(())
+    }
+
+    fn ended(
+        &mut self,
+        one: Option<Result<Result<usize, RestoreError>, tokio::task::JoinError>>,
+    ) -> Result<usize, RestoreError> {
+        let Some(one) = one else { return Ok(0) };
+        let index = one.map_err(|error| RestoreError::io("lay out the log", std::io::Error::other(error)))??;
+        if self.counted.insert(index) {
+            let stored = self.log.segments[index].parts.iter().map(|part| part.stored_bytes).sum();
+            self.fetch.progress.log(stored);
+        }
+        Ok(index)
+    }
+
+    async fn stage_one(&mut self, index: usize) -> Result<(), RestoreError> {
+        let done = self.work(index).await;
+        self.ended(Some(Ok(done))).map(|_| ())
+    }
+
+    /// Fetches one segment, whole or piece by piece, and lays it out.
+    fn work(&self, index: usize) -> impl Future<Output = Result<usize, RestoreError>> + Send + use<> {
+        let (stage, fetch, log, expected) = (self.stage.clone(), self.fetch.clone(), self.log.clone(), self.expected);
+        async move {
+            let segment = &log.segments[index];
+            let assembly = Assembly::new(&stage, segment, expected)?;
+            for part in &segment.parts {
+                let opened = fetch.open_part(part, log.segment_size).await?;
+                assembly.add(part, opened)?;
+            }
+            tokio::task::spawn_blocking({
+                let name = segment.name.to_string();
+                move || assembly.end(&name)
+            })
+            .await
+            .map_err(|error| RestoreError::io("lay out the log", std::io::Error::other(error)))??;
+            Ok(index)
+        }
+    }
+}
+
+/// One segment being put together in its file.
+struct Assembly {
+    stage: Stage,
+    segment: PlannedSegment,
+    expected: Expected,
+    file: File,
+    path: PathBuf,
+    filled: std::sync::Mutex<Lsn>,
+}
+
+impl Assembly {
+    fn new(stage: &Stage, segment: &PlannedSegment, expected: Expected) -> Result<Assembly, RestoreError> {
+        let path = stage.wal(&format!("{}.new", segment.name));
+        let open = File::options().read(true).write(true).create(true).truncate(true).open(&path);
+        let file = open.map_err(io("write", &path))?;
+        // The server takes files of exactly this length; what no part covers reads as zeros.
+        file.set_len(expected.segment_size.bytes()).map_err(io("write", &path))?;
+        let filled = std::sync::Mutex::new(segment.begins);
+        Ok(Assembly { stage: stage.clone(), segment: segment.clone(), expected, file, path, filled })
+    }
+
+    /// Writes the bytes of a part behind those that are there. Where both have a byte, they must have the same.
+    fn add(&self, part: &LogPart, opened: Opened) -> Result<(), RestoreError> {
+        let mut filled = self.filled.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let differs = |what: &str| RestoreError::Pieces { key: part.key.to_string(), detail: what.to_owned() };
+        if opened.bytes.len() as u64 != part.last.0 - part.first.0 {
+            return Err(differs("it has not the length that its name says"));
+        }
+        let until = part.until.min(self.segment.ends);
+        if part.first > *filled || part.first < self.segment.begins || until <= part.first {
+            return Err(differs("it does not join the part of the log before it"));
+        }
+        let bytes = &opened.bytes[..(until.0 - part.first.0) as usize];
+        let (known, new) = bytes.split_at(bytes.len().min((filled.0 - part.first.0) as usize));
+        let at = part.first.0 - self.segment.begins.0;
+        let mut there = vec![0; known.len()];
+        self.file.read_exact_at(&mut there, at).map_err(io("read", &self.path))?;
+        if there != known {
+            return Err(differs("it holds other bytes than the part of the log before it, for the same place"));
+        }
+        self.file.write_all_at(new, at + known.len() as u64).map_err(io("write", &self.path))?;
+        *filled = (*filled).max(until);
+        Ok(())
+    }
+
+    fn end(self, name: &str) -> Result<(), RestoreError> {
+        let filled = *self.filled.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        if filled != self.segment.ends {
+            let detail = format!("the parts of {name} end at {filled}, not at {}", self.segment.ends);
+            return Err(RestoreError::Pieces { key: name.to_owned(), detail });
+        }
+        let mut head = [0; 40];
+        self.file.read_exact_at(&mut head, 0).map_err(io("read", &self.path))?;
+        check_header(&head, self.segment.begins, self.segment.name.timeline, self.expected)
+            .map_err(|source| RestoreError::Log { segment: name.to_owned(), source })?;
+        self.stage.ready(name, &self.file)
+    }
+}
+
+fn unforeseen(name: &str) -> String {
+    format!("the server asks for {name}, which is not in the plan and not proven absent either")
+}
+
+/// A new number each second, so that the script sees that somebody is there.
+async fn beat(stage: Stage) {
+    let mut number = 0_u64;
+    loop {
+        number += 1;
+        if let Err(error) = stage.write("alive", format!("{number}\n").as_bytes()) {
+            tracing::warn!(%error, "cannot show that the restore is alive");
+        }
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::SegmentSize;
+    use std::process::Command;
+    use std::time::Instant;
+
+    /// What the script answers when a server asks it for a name, as a server asks.
+    fn ask(data: &Path, name: &str) -> Option<i32> {
+        let command =
+            super::super::settings::restore_command().replace("%f", name).replace("%p", "pg_wal/RECOVERYXLOG");
+        Command::new("sh").arg("-c").arg(command).current_dir(data).status().unwrap().code()
+    }
+
+    #[test]
+    fn r22_the_script_ends_the_log_only_at_names_that_are_proven_absent() {
+        let dir = tempfile::tempdir().unwrap();
+        let data = dir.path().join("it's a \"place\" with spaces");
+        fs::create_dir_all(data.join("pg_wal")).unwrap();
+        let log = PlannedLog {
+            segments: Vec::new(),
+            wanted: 0,
+            histories: Vec::new(),
+            end_names: vec!["00000002.history".into(), "000000010000000000000009".into()],
+            segment_size: SegmentSize::USUAL,
+        };
+        let feeding = Feeding { patience: Duration::from_millis(300), ..Feeding::default() };
+        let stage = Stage::make(&data, None, &log, &feeding).unwrap();
+        assert_eq!(ask(&data, "00000002.history"), Some(1));
+        assert_eq!(ask(&data, "000000010000000000000009"), Some(1));
+        // A name that is a part of one in the list, or a pattern for it, is not in it.
+        for name in ["00000001000000000000000", "00000002xhistory", "000000010000000000000008"] {
+            let began = Instant::now();
+            assert_eq!(ask(&data, name), Some(200), "{name}: nobody is alive");
+            assert!(began.elapsed() >= Duration::from_millis(250));
+        }
+        assert!(stage.asked().unwrap().contains("000000010000000000000008"));
+
+        let (name, restored) = ("000000010000000000000007", data.join("pg_wal/RECOVERYXLOG"));
+        let new = stage.wal(&format!("{name}.new"));
+        fs::write(&new, "a segment").unwrap();
+        assert_eq!(ask(&data, name), Some(200), "it is not complete");
+        stage.ready(name, &File::open(&new).unwrap()).unwrap();
+        assert_eq!((ask(&data, name), fs::read_to_string(&restored).unwrap().as_str()), (Some(0), "a segment"));
+        stage.whole().unwrap();
+        let began = Instant::now();
+        assert_eq!(ask(&data, "000000010000000000000008"), Some(200));
+        assert!(began.elapsed() < Duration::from_millis(250), "nobody is waited for");
+        // After a failure nothing is an end, and nothing is handed out.
+        stage.fail("the store is gone");
+        for name in [name, "00000002.history", "000000010000000000000009"] {
+            assert_eq!(ask(&data, name), Some(200), "{name}");
+        }
+        fs::remove_dir_all(data.join(STAGE)).unwrap();
+        assert_eq!(ask(&data, "000000010000000000000009"), Some(200), "no script, no end");
+    }
+}

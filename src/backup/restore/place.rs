@@ -1,0 +1,505 @@
+//! Where a restore writes: an empty or new folder, its own half-done work, or, when forced, a place whose content is moved
+//! aside. Nothing is ever erased that this restore did not write.
+//!
+//! [`STATE`] in the folder says which plan it is being filled by, and what of it is done. While it is there the folder is
+//! not a restored server; `global/pg_control`, without which none starts, is put in place last.
+
+use super::RestoreError;
+use std::collections::BTreeSet;
+use std::fs::{self, File};
+use std::io::{ErrorKind, Write as _};
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, PermissionsExt as _};
+use std::path::{Path, PathBuf};
+
+/// The file that says what is done.
+pub const STATE: &str = ".mainstay-restore";
+
+/// What identifies one run of the operating system: what was written and not synced survives a killed process, but not
+/// the end of this.
+const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
+
+/// Why a folder is not written into. `Display` fits after "failed to restore into PATH: ".
+#[derive(Debug, thiserror::Error)]
+pub enum PlaceError {
+    /// A server runs in it.
+    #[error("a PostgreSQL server runs in it ({0})\nhint: stop it first, or restore into another folder")]
+    Running(String),
+    /// Something is in it.
+    #[error(
+        "it is not empty: {0}\nhint: name an empty or new folder, or add `--force` to move what is there aside, to a folder beside it"
+    )]
+    NotEmpty(String),
+    /// Another restore began here.
+    #[error(
+        "another restore, of {0}, began here and did not end\nhint: give that restore's options again to let it go on, or add `--force` to move it aside"
+    )]
+    Other(String),
+    /// Another restore is at it now.
+    #[error("another restore is writing into it now")]
+    Busy,
+    /// It is no folder.
+    #[error("it is {0}, not a folder")]
+    NoFolder(&'static str),
+    /// Its name cannot be used.
+    #[error("{0}")]
+    Name(String),
+}
+
+/// A folder that is ready to be written into, locked against a second restore.
+#[derive(Debug)]
+pub(super) struct Place {
+    /// The data directory.
+    pub(super) data: PathBuf,
+    /// Chunks that are unpacked already, by key.
+    pub(super) done: BTreeSet<String>,
+    /// What was there before went here.
+    pub(super) moved_aside: Option<PathBuf>,
+    /// The base is complete and synced, and its `pg_control` in place; only the log is to be replayed.
+    pub(super) base_complete: bool,
+    state: File,
+    owner: Option<(u32, u32)>,
+}
+
+/// The line that says that the base is complete.
+const BASE_COMPLETE: &str = "base complete";
+/// Begins a line that names the folder of a tablespace.
+const TABLESPACE: &str = "tablespace ";
+
+fn io<'a>(doing: &'a str, path: &'a Path) -> impl FnOnce(std::io::Error) -> RestoreError + 'a {
+    move |source| RestoreError::io(format!("{doing} {}", path.display()), source)
+}
+
+fn refused(path: &Path, source: PlaceError) -> RestoreError {
+    RestoreError::Place { path: path.to_owned(), source }
+}
+
+/// Makes a folder ready. `plan` is the digest of the plan and `about` says in words which it is.
+///
+/// # Errors
+/// When it holds something else, or cannot be written.
+pub(super) fn prepare(
+    data: &Path,
+    owner: Option<(u32, u32)>,
+    plan: &str,
+    about: &str,
+    force: bool,
+) -> Result<Place, RestoreError> {
+    let data = &absolute(data)?;
+    let found = look(data)?;
+    let mut moved_aside = None;
+    match found {
+        Found::Nothing => make(data, owner)?,
+        Found::Empty => {}
+        Found::Ours { text } => match resume(data, &text, plan) {
+            Resume::GoOn(done, base_complete) => {
+                let mut state =
+                    File::options().append(true).open(data.join(STATE)).map_err(io("open", &data.join(STATE)))?;
+                lock(data, &state)?;
+                // Ends a line that the end of the last run may have cut.
+                state.write_all(b"\n").map_err(io("write", &data.join(STATE)))?;
+                return Ok(Place { data: data.clone(), done, moved_aside, base_complete, state, owner });
+            }
+            Resume::Again => clear(data, &text)?,
+            Resume::Other(_) if force => moved_aside = Some(move_aside(data, owner)?),
+            Resume::Other(about) => return Err(refused(data, PlaceError::Other(about))),
+        },
+        Found::Foreign(_) if force => moved_aside = Some(move_aside(data, owner)?),
+        Found::Foreign(what) => return Err(refused(data, PlaceError::NotEmpty(what))),
+    }
+    fs::set_permissions(data, fs::Permissions::from_mode(0o700)).map_err(io("set the mode of", data))?;
+    give(data, owner)?;
+    let path = data.join(STATE);
+    let mut state = File::options().append(true).create_new(true).open(&path).map_err(io("write", &path))?;
+    lock(data, &state)?;
+    let head = format!("{plan}\n{}\n{}\n", boot_id(), about.replace('\n', " "));
+    state.write_all(head.as_bytes()).and_then(|()| state.sync_all()).map_err(io("write", &path))?;
+    File::open(data).and_then(|dir| dir.sync_all()).map_err(io("sync", data))?;
+    give(&path, owner)?;
+    crate::failpoint!("restore-place-ready");
+    Ok(Place { data: data.clone(), done: BTreeSet::new(), moved_aside, base_complete: false, state, owner })
+}
+
+/// Whether the folder could be used, without touching it: for `--dry-run`.
+///
+/// # Errors
+/// As `prepare` would fail.
+pub fn check(data: &Path, plan: &str, force: bool) -> Result<(), RestoreError> {
+    let data = &absolute(data)?;
+    match look(data)? {
+        Found::Foreign(what) if !force => Err(refused(data, PlaceError::NotEmpty(what))),
+        Found::Ours { text } if !force => match resume(data, &text, plan) {
+            Resume::Other(about) => Err(refused(data, PlaceError::Other(about))),
+            _ => Ok(()),
+        },
+        _ => Ok(()),
+    }
+}
+
+impl Place {
+    /// Whether a server has ended its recovery here: then it has taken away what told it to recover. It does so after it has
+    /// met its target, and never before.
+    pub(super) fn opened(&self) -> bool {
+        self.base_complete && !["backup_label", "recovery.signal"].iter().any(|name| self.data.join(name).exists())
+    }
+
+    /// Notes that a chunk is in place.
+    pub(super) fn chunk_done(&mut self, key: &str) -> Result<(), RestoreError> {
+        self.note(key)
+    }
+
+    /// Takes a folder for a tablespace: an empty or new one, or the one that an earlier run of this restore took.
+    pub(super) fn tablespace(&mut self, path: &Path, force: bool) -> Result<(), RestoreError> {
+        let path = &absolute(path)?;
+        if path.starts_with(&self.data) {
+            return Err(refused(path, PlaceError::Name("a tablespace cannot be inside the data directory".into())));
+        }
+        let line = format!("{TABLESPACE}{}", path.display());
+        if self.done.contains(&line) && path.is_dir() {
+            return Ok(());
+        }
+        match look(path)? {
+            Found::Nothing => make(path, self.owner)?,
+            Found::Empty => {}
+            _ if force => drop(move_aside(path, self.owner)?),
+            Found::Ours { .. } => {
+                return Err(refused(path, PlaceError::NotEmpty("another restore writes into it".into())));
+            }
+            Found::Foreign(what) => return Err(refused(path, PlaceError::NotEmpty(what))),
+        }
+        fs::set_permissions(path, fs::Permissions::from_mode(0o700)).map_err(io("set the mode of", path))?;
+        give(path, self.owner)?;
+        self.note(&line)
+    }
+
+    fn note(&mut self, line: &str) -> Result<(), RestoreError> {
+        // One write, so that a line is there or not; a torn one is no chunk's name and is done again.
+        self.state.write_all(format!("{line}\n").as_bytes()).map_err(io("write", &self.data.join(STATE)))
+    }
+
+    /// Notes that the base is complete and durable.
+    pub(super) fn base_complete(&mut self) -> Result<(), RestoreError> {
+        self.note(BASE_COMPLETE)?;
+        self.state.sync_all().map_err(io("sync", &self.data.join(STATE)))
+    }
+
+    /// Ends the restore: from now on the folder is a server's.
+    pub(super) fn finish(self) -> Result<(), RestoreError> {
+        let path = self.data.join(STATE);
+        fs::remove_file(&path).map_err(io("remove", &path))?;
+        File::open(&self.data).and_then(|dir| dir.sync_all()).map_err(io("sync", &self.data))
+    }
+
+    /// Whose files are to be.
+    pub(super) fn owner(&self) -> Option<(u32, u32)> {
+        self.owner
+    }
+}
+
+/// Hands a file to the server's user.
+pub(super) fn give(path: &Path, owner: Option<(u32, u32)>) -> Result<(), RestoreError> {
+    let Some((user, group)) = owner else { return Ok(()) };
+    std::os::unix::fs::lchown(path, Some(user), Some(group)).map_err(io("give away", path))
+}
+
+/// Hands a folder and all in it to the server's user, without following links.
+pub(super) fn give_all(path: &Path, owner: Option<(u32, u32)>) -> Result<(), RestoreError> {
+    let Some(wanted) = owner else { return Ok(()) };
+    let facts = fs::symlink_metadata(path).map_err(io("read", path))?;
+    if facts.is_dir() {
+        for entry in fs::read_dir(path).map_err(io("read", path))? {
+            give_all(&entry.map_err(io("read", path))?.path(), owner)?;
+        }
+    }
+    if (facts.uid(), facts.gid()) == wanted { Ok(()) } else { give(path, owner) }
+}
+
+/// Makes everything in the file systems of these folders durable.
+pub(super) fn sync(folders: &[PathBuf]) -> Result<(), RestoreError> {
+    let mut synced = BTreeSet::new();
+    for folder in folders {
+        let dir = File::open(folder).map_err(io("open", folder))?;
+        let device = dir.metadata().map_err(io("read", folder))?.dev();
+        if synced.insert(device) {
+            // One call writes back and waits for all; file by file takes as many waits as there are files. It reports
+            // what could not be written since Linux 5.8.
+            nix::unistd::syncfs(&dir)
+                .map_err(|error| RestoreError::io(format!("sync {}", folder.display()), error.into()))?;
+        }
+    }
+    Ok(())
+}
+
+enum Found {
+    Nothing,
+    Empty,
+    Ours { text: String },
+    Foreign(String),
+}
+
+enum Resume {
+    GoOn(BTreeSet<String>, bool),
+    Again,
+    Other(String),
+}
+
+fn absolute(data: &Path) -> Result<PathBuf, RestoreError> {
+    let path = std::path::absolute(data).map_err(io("find", data))?;
+    let text = path.to_str().ok_or_else(|| refused(data, PlaceError::Name("its path is not UTF-8".into())))?;
+    if text.contains(['\n', '\r']) {
+        return Err(refused(
+            data,
+            PlaceError::Name("a line break in its path cannot be written into a server's settings".into()),
+        ));
+    }
+    if path.parent().is_none() {
+        return Err(refused(data, PlaceError::Name("the root of the file system is no place for a server".into())));
+    }
+    Ok(path)
+}
+
+fn look(data: &Path) -> Result<Found, RestoreError> {
+    let facts = match fs::metadata(data) {
+        Err(error) if error.kind() == ErrorKind::NotFound => {
+            let dangling = fs::symlink_metadata(data).is_ok();
+            return if dangling {
+                Err(refused(data, PlaceError::NoFolder("a link to nothing")))
+            } else {
+                Ok(Found::Nothing)
+            };
+        }
+        facts => facts.map_err(io("read", data))?,
+    };
+    if !facts.is_dir() {
+        return Err(refused(data, PlaceError::NoFolder("a file")));
+    }
+    let mut names = Vec::new();
+    for entry in fs::read_dir(data).map_err(io("read", data))? {
+        names.push(entry.map_err(io("read", data))?.file_name().to_string_lossy().into_owned());
+    }
+    names.sort();
+    // A server that was started on a half-done restore counts too.
+    running(data)?;
+    if names.is_empty() {
+        return Ok(Found::Empty);
+    }
+    if names.iter().any(|name| name == STATE) {
+        let path = data.join(STATE);
+        return Ok(Found::Ours {
+            text: String::from_utf8_lossy(&fs::read(&path).map_err(io("read", &path))?).into_owned(),
+        });
+    }
+    let version = fs::read_to_string(data.join("PG_VERSION")).ok();
+    let shown = names.iter().take(4).cloned().collect::<Vec<_>>().join(", ");
+    let more = names.len().saturating_sub(4);
+    let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+    Ok(Found::Foreign(match version {
+        Some(version) => format!("it is the data directory of a PostgreSQL {} server", version.trim()),
+        None => format!("it holds {shown}{more}"),
+    }))
+}
+
+/// Refuses a folder that a server has open: its process is alive, or its socket answers.
+fn running(data: &Path) -> Result<(), RestoreError> {
+    let path = data.join("postmaster.pid");
+    let text = match fs::read_to_string(&path) {
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
+        text => text.map_err(io("read", &path))?,
+    };
+    // Process, data directory, start time, port, folder of the socket, address, …
+    let lines: Vec<&str> = text.lines().map(str::trim).collect();
+    let line = |index: usize| lines.get(index).copied().unwrap_or_default();
+    let pid: i32 = line(0).parse().unwrap_or(0);
+    // A server of another container has another number here; its socket may still be seen.
+    let alive =
+        pid > 1 && nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), None) != Err(nix::errno::Errno::ESRCH);
+    let here = fs::read_link(format!("/proc/{pid}/cwd")).ok().zip(fs::canonicalize(data).ok());
+    // The number may have gone to another process since.
+    if alive && here.is_none_or(|(cwd, data)| cwd == data) {
+        return Err(refused(data, PlaceError::Running(format!("postmaster.pid names process {pid}, which is alive"))));
+    }
+    let socket = Path::new(line(4)).join(format!(".s.PGSQL.{}", line(3)));
+    if !line(4).is_empty() && std::os::unix::net::UnixStream::connect(&socket).is_ok() {
+        return Err(refused(data, PlaceError::Running(format!("something answers at {}", socket.display()))));
+    }
+    Ok(())
+}
+
+fn boot_id() -> String {
+    // Where it cannot be read, nothing that was not synced is believed.
+    fs::read_to_string(BOOT_ID).map(|id| id.trim().to_owned()).unwrap_or_else(|_| "unknown".into())
+}
+
+fn resume(data: &Path, text: &str, plan: &str) -> Resume {
+    let lines: Vec<&str> = text.split_inclusive('\n').filter_map(|line| line.strip_suffix('\n')).collect();
+    let [of, boot, about, done @ ..] = &lines[..] else { return Resume::Again };
+    if *of != plan {
+        return Resume::Other((*about).to_owned());
+    }
+    let complete = done.contains(&BASE_COMPLETE) && data.join("global/pg_control").exists();
+    if !complete && (*boot != boot_id() || *boot == "unknown") {
+        return Resume::Again;
+    }
+    Resume::GoOn(done.iter().map(|line| (*line).to_owned()).collect(), complete)
+}
+
+fn make(data: &Path, owner: Option<(u32, u32)>) -> Result<(), RestoreError> {
+    if let Some(above) = data.parent() {
+        fs::create_dir_all(above).map_err(io("make", above))?;
+    }
+    fs::DirBuilder::new().mode(0o700).create(data).map_err(io("make", data))?;
+    give(data, owner)
+}
+
+/// Removes what an earlier run of this restore wrote; its state file says that all of it is that.
+fn clear(data: &Path, text: &str) -> Result<(), RestoreError> {
+    let state = data.join(STATE);
+    for path in
+        text.lines().filter_map(|line| line.strip_prefix(TABLESPACE)).map(Path::new).filter(|path| path.is_dir())
+    {
+        empty(path, None)?;
+    }
+    empty(data, Some(&state))?;
+    // Last: until here the folder says whose it is.
+    fs::remove_file(&state).map_err(io("remove", &state))
+}
+
+fn empty(folder: &Path, but: Option<&Path>) -> Result<(), RestoreError> {
+    for entry in fs::read_dir(folder).map_err(io("read", folder))? {
+        let entry = entry.map_err(io("read", folder))?;
+        let path = entry.path();
+        if Some(&*path) != but {
+            let directory = entry.file_type().map_err(io("read", &path))?.is_dir();
+            if directory { fs::remove_dir_all(&path) } else { fs::remove_file(&path) }.map_err(io("remove", &path))?;
+        }
+    }
+    Ok(())
+}
+
+/// Moves a folder to a new name beside it, and makes an empty one in its place.
+fn move_aside(data: &Path, owner: Option<(u32, u32)>) -> Result<PathBuf, RestoreError> {
+    let name = data.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+    let stamp = jiff::Timestamp::now().strftime("%Y%m%dT%H%M%SZ").to_string();
+    for number in 0..100 {
+        let more = if number == 0 { String::new() } else { format!("-{number}") };
+        let aside = data.with_file_name(format!("{name}.before-restore-{stamp}{more}"));
+        if fs::symlink_metadata(&aside).is_ok() {
+            continue;
+        }
+        match fs::rename(data, &aside) {
+            Ok(()) => {
+                make(data, owner)?;
+                return Ok(aside);
+            }
+            // A mount point cannot be moved: its content goes into a folder of its own, on the same file system.
+            Err(error) if matches!(error.raw_os_error(), Some(libc::EBUSY | libc::EXDEV)) => {
+                return Err(refused(
+                    data,
+                    PlaceError::Name("it is a mount point, which cannot be moved aside: empty it first".into()),
+                ));
+            }
+            Err(error) => return Err(io("move aside", data)(error)),
+        }
+    }
+    Err(refused(data, PlaceError::Name("a hundred folders were moved aside within this second".into())))
+}
+
+fn lock(data: &Path, state: &File) -> Result<(), RestoreError> {
+    match state.try_lock() {
+        Ok(()) => Ok(()),
+        Err(fs::TryLockError::WouldBlock) => Err(refused(data, PlaceError::Busy)),
+        Err(fs::TryLockError::Error(error)) => Err(io("lock", &data.join(STATE))(error)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ready(data: &Path, plan: &str, force: bool) -> Result<Place, RestoreError> {
+        prepare(data, None, plan, "the newest state of shop-db", force)
+    }
+
+    fn why(result: Result<Place, RestoreError>) -> String {
+        result.unwrap_err().to_string()
+    }
+
+    #[test]
+    fn r20_only_an_empty_or_new_folder_is_taken() {
+        let dir = tempfile::tempdir().unwrap();
+        let new = dir.path().join("a/b");
+        drop(ready(&new, "p", false).unwrap());
+        assert_eq!(fs::metadata(&new).unwrap().mode() & 0o777, 0o700);
+        let empty = dir.path().join("empty");
+        fs::create_dir(&empty).unwrap();
+        drop(ready(&empty, "p", false).unwrap());
+
+        let full = dir.path().join("full");
+        fs::create_dir(&full).unwrap();
+        fs::write(full.join("family-photos.zip"), "x").unwrap();
+        assert!(why(ready(&full, "p", false)).contains("family-photos.zip"));
+        fs::write(full.join("PG_VERSION"), "15\n").unwrap();
+        assert!(why(ready(&full, "p", false)).contains("PostgreSQL 15"));
+        let file = dir.path().join("file");
+        fs::write(&file, "").unwrap();
+        assert!(why(ready(&file, "p", true)).contains("not a folder"));
+        assert!(why(ready(Path::new("/"), "p", true)).contains("root"));
+    }
+
+    #[test]
+    fn r20_force_moves_aside_and_never_erases() {
+        let dir = tempfile::tempdir().unwrap();
+        let data = dir.path().join("data");
+        fs::create_dir(&data).unwrap();
+        fs::write(data.join("precious"), "rows").unwrap();
+        let place = ready(&data, "p", true).unwrap();
+        let aside = place.moved_aside.clone().unwrap();
+        assert_eq!(fs::read_to_string(aside.join("precious")).unwrap(), "rows");
+        assert!(aside.file_name().unwrap().to_str().unwrap().starts_with("data.before-restore-"));
+        assert_eq!(fs::read_dir(&data).unwrap().count(), 1, "its own state only");
+    }
+
+    #[test]
+    fn r20_a_running_server_is_left_alone_even_when_forced() {
+        let dir = tempfile::tempdir().unwrap();
+        let data = dir.path().join("data");
+        fs::create_dir(&data).unwrap();
+        let mut sleeper = std::process::Command::new("sleep").arg("60").current_dir(&data).spawn().unwrap();
+        fs::write(data.join("postmaster.pid"), format!("{}\n{}\n1\n5432\n\n", sleeper.id(), data.display())).unwrap();
+        assert!(why(ready(&data, "p", true)).contains("is alive"));
+        sleeper.kill().unwrap();
+        sleeper.wait().unwrap();
+        // Its process is gone, but something answers at its socket.
+        let socket = dir.path().join(".s.PGSQL.5432");
+        let listening = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+        fs::write(data.join("postmaster.pid"), format!("1\nx\n1\n5432\n{}\n", dir.path().display())).unwrap();
+        assert!(why(ready(&data, "p", true)).contains("answers"));
+        drop(listening);
+        assert!(why(ready(&data, "p", false)).contains("not empty"));
+        ready(&data, "p", true).unwrap();
+    }
+
+    #[test]
+    fn r21_the_same_restore_goes_on_and_another_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let data = dir.path().join("data");
+        let mut place = ready(&data, "one", false).unwrap();
+        place.chunk_done("a/chunk").unwrap();
+        assert!(why(ready(&data, "one", false)).contains("now"), "locked by the first");
+        // A line that was cut by the end of the process counts for nothing.
+        place.state.write_all(b"a/half").unwrap();
+        drop(place);
+        let place = ready(&data, "one", false).unwrap();
+        assert_eq!(place.done.iter().map(String::as_str).collect::<Vec<_>>(), ["a/chunk"]);
+        drop(place);
+        assert!(why(ready(&data, "two", false)).contains("another restore"));
+
+        // After a restart of the machine nothing is believed that was not synced.
+        fs::write(data.join("half-written"), "").unwrap();
+        let text = fs::read_to_string(data.join(STATE)).unwrap();
+        fs::write(data.join(STATE), text.replace(&boot_id(), "an-earlier-boot")).unwrap();
+        let place = ready(&data, "one", false).unwrap();
+        assert!(place.done.is_empty() && !data.join("half-written").exists());
+        place.finish().unwrap();
+        assert_eq!(fs::read_dir(&data).unwrap().count(), 0);
+    }
+}

@@ -1,0 +1,153 @@
+//! What was restored, as plain data: for people, for scripts, for the record of a drill.
+
+use super::checks::Checked;
+use super::place::Place;
+use super::plan::{Plan, Target};
+use super::start::{LOG_FILE, LocalServer, Reached};
+use crate::backup::repository::BackupId;
+use crate::model::{Lsn, SourceName, SystemId, Timeline};
+use jiff::Timestamp;
+use serde::Serialize;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+/// How long each part took, in seconds.
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Seconds {
+    /// The base, to the last byte synced.
+    pub base: f64,
+    /// The log: until the server was open, or all of it was laid out.
+    pub log: f64,
+    /// All.
+    pub total: f64,
+    /// What the plan said.
+    pub planned: u64,
+}
+
+/// What was restored.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Report {
+    /// The source.
+    pub source: SourceName,
+    /// Its cluster.
+    pub system: SystemId,
+    /// What was asked for.
+    pub target: Target,
+    /// The backup it began with.
+    pub base: BackupId,
+    /// Where the files are.
+    pub data: PathBuf,
+    /// What was in that place before, and where it is now.
+    pub moved_aside: Option<PathBuf>,
+    /// The timeline that was replayed last; `None` while no server was started.
+    pub timeline: Option<Timeline>,
+    /// The byte after the last one that was replayed.
+    pub reached: Option<Lsn>,
+    /// The timeline that the server writes now.
+    pub new_timeline: Option<Timeline>,
+    /// When the last transaction that was restored had ended, by the source's clock. `None` when none was replayed after
+    /// the base, or no server was started.
+    pub last_transaction: Option<Timestamp>,
+    /// What the server was asked, and answered.
+    pub checks: Vec<Checked>,
+    /// How long it took.
+    pub seconds: Seconds,
+    /// How to reach the server, or to start it.
+    pub next: String,
+    /// What was changed on the way.
+    pub notes: Vec<String>,
+    /// What should be looked at, with what to do.
+    pub warnings: Vec<String>,
+}
+
+impl Report {
+    pub(super) fn new(plan: &Plan, place: &Place, notes: Vec<String>) -> Report {
+        Report {
+            source: plan.source.clone(),
+            system: plan.system,
+            target: plan.target.clone(),
+            base: plan.base.backup.clone(),
+            data: place.data.clone(),
+            moved_aside: place.moved_aside.clone(),
+            timeline: None,
+            reached: None,
+            new_timeline: None,
+            last_transaction: None,
+            checks: Vec::new(),
+            seconds: Seconds { planned: plan.estimate.total_secs, ..Seconds::default() },
+            next: String::new(),
+            notes,
+            warnings: plan.warnings.iter().cloned().chain(collations(plan)).collect(),
+        }
+    }
+
+    /// Whether every check passed.
+    pub fn good(&self) -> bool {
+        self.checks.iter().all(|check| check.passed)
+    }
+
+    /// Files only: how to go on.
+    pub(super) fn start_by_hand(&mut self, plan: &Plan, data: &Path) {
+        let folder = data.display().to_string().replace('\'', "'\\''");
+        let major = plan.base.server.major();
+        self.next = format!(
+            "postgres -D '{folder}'    # PostgreSQL {major}, as the owner of the folder; it recovers, then opens"
+        );
+        let stage = super::feeder::STAGE;
+        self.notes.push(format!("all of the log is in {stage}/ there; remove it when the server is open"));
+    }
+
+    /// A server: how far it came, and how to reach it.
+    pub(super) fn reached(&mut self, plan: &Plan, reached: &Reached, server: &LocalServer) {
+        self.timeline = Some(reached.timeline);
+        self.reached = Some(reached.lsn);
+        self.new_timeline = Some(reached.now);
+        self.last_transaction = reached.last_transaction;
+        self.next = format!("psql -p {} -d postgres", server.port);
+        self.notes.push(format!("the messages of the server are in {LOG_FILE} in its folder"));
+        if let Some(at) = plan.end.at.filter(|_| plan.target == Target::Latest && reached.last_transaction.is_none()) {
+            self.notes.push(format!("no transaction ended after the base backup; the log was last seen at {at}"));
+        }
+    }
+}
+
+/// Indexes of text are sorted by the machine's collation, which may have another version than the source's.
+fn collations(plan: &Plan) -> Vec<String> {
+    // These sort by code point, the same everywhere.
+    let fixed =
+        |collation: &str| matches!(collation.split_whitespace().nth(1), Some("C" | "C.UTF-8" | "C.utf8" | "POSIX"));
+    let of = |(name, facts): (&String, &crate::backup::catalog::manifest::DatabaseFacts)| {
+        let collation = facts.collation.as_ref().filter(|collation| !fixed(collation))?;
+        let quoted = name.replace('"', "\"\"");
+        Some(format!(
+            "indexes of text in database {name} were built with collation {collation}: where this machine has another version, run \
+             REINDEX DATABASE \"{quoted}\"; ALTER DATABASE \"{quoted}\" REFRESH COLLATION VERSION"
+        ))
+    };
+    plan.base.server.databases.iter().filter_map(of).collect()
+}
+
+/// Times the parts of a restore.
+pub(super) struct Clock {
+    began: Instant,
+    base: Option<f64>,
+    planned: u64,
+}
+
+impl Clock {
+    pub(super) fn new(planned: u64) -> Clock {
+        Clock { began: Instant::now(), base: None, planned }
+    }
+
+    pub(super) fn base_done(&mut self) {
+        self.base = Some(self.began.elapsed().as_secs_f64());
+    }
+
+    pub(super) fn end(&self) -> Seconds {
+        let total = self.began.elapsed().as_secs_f64();
+        let base = self.base.unwrap_or(total);
+        Seconds { base, log: total - base, total, planned: self.planned }
+    }
+}
