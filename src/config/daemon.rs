@@ -9,15 +9,17 @@ mod machine;
 pub mod notify;
 mod people;
 mod repo;
+pub mod repository;
 
 pub use environment::Environment;
 pub use forge::{Forge, ForgeKind};
 pub use notify::Notify;
 pub use people::{People, Person};
+pub use repository::{AccessKeys, Bucket, Checksums, Repository, RepositoryPlace};
 
 pub(super) use keys::*;
 
-use super::check::Checker;
+use super::check::{Checker, shown_text};
 use super::finding::{Finding, Findings, shown};
 use super::interpolate::{self, Sources};
 use super::secret::{Secret, SecretStore};
@@ -39,6 +41,8 @@ pub struct Daemon {
     pub server: Server,
     /// The folder for state: database, mirrors, logs, secrets.
     pub state: PathBuf,
+    /// Where backups go.
+    pub repository: Repository,
     /// What executes steps.
     pub runtime: RuntimeChoice,
     /// Credentials for image registries, by host.
@@ -250,6 +254,8 @@ const COMPARED_LEAST: Duration = Duration::from_secs(1);
 
 type Environments = BTreeMap<EnvironmentName, Environment>;
 
+/// The state folder when nothing is said, beside the file.
+const USUAL_STATE: &str = "mainstay-data";
 /// How often refs are looked at when nothing says how often.
 const POLL: Span = Span(Duration::from_secs(60));
 /// Looking more often than this keeps a core busy for nothing.
@@ -293,6 +299,33 @@ pub fn parse(file: &str, text: &str, env: &dyn Fn(&str) -> Option<String>, folde
     }
 }
 
+/// What the files of `backups` may refer to. It is known as soon as the settings read as YAML, however wrong they are.
+#[derive(Debug)]
+pub(super) struct Surroundings {
+    /// The state folder, which keeps the secrets.
+    pub(super) state: PathBuf,
+    /// The names of the watched repositories, also of those that do not read; `None` when there are no settings.
+    pub(super) repos: Option<Vec<String>>,
+}
+
+/// Reads no more of a daemon's file than what stands beside it must know; `None` when not even that reads.
+pub(super) fn surroundings(path: &Path, env: &dyn Fn(&str) -> Option<String>) -> Option<Surroundings> {
+    let absolute = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+    let folder = absolute.parent().unwrap_or(Path::new("/"));
+    if !path.exists() {
+        return Some(Surroundings { state: folder.join(USUAL_STATE), repos: None });
+    }
+    let text = super::read_file(path).ok()?;
+    let text = text.strip_prefix('\u{feff}').unwrap_or(&text);
+    let mut root = yaml::read("", text).ok()?;
+    let mut check = Checker::new(text);
+    let state = read_state(&mut root, &mut check, env, folder);
+    let Value::Map(entries) = &root.value else { return None };
+    let repos = entries.iter().find(|(key, _)| key.name == "repos").map(|(_, node)| keys_of(node));
+    let repos = repos.unwrap_or_default().into_iter().map(str::to_owned).collect();
+    check.findings.is_empty().then_some(Surroundings { state, repos: Some(repos) })
+}
+
 /// The state folder comes first: it holds the secrets that other values may name. Its node is emptied of `${...}`, so
 /// that a mistake in it is told once.
 fn read_state(
@@ -301,7 +334,7 @@ fn read_state(
     env: &dyn Fn(&str) -> Option<String>,
     folder: &Path,
 ) -> PathBuf {
-    let usual = folder.join("mainstay-data");
+    let usual = folder.join(USUAL_STATE);
     let Value::Map(entries) = &mut root.value else { return usual };
     let Some((_, node)) = entries.iter_mut().find(|(key, _)| key.name == "state") else { return usual };
     let before = check.findings.len();
@@ -323,16 +356,29 @@ fn read_state(
     }
 }
 
-struct Reader<'c, 's> {
-    check: &'c mut Checker<'s>,
-    secrets: &'c mut Vec<Secret>,
-    store: &'c SecretStore,
-    folder: &'c Path,
+/// Takes settings out of nodes, here and in the files of `backups`.
+pub(super) struct Reader<'c, 's> {
+    pub(super) check: &'c mut Checker<'s>,
+    /// What is masked in logs.
+    pub(super) secrets: &'c mut Vec<Secret>,
+    pub(super) store: &'c SecretStore,
+    /// Relative paths start here; absolute.
+    pub(super) folder: &'c Path,
 }
 
 impl Reader<'_, '_> {
     fn daemon(&mut self, root: &Node, state: PathBuf) -> Option<Daemon> {
-        let fields = self.check.fields(root, "the settings", TOP_KEYS, TOP_LATER)?;
+        let beside = [TOP_KEYS, &["backups"]].concat();
+        let fields = self.check.fields(root, "the settings", &beside, &[])?;
+        if let Some((key, _)) = fields.entry("backups") {
+            self.check.error_with_hint(
+                key.place,
+                "sources of backups stand in files of their own",
+                "`backups/NAME.yml` in the folder of this file, one for each source; where backups go is `repository` here",
+            );
+        }
+        let repository = fields.get("repository").and_then(|node| self.repository(node, &state));
+        let repository = repository.unwrap_or_else(|| Repository::usual(&state));
         let runtime = match fields.get("runtime") {
             Some(node) => self.runtime(node)?,
             None => RuntimeChoice::Docker(DockerSettings::default()),
@@ -364,9 +410,13 @@ impl Reader<'_, '_> {
                     }
                 }
             }
+            // A daemon that keeps backups may watch no repository at all.
+            None if fields.get("repository").is_some() => {}
             None => {
                 let finding = Finding::general("there is no `repos` in the settings");
-                self.check.findings.push(finding.hint("name what to watch: `repos: { NAME: PATH-OR-URL }`"));
+                let hint =
+                    "name what to watch: `repos: { NAME: PATH-OR-URL }`; a daemon for backups alone has `repository`";
+                self.check.findings.push(finding.hint(hint));
             }
         }
         let notify = fields.get("notify").map(|node| self.notify(node, &people)).unwrap_or_default();
@@ -388,6 +438,7 @@ impl Reader<'_, '_> {
         Some(Daemon {
             server,
             state,
+            repository,
             runtime,
             registries,
             limits,
@@ -402,21 +453,26 @@ impl Reader<'_, '_> {
     }
 
     fn releases(&mut self, node: &Node) -> Vec<PublicKey> {
-        let mut keys = Vec::new();
-        let Some(fields) = self.check.fields(node, "`releases`", RELEASES_KEYS, &[]) else { return keys };
-        let Some(node) = fields.get("trusted") else { return keys };
-        for item in self.check.items(node, "`trusted`") {
-            let Some(line) = self.check.text(item, "`trusted`") else { continue };
+        let Some(fields) = self.check.fields(node, "`releases`", RELEASES_KEYS, &[]) else { return Vec::new() };
+        let Some(node) = fields.get("trusted") else { return Vec::new() };
+        self.public_keys(
+            node,
+            "`trusted`",
+            "a key is the line in `sign.pub` of the daemon that wrote the history: `ssh-ed25519 AAAA...`",
+        )
+    }
+
+    /// A list of public keys, each at most once.
+    fn public_keys(&mut self, node: &Node, what: &str, hint: &str) -> Vec<PublicKey> {
+        let mut keys: Vec<PublicKey> = Vec::new();
+        for item in self.check.items(node, what) {
+            let Some(line) = self.check.text(item, what) else { continue };
             match line.parse::<PublicKey>() {
                 Ok(key) if keys.contains(&key) => {
                     self.check.error(item.place, format!("the key {} stands here twice", key.fingerprint()));
                 }
                 Ok(key) => keys.push(key),
-                Err(why) => self.check.error_with_hint(
-                    item.place,
-                    format!("`trusted`: {why}"),
-                    "a key is the line in `sign.pub` of the daemon that wrote the history: `ssh-ed25519 AAAA...`",
-                ),
+                Err(why) => self.check.error_with_hint(item.place, format!("{what}: {why}"), hint),
             }
         }
         keys
@@ -434,8 +490,18 @@ impl Reader<'_, '_> {
         Some(Credentials { username: username?.to_owned(), password: password? })
     }
 
+    /// A file that must be there.
+    pub(super) fn file(&mut self, node: &Node, what: &str) -> Option<PathBuf> {
+        let path = plain_path(&self.folder.join(self.check.line(node, what)?));
+        if !path.is_file() {
+            let told = path.display().to_string();
+            self.check.error(node.place, format!("there is no file `{}`", shown_text(node, &told)));
+        }
+        Some(path)
+    }
+
     /// A value that is a secret wherever it came from.
-    fn secret(&mut self, node: &Node, what: &str) -> Option<Secret> {
+    pub(super) fn secret(&mut self, node: &Node, what: &str) -> Option<Secret> {
         let text = self.check.text(node, what)?;
         if text.is_empty() {
             self.check.error(node.place, format!("{what} is empty"));
@@ -460,7 +526,7 @@ fn has_key(node: &Node, key: &str) -> bool {
 }
 
 /// Without `.` and inner `..`, which other programs would show to people.
-fn plain_path(path: &Path) -> PathBuf {
+pub(super) fn plain_path(path: &Path) -> PathBuf {
     let mut out = PathBuf::new();
     for part in path.components() {
         match part {

@@ -108,6 +108,13 @@ impl Findings {
         Findings { file: clean(file), source: source.to_owned(), list }
     }
 
+    /// The same, about a file that the reader knows by another name.
+    #[must_use]
+    pub fn of_file(mut self, file: &str) -> Self {
+        self.file = clean(file);
+        self
+    }
+
     /// True when the file is refused.
     pub fn has_errors(&self) -> bool {
         self.list.iter().any(|f| f.severity == Severity::Error)

@@ -1,4 +1,4 @@
-//! `${NAME}`, `${file:PATH}` and `${secret:NAME}` in the values of `mainstay.yml`. A missing one is an error with its
+//! `${NAME}`, `${file:PATH}` and `${secret:NAME}` in the values of `mainstay.yml` and `backups/*.yml`. A missing one is an error with its
 //! place, never an empty text. `$${` is a literal `${`.
 
 use super::finding::{Finding, shown};

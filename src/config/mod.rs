@@ -1,9 +1,10 @@
 //! What the files say, and whether it makes sense.
 //!
-//! Text comes in from `trigger`, `daemon` and `cli`; out go a [`pipeline::Pipeline`] or a [`daemon::Daemon`] that need no
-//! further doubt, or [`finding::Findings`]: everything that is wrong, each with its place. Two stages: `yaml` reads what is
-//! written, `pipeline` and `daemon` say what it means.
+//! Text comes in from `trigger`, `daemon` and `cli`; out go a [`pipeline::Pipeline`], a [`daemon::Daemon`] or a
+//! [`backup::Source`] that need no further doubt, or [`finding::Findings`]: everything that is wrong, each with its place. Two
+//! stages: `yaml` reads what is written, `pipeline`, `daemon` and `backup` say what it means.
 
+pub mod backup;
 mod check;
 pub mod daemon;
 pub mod expression;
@@ -12,6 +13,7 @@ mod globs;
 mod interpolate;
 pub(crate) mod needs;
 pub mod pipeline;
+mod recipient;
 pub mod schedule;
 pub mod schema;
 pub mod secret;

@@ -1,8 +1,9 @@
 //! The shape of the files for editors, as JSON Schema (draft 2020-12). The checks that a file must pass are in
-//! `pipeline` and `daemon`; a test holds the keys here and there together.
+//! `pipeline`, `daemon` and `backup`; a test holds the keys here and there together.
 #![allow(dead_code, reason = "the fields exist for their names and types; values are read by deserialising in tests")]
 
 mod deploys;
+mod recovery;
 
 use crate::model::ids::{EnvironmentName, GroupName, PersonName, RepoName, StepName};
 use crate::model::plan::RetryOn;
@@ -19,6 +20,11 @@ pub fn pipeline() -> serde_json::Value {
 /// The schema of `mainstay.yml`.
 pub fn daemon() -> serde_json::Value {
     titled(schemars::schema_for!(DaemonFile).to_value(), "Mainstay settings")
+}
+
+/// The schema of a file of `backups`.
+pub fn backup() -> serde_json::Value {
+    titled(schemars::schema_for!(recovery::SourceFile).to_value(), "Mainstay source of backups")
 }
 
 fn titled(mut schema: serde_json::Value, title: &str) -> serde_json::Value {
@@ -263,6 +269,8 @@ pub(super) struct DaemonFile {
     server: Option<Server>,
     /// The folder for state; `./mainstay-data` beside this file when it is not said.
     state: Option<String>,
+    /// Where backups go; a folder in the state folder when it is not said.
+    repository: Option<recovery::Repository>,
     /// What executes steps; `docker` when it is not said.
     runtime: Option<Runtime>,
     /// Credentials for image registries, by host.
@@ -273,8 +281,8 @@ pub(super) struct DaemonFile {
     keep: Option<Keep>,
     /// The people who may ask, and their groups.
     people: Option<People>,
-    /// The watched repositories, by name.
-    repos: BTreeMap<RepoName, RepoEntry>,
+    /// The watched repositories, by name; needed where there is no `repository`.
+    repos: Option<BTreeMap<RepoName, RepoEntry>>,
     /// Where releases are deployed to, by name.
     environments: Option<BTreeMap<EnvironmentName, deploys::Environment>>,
     /// Whose deploy histories are believed.
@@ -454,7 +462,7 @@ enum WebhookKind {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{daemon as settings, pipeline as language};
+    use super::super::{backup as sources, daemon as settings, pipeline as language};
     use super::*;
 
     fn deserialise<T: serde::de::DeserializeOwned>(file: &str, text: &str) {
@@ -471,8 +479,8 @@ mod tests {
 
     #[test]
     fn the_schemas_and_the_readers_know_the_same_keys() {
-        let (pipeline, daemon) = (pipeline(), daemon());
-        for schema in [&pipeline, &daemon] {
+        let (pipeline, daemon, backup) = (pipeline(), daemon(), backup());
+        for schema in [&pipeline, &daemon, &backup] {
             assert_eq!(schema["$schema"], "https://json-schema.org/draft/2020-12/schema");
         }
         let table: &[(&serde_json::Value, &[&str])] = &[
@@ -514,6 +522,13 @@ mod tests {
             (&daemon["$defs"]["Smtp"], settings::SMTP_KEYS),
             (&daemon["$defs"]["NotifyWebhook"], settings::NOTIFY_WEBHOOK_KEYS),
             (&daemon["$defs"]["Inbound"], settings::INBOUND_KEYS),
+            (&daemon["$defs"]["Repository"], settings::REPOSITORY_KEYS),
+            (&backup, sources::TOP_KEYS),
+            (&backup["$defs"]["KeepBackups"], sources::KEEP_KEYS),
+            (&backup["$defs"]["WalLag"], sources::WAL_LAG_KEYS),
+            (&backup["$defs"]["Restore"], sources::RESTORE_KEYS),
+            (&backup["$defs"]["SqlCheck"], sources::CHECK_KEYS),
+            (&backup["$defs"]["Source"], settings::SOURCE_KEYS),
         ];
         for (schema, known) in table {
             let mut known = known.to_vec();
@@ -548,6 +563,7 @@ mod tests {
         }
         assert!(seen >= 5, "only {seen} examples were found");
         deserialise::<DaemonFile>("mainstay.yml", crate::cli::init::MAINSTAY_YML);
+        deserialise::<recovery::SourceFile>("postgres.yml", include_str!("../../backups/postgres.yml"));
         deserialise::<PipelineFile>("build.yml", crate::cli::init::BUILD_YML);
     }
 
@@ -576,7 +592,8 @@ mod tests {
         let state = folder.path().join("state");
         let store = crate::config::secret::SecretStore::new(&state);
         for name in text.split("${secret:").skip(1).filter_map(|rest| rest.split('}').next()) {
-            let value = if name == "BOARD_URL" { "https://chat.example.com/hook" } else { "0123456789abcdef" };
+            let board = name == "BOARD_URL";
+            let value = if board { "https://chat.example.com/hook".into() } else { format!("0123456789abcdef-{name}") };
             store.set(name, &crate::config::secret::Secret::new(value)).unwrap();
         }
         store.set("DEPLOY_TOKEN", &crate::config::secret::Secret::new("x")).unwrap();
@@ -586,5 +603,17 @@ mod tests {
         let read = settings::parse("configuration.md", &text, &|_| None, folder.path());
         let read = read.unwrap_or_else(|e| panic!("{e}"));
         assert_eq!((read.environments.len(), read.notify.webhooks.len()), (2, 2));
+        let repository = read.repository;
+        assert!(matches!(repository.place, settings::RepositoryPlace::Bucket(_)) && repository.encrypt_to.len() == 1);
+        let examples = examples_in("recovery.md");
+        assert!(examples.len() >= 3);
+        for text in examples {
+            deserialise::<recovery::SourceFile>("recovery.md", &text);
+            let name = "shop-db".parse().unwrap();
+            store.set("SHOP_DB", &crate::config::secret::Secret::new("x")).unwrap();
+            let (env, folder) = (|_: &str| None, folder.path());
+            let around = sources::Around { env: &env, folder, store: &store, repos: Some(&["shop"]) };
+            sources::parse(&name, "recovery.md", &text, &around).unwrap_or_else(|e| panic!("{e}"));
+        }
     }
 }

@@ -4,6 +4,7 @@
 pub(in crate::config) const TOP_KEYS: &[&str] = &[
     "server",
     "state",
+    "repository",
     "runtime",
     "registries",
     "limits",
@@ -14,7 +15,24 @@ pub(in crate::config) const TOP_KEYS: &[&str] = &[
     "releases",
     "notify",
 ];
-pub(in crate::config) const TOP_LATER: &[&str] = &["repository", "backups"];
+pub(in crate::config) const REPOSITORY_KEYS: &[&str] = &[
+    "url",
+    "endpoint",
+    "region",
+    "path-style",
+    "ca",
+    "access-key",
+    "secret-key",
+    "delete-access-key",
+    "delete-secret-key",
+    "encrypt-to",
+    "sign-with",
+    "trust",
+    "object-lock",
+    "piece-lock",
+    "checksums",
+];
+pub(in crate::config) const REPOSITORY_LATER: &[&str] = &["working-key"];
 pub(in crate::config) const SERVER_KEYS: &[&str] = &["listen", "public-url"];
 pub(in crate::config) const DOCKER_KEYS: &[&str] = &["host", "networks"];
 pub(in crate::config) const CREDENTIAL_KEYS: &[&str] = &["username", "password"];

@@ -1,7 +1,7 @@
 //! `notify`: how people are told.
 
 use super::people::is_address;
-use super::{INBOUND_KEYS, NOTIFY_KEYS, NOTIFY_WEBHOOK_KEYS, People, Reader, SMTP_KEYS, plain_path};
+use super::{INBOUND_KEYS, NOTIFY_KEYS, NOTIFY_WEBHOOK_KEYS, People, Reader, SMTP_KEYS};
 use crate::config::check::shown_text;
 use crate::config::secret::Secret;
 use crate::config::yaml::{Node, Value};
@@ -138,14 +138,7 @@ impl Reader<'_, '_> {
             Some(text.to_owned())
         });
         let password = fields.get("password").and_then(|node| self.secret(node, "`password`"));
-        let authority = fields.get("authority").and_then(|node| {
-            let path = plain_path(&self.folder.join(self.check.line(node, "`authority`")?));
-            if !path.is_file() {
-                let told = path.display().to_string();
-                self.check.error(node.place, format!("there is no file `{}`", shown_text(node, &told)));
-            }
-            Some(path)
-        });
+        let authority = fields.get("authority").and_then(|node| self.file(node, "`authority`"));
         let Server { security, host, port, user: in_url } = server?;
         let user = match fields.entry("user") {
             Some((key, _)) if in_url.is_some() => {

@@ -100,7 +100,7 @@ fn each_mistake_has_its_sentence_and_no_value_is_shown() {
         ("", "there is no `repos`"),
         ("repo: {a: /x}", "did you mean `repos`?"),
         ("repos: {'a/b': /x}", "may hold only letters"),
-        ("backups: {}\nrepos: {a: /x}", "`backups` is part of the language, but not of this version"),
+        ("backups: {}\nrepos: {a: /x}", "sources of backups stand in files of their own"),
         ("server: {listen: '0.0.0.0:8420'}\nrepos: {a: /x}", "can be reached from elsewhere"),
         ("server: {listen: 'localhost'}\nrepos: {a: /x}", "an address and a port"),
         ("server: {listen: '${HUSH}'}\nrepos: {a: /x}", "an address and a port"),

@@ -55,7 +55,7 @@ pub(super) struct Environment {
 
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-struct Source {
+pub(super) struct Source {
     /// The watched repository.
     repo: RepoName,
     /// Patterns of branches; `!` excludes.

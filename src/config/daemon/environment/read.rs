@@ -86,7 +86,10 @@ impl Reader<'_, '_> {
         if fields.get("target").is_none() {
             missing("target", "say what is deployed to: `target: { swarm: { stack: deploy/stack.yml, repo: NAME } }`");
         }
-        let from = fields.get("from").map(|n| self.sources(n, around)).unwrap_or_default();
+        let from = fields
+            .get("from")
+            .map(|n| self.sources(n, Some(&around.repo_names), "nothing could ever be deployed here"));
+        let from = from.unwrap_or_default();
         let target = fields.get("target").and_then(|n| self.target(name, n, around));
         let health = fields.get("health").map(|n| self.health(n)).unwrap_or_default();
         // Without rules there is nothing to ask in that time.
@@ -133,25 +136,30 @@ impl Reader<'_, '_> {
         })
     }
 
-    fn sources(&mut self, node: &Node, around: &Around<'_>) -> Vec<Source> {
+    /// `from`: who may. `repos` are the names it may refer to, where they are known; `nothing` says what an empty list
+    /// would mean.
+    pub(in crate::config) fn sources(&mut self, node: &Node, repos: Option<&[&str]>, nothing: &str) -> Vec<Source> {
         let mut list = Vec::new();
         for item in self.check.items(node, "`from`") {
-            list.extend(self.source(item, around));
+            list.extend(self.source(item, repos));
         }
         if matches!(&node.value, Value::List(items) if items.is_empty()) {
-            self.check.error(node.place, "`from` is empty: nothing could ever be deployed here");
+            self.check.error(node.place, format!("`from` is empty: {nothing}"));
         }
         list
     }
 
-    fn source(&mut self, node: &Node, around: &Around<'_>) -> Option<Source> {
+    fn source(&mut self, node: &Node, repos: Option<&[&str]>) -> Option<Source> {
         let fields = self.check.fields(node, "an entry of `from`", SOURCE_KEYS, &[])?;
         for (key, hint) in [("repo", "the name of a watched repository"), ("branches", "every branch: `[\"**\"]`")] {
             if fields.get(key).is_none() {
                 self.check.error_with_hint(node.place, format!("an entry of `from` needs `{key}`"), hint);
             }
         }
-        let repo = fields.get("repo").and_then(|n| self.repo_name(n, around));
+        let repo = fields.get("repo").and_then(|node| match repos {
+            Some(repos) => self.repo_of(node, repos),
+            None => self.check.parsed(node, "`repo`"),
+        });
         let branches = fields.get("branches").map(|node| {
             // What says nothing would let everything in.
             if matches!(&node.value, Value::Map(entries) if entries.is_empty()) {
@@ -173,7 +181,11 @@ impl Reader<'_, '_> {
 
     /// The name of a watched repository.
     pub(super) fn repo_name(&mut self, node: &Node, around: &Around<'_>) -> Option<RepoName> {
-        let name = self.known(node, "repository", &around.repo_names, "`repos` names the watched repositories")?;
+        self.repo_of(node, &around.repo_names)
+    }
+
+    fn repo_of(&mut self, node: &Node, repos: &[&str]) -> Option<RepoName> {
+        let name = self.known(node, "repository", repos, "`repos` in `mainstay.yml` names the watched repositories")?;
         RepoName::new(name).ok()
     }
 

@@ -71,7 +71,7 @@ impl Reader<'_, '_> {
     }
 
     /// Notes the keys that must be there and are not.
-    pub(in crate::config::daemon) fn needs(&mut self, fields: &Fields<'_>, node: &Node, what: &str, keys: &[&str]) {
+    pub(in crate::config) fn needs(&mut self, fields: &Fields<'_>, node: &Node, what: &str, keys: &[&str]) {
         for key in keys.iter().filter(|key| fields.get(key).is_none()) {
             self.check.error(node.place, format!("{what} needs `{key}`"));
         }

@@ -1,0 +1,155 @@
+//! The shape of `repository` in `mainstay.yml`, and of the files of `backups`.
+
+use super::{OneOrMany, deploys};
+use crate::model::{ByteSize, Span};
+use schemars::JsonSchema;
+use serde::Deserialize;
+
+/// Where backups go.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub(super) struct Repository {
+    /// `s3://BUCKET/PREFIX`, the path of a folder, or `file:///PATH`.
+    url: Option<String>,
+    /// Where the store answers: `https://HOST:PORT`; Amazon's own when it is not said.
+    endpoint: Option<String>,
+    /// The store's region; from the environment when it is not said.
+    region: Option<String>,
+    /// Whether the bucket is named in the path; when it is not said, true with an `endpoint`.
+    path_style: Option<bool>,
+    /// A PEM file with the authority that signed the store's certificate.
+    ca: Option<String>,
+    /// Who reads and writes, best written as `${secret:NAME}`; from the environment when it is not said.
+    access_key: Option<String>,
+    /// The key that belongs to it, best written as `${secret:NAME}`.
+    secret_key: Option<String>,
+    /// Who deletes, when it is not who writes.
+    delete_access_key: Option<String>,
+    /// The key that belongs to it.
+    delete_secret_key: Option<String>,
+    /// The age recipients that everything is encrypted to.
+    encrypt_to: Option<OneOrMany<String>>,
+    /// The file with the key that signs what is written.
+    sign_with: Option<String>,
+    /// Further keys whose signature is believed: `ssh-ed25519 AAAA...`.
+    trust: Option<OneOrMany<String>>,
+    /// How long whole segments and backups cannot be deleted by anybody.
+    object_lock: Option<Span>,
+    /// The same for pieces of segments; 1d when it is not said and there is an `object-lock`.
+    piece_lock: Option<Span>,
+    /// When the checksums of the S3 protocol go along; `when-supported` when it is not said.
+    checksums: Option<Checksums>,
+}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+enum Checksums {
+    WhenRequired,
+    WhenSupported,
+}
+
+/// One file, one source, named after the file.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub(super) struct SourceFile {
+    /// Where the server answers: `postgres://USER@HOST:PORT/?sslmode=verify-full`.
+    postgres: String,
+    /// The user's password, as `${secret:NAME}`.
+    password: Option<String>,
+    /// What is kept of it; `physical` when it is not said.
+    kind: Option<Kind>,
+    /// How much may be lost at the most.
+    rpo: Option<Span>,
+    /// How long a restore may take at the most.
+    rto: Option<Span>,
+    /// When a base backup is taken: `0 2 * * * Europe/Paris`.
+    schedule: Option<String>,
+    /// How often what is new in the log is stored, 100ms to 1h; 1s when it is not said.
+    ship_every: Option<Span>,
+    /// Commits wait until they are in the repository.
+    synchronous: Option<bool>,
+    /// After so long without the repository commits go on without it.
+    step_down: Option<Span>,
+    /// The replication slot; `mainstay_` and the source's name when it is not said.
+    slot: Option<String>,
+    /// What is done about a slot that holds back too much of the log.
+    wal_lag: Option<WalLag>,
+    /// What an expiry leaves.
+    keep: Option<KeepBackups>,
+    /// The pipelines that may back it up or restore it.
+    from: Option<Vec<deploys::Source>>,
+    /// What a restore does when it is not told.
+    restore: Option<Restore>,
+}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+enum Kind {
+    Physical,
+}
+
+/// What is done about a slot that holds back too much of the log on the server's disk.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+struct WalLag {
+    /// `alert`: people are told, and nothing is dropped. `drop-slot`: at `drop` the log gets a gap.
+    policy: Option<LagPolicy>,
+    /// People are told; 1GiB when it is not said.
+    warn: Option<ByteSize>,
+    /// They are told again; 4GiB when it is not said.
+    alarm: Option<ByteSize>,
+    /// With `drop-slot`: the slot is dropped.
+    drop: Option<ByteSize>,
+}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+enum LagPolicy {
+    Alert,
+    DropSlot,
+}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+struct KeepBackups {
+    /// Every moment of this much past can be restored; 14d when it is not said.
+    window: Option<Span>,
+    /// So many of the newest backups stay however old they are; 7 when it is not said.
+    backups: Option<u32>,
+}
+
+/// What a restore does when it is not told.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+struct Restore {
+    /// `folder`: a data folder. `server`: a server of this machine that answers.
+    into: Into,
+    /// The new data folder; the command says it when it is not said here.
+    target: Option<String>,
+    /// The user that the files belong to.
+    user: Option<String>,
+    /// With `server`: the folder with `postgres` and `pg_ctl`.
+    bin: Option<String>,
+    /// With `server`: its port; 5432 when it is not said.
+    port: Option<u16>,
+    /// Commands that follow a good restore.
+    then: Option<OneOrMany<String>>,
+    /// With `server`: what it is asked.
+    checks: Option<OneOrMany<SqlCheck>>,
+}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+enum Into {
+    Folder,
+    Server,
+}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+struct SqlCheck {
+    /// A query with one row of one column, true when all is well.
+    sql: String,
+    /// The database it is asked in; `postgres` when it is not said.
+    database: Option<String>,
+}
