@@ -1,5 +1,6 @@
 # make demo         see it work: a daemon, a repository, a push that passes and one that fails
 # make demo-deploy  see staged deploys: a yes by mail, and a bad version that goes back by itself under load
+# make demo-restore see a database come back: a dropped table, then a lost server, from the repository and one key
 # make test         the gate: format, lints, docs, licences, every test on real parts, the built binary
 #
 # All bring the machine to where they can run (tests/setup/prepare.sh) and may be repeated or run at once.
@@ -24,10 +25,10 @@ PREFIX ?= /usr/local
 DESTDIR ?=
 UNITDIR ?= $(if $(filter /usr,$(PREFIX)),/lib/systemd/system,/etc/systemd/system)
 
-.PHONY: build demo demo-deploy test bench soak conformance deploy clean help lint docs licences advisories tests binary release-binary
+.PHONY: build demo demo-deploy demo-restore test bench soak conformance deploy clean help lint docs licences advisories tests binary release-binary
 
 help:
-	@sed -n '1,3s/^# //p' Makefile
+	@sed -n '1,4s/^# //p' Makefile
 	@echo 'make build | bench | soak | conformance ENGINE=unix:///… | deploy PREFIX=… DESTDIR=… | clean | advisories'
 
 # ---- build ----------------------------------------------------------------------------------------------------------
@@ -54,6 +55,12 @@ demo-deploy:
 	    cargo build --locked || { wait $$images || true; exit 1; }; \
 	    wait $$images
 	@$(PREPARE) run -- tests/setup/demo-deploy.sh $(DEV)
+
+# No container: the servers are plain processes of this machine, as they are on a database host.
+demo-restore:
+	@$(PREPARE) demo-restore
+	@cargo build --locked
+	@tests/setup/demo-restore.sh $(DEV)
 
 # ---- test -----------------------------------------------------------------------------------------------------------
 
@@ -108,7 +115,7 @@ bench:
 
 # make soak MOMENTS=500 kills at more random moments than the usual 200.
 soak:
-	$(PREPARE) test "$(CARGO_TARGET_DIR)/demo-project"
+	$(PREPARE) soak "$(CARGO_TARGET_DIR)/demo-project"
 	$(PREPARE) run -- tests/soak/run.sh $(MOMENTS)
 
 # The suite that every engine has to pass, on the engine you name.

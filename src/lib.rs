@@ -20,6 +20,7 @@
 //! | [`plan`] | (pipeline, trigger) becomes a plan; no I/O | config |
 //! | [`git`] | mirrors, reading a tree at a commit, checkouts, the history of releases | nobody |
 //! | [`config`] | what the files say, and whether it makes sense | nobody |
+//! | [`signing`] | keys that sign what Mainstay writes | nobody |
 //! | [`store`] | SQLite, and the only SQL | nobody |
 //! | [`model`] | plain data that every room may use | nobody |
 //!
@@ -27,6 +28,7 @@
 //! the step to the last probe.
 
 pub mod approval;
+pub mod backup;
 pub mod cli;
 pub mod config;
 pub mod daemon;
@@ -40,6 +42,7 @@ pub mod model;
 pub mod notify;
 pub mod plan;
 pub mod runtime;
+pub mod signing;
 pub mod step;
 pub mod store;
 pub mod telemetry;

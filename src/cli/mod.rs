@@ -4,20 +4,25 @@
 pub mod approvals;
 pub mod approve;
 pub mod audit;
+pub mod backup;
+pub mod backups;
 pub mod cancel;
 pub mod client;
 pub mod completions;
 pub mod demo;
 mod deploys;
+pub mod desk;
 pub mod doctor;
 pub mod end_watch;
 pub mod environments;
 pub mod exit;
+pub mod expire;
 pub mod graph;
 pub mod hold;
 pub mod hook;
 pub mod inbox;
 pub mod init;
+pub mod key;
 pub mod logs;
 pub mod man;
 pub mod place;
@@ -27,6 +32,7 @@ pub mod release_hold;
 pub mod releases;
 pub mod reload;
 pub mod repair;
+pub mod restore;
 pub mod retry;
 pub mod rollback;
 pub mod run;
@@ -42,6 +48,7 @@ pub mod token;
 pub mod trigger;
 pub mod ui;
 pub mod validate;
+pub mod verify;
 pub mod words;
 
 use crate::telemetry::{self, Voice};
@@ -123,7 +130,14 @@ enum Command {
     Approve(approve::ApproveArgs),
     Reject(approve::RejectArgs),
     Withdraw(approve::WithdrawArgs),
+    // recovery
+    Backup(backup::Args),
+    Backups(backups::Args),
+    Restore(restore::Args),
+    Verify(verify::Args),
+    Expire(expire::Args),
     // keeping
+    Key(key::Args),
     Secrets(secrets::Args),
     Token(token::Args),
     Audit(audit::Args),
@@ -154,7 +168,8 @@ const GROUPS: &[(&str, &[&str])] = &[
             "release-hold",
         ],
     ),
-    ("Keeping", &["secrets", "token", "audit"]),
+    ("Recovery", &["backup", "backups", "restore", "verify", "expire"]),
+    ("Keeping", &["key", "secrets", "token", "audit"]),
 ];
 
 const AFTER_HELP: &str = "\
@@ -258,6 +273,12 @@ fn dispatch(command: &Command, context: &Context) -> Result<Exit, Failure> {
         Command::Approve(args) => asynchronously(approve::approve(args, context)),
         Command::Reject(args) => asynchronously(approve::reject(args, context)),
         Command::Withdraw(args) => asynchronously(approve::withdraw(args, context)),
+        Command::Backup(args) => carried_out(backup::run(args, context)),
+        Command::Backups(args) => asynchronously(backups::run(args, context)),
+        Command::Restore(args) => carried_out(restore::run(args, context)),
+        Command::Verify(args) => carried_out(verify::run(args, context)),
+        Command::Expire(args) => asynchronously(expire::run(args, context)),
+        Command::Key(args) => key::run(args, context),
         Command::Secrets(args) => secrets::run(args, context),
         Command::Token(args) => asynchronously(token::run(args, context)),
         Command::Audit(args) => asynchronously(audit::run(args, context)),

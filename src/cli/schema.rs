@@ -1,4 +1,4 @@
-//! `mainstay schema [pipeline|daemon]`: the JSON Schema of a file, for editors.
+//! `mainstay schema [pipeline|daemon|backup]`: the JSON Schema of a file, for editors.
 
 use super::exit::{Exit, Failure};
 use super::ui::Ui;
@@ -19,6 +19,8 @@ pub enum Which {
     Pipeline,
     /// `mainstay.yml`
     Daemon,
+    /// `backups/*.yml`
+    Backup,
 }
 
 /// Runs the command.
@@ -29,6 +31,7 @@ pub fn run(args: &Args, ui: &Ui) -> Result<Exit, Failure> {
     let schema = match args.which {
         Which::Pipeline => schema::pipeline(),
         Which::Daemon => schema::daemon(),
+        Which::Backup => schema::backup(),
     };
     if ui.json {
         ui.json(&schema);

@@ -2,23 +2,25 @@
 
 use super::client::Client;
 use super::exit::{Exit, Failure};
-use super::ui::Tone;
+use super::ui::{Tone, Ui};
 use super::{Context, words};
 use crate::model::api::{DaemonStatus, MessageFigures, StuckMessage};
+use crate::model::source_view::{SourceState, SourceView};
 use jiff::Timestamp;
 
 /// Say whether the daemon runs and what it does
 #[derive(Debug, clap::Args)]
 pub struct Args {}
 
-/// Runs the command. A daemon that cannot carry out runs now is exit code 1.
+/// Runs the command. A daemon that cannot carry out runs now, or keep a source safe, is exit code 1.
 ///
 /// # Errors
 /// When the daemon does not answer.
 pub async fn run(_args: &Args, context: &Context) -> Result<Exit, Failure> {
     let status: DaemonStatus = Client::new(&context.place)?.get("status", &[]).await?;
     let ui = &context.ui;
-    let ready = status.runtime_ok && status.not_ready.is_empty();
+    let failing = |source: &SourceView| matches!(source.state, SourceState::Failing | SourceState::Stuck);
+    let ready = status.runtime_ok && status.not_ready.is_empty() && !status.sources.iter().any(failing);
     if ui.json {
         ui.json(&status);
     } else {
@@ -36,11 +38,33 @@ pub async fn run(_args: &Args, context: &Context) -> Result<Exit, Failure> {
         for reason in &status.not_ready {
             ui.out(format!("  {}", ui.paint(Tone::Bad, words::clean(reason))));
         }
+        for source in &status.sources {
+            ui.out(format!("  {}", source_line(ui, source, Timestamp::now())));
+        }
         for line in messages(&status.messages, Timestamp::now()) {
             ui.out(format!("  {}", ui.paint(Tone::Bad, words::clean(&line))));
         }
     }
     Ok(if ready { Exit::Good } else { Exit::Bad })
+}
+
+/// How a source of backups stands.
+fn source_line(ui: &Ui, source: &SourceView, now: Timestamp) -> String {
+    let (sign, tone) = match source.state {
+        SourceState::Shipping => ("✓", Tone::Good),
+        SourceState::Starting | SourceState::Elsewhere => ("·", Tone::Active),
+        SourceState::Failing | SourceState::Stuck => ("✗", Tone::Bad),
+    };
+    let log = source.log.as_ref().map_or_else(String::new, |log| {
+        format!("; log safe up to {}, {} behind", log.durable, words::bytes(log.lag_bytes()))
+    });
+    let backup = match (&source.backup, &source.last_backup) {
+        (Some(under_way), _) => format!("; backup: {}", under_way.phase),
+        (None, Some(last)) => format!("; last backup {}", words::ago(last.ended, now)),
+        (None, None) => "; no backup yet".to_owned(),
+    };
+    let failed = source.backup_error.as_ref().map_or_else(String::new, |why| format!("; {}", words::clean(why)));
+    format!("{} {}: {}{log}{backup}{failed}", ui.paint(tone, sign), source.name, words::clean(&source.words))
 }
 
 /// What is to be said about messages: nothing, unless some are not where they should be.

@@ -2,15 +2,17 @@
 
 use super::exit::{Exit, Failure};
 use super::ui::{Tone, Ui};
-use crate::config::{self, Finding, Findings, daemon, pipeline};
+use crate::config::{self, Finding, Findings, backup, daemon, pipeline};
 use crate::plan;
 use serde::Serialize;
-use std::path::{Path, PathBuf};
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Component, Path, PathBuf};
 
 /// Check pipeline files and the configuration
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Files, or folders of pipelines. Without any: `.mainstay/` or else `pipelines/`, and `mainstay.yml`.
+    /// Files, or folders of them. Without any: `.mainstay/` or else `pipelines/`, and `mainstay.yml`. With
+    /// `mainstay.yml` goes `backups/` beside it.
     #[arg(value_name = "PATH")]
     pub paths: Vec<PathBuf>,
 }
@@ -32,15 +34,20 @@ const FILES_MAX: usize = 1_000;
 /// # Errors
 /// When there is nothing to check, or a folder cannot be read.
 pub fn run(args: &Args, ui: &Ui) -> Result<Exit, Failure> {
-    let files = if args.paths.is_empty() { usual_files()? } else { named_files(&args.paths)? };
+    let mut files = if args.paths.is_empty() { usual_files()? } else { named_files(&args.paths)? };
     let settings = the_settings(&files);
+    let sources = Sources::of(&mut files);
     let mut reports = Vec::new();
     for path in &files {
         let name = path.display().to_string();
         let known = settings.as_ref().map(|(path, settings)| (path.as_path(), settings));
-        let settings = is_settings(path);
-        let result = if settings { daemon::load(path).map(|_| Vec::new()) } else { check_pipeline(path, known) };
-        let kind = if settings { "settings" } else { "pipeline" };
+        let (kind, result) = if is_settings(path) {
+            ("settings", check_settings(path, &sources))
+        } else if let Some(result) = sources.result(path) {
+            ("source", result)
+        } else {
+            ("pipeline", check_pipeline(path, known))
+        };
         let (ok, findings) = match result {
             Ok(warnings) => (true, Findings::new(&name, &config::read_file(path).unwrap_or_default(), warnings)),
             Err(findings) => (!findings.has_errors(), findings),
@@ -68,6 +75,70 @@ fn the_settings(files: &[PathBuf]) -> Option<(PathBuf, daemon::Daemon)> {
     let mut settings = files.iter().filter(|path| is_settings(path));
     let (path, None) = (settings.next()?, settings.next()) else { return None };
     Some((path.clone(), daemon::load(path).ok()?))
+}
+
+fn check_settings(path: &Path, sources: &Sources) -> Result<Vec<Finding>, Findings> {
+    let settings = daemon::load(path)?;
+    match backup::without_keys(&settings).filter(|_| sources.are_beside(path)) {
+        Some(finding) => Err(Findings::new(&path.display().to_string(), "", vec![finding])),
+        None => Ok(Vec::new()),
+    }
+}
+
+/// The sources among the files, and those that belong to settings among them, read once with what is beside them.
+struct Sources {
+    /// By absolute path.
+    checked: BTreeMap<PathBuf, Result<(), Findings>>,
+}
+
+impl Sources {
+    /// Adds to the files what belongs to the settings among them.
+    fn of(files: &mut Vec<PathBuf>) -> Sources {
+        let settings: Vec<PathBuf> = files.iter().filter(|path| is_settings(path)).cloned().collect();
+        // A source that is named by itself is read with the settings that its folder lies beside.
+        let lonely = files.iter().filter(|path| is_source(path)).filter_map(|path| {
+            let beside = absolute(path).parent()?.parent()?.to_owned();
+            let named = settings.iter().any(|path| absolute(path).parent() == Some(&beside));
+            (!named).then(|| settings_in(&beside).unwrap_or(beside.join("mainstay.yml")))
+        });
+        let lonely: BTreeSet<PathBuf> = lonely.collect();
+        let env = |name: &str| std::env::var(name).ok();
+        let mut checked = BTreeMap::new();
+        for (path, wanted) in settings.iter().map(|path| (path, true)).chain(lonely.iter().map(|path| (path, false))) {
+            for source in backup::check(path, &env) {
+                let at = absolute(&source.path);
+                if wanted && !files.iter().any(|file| absolute(file) == at) {
+                    files.push(source.path);
+                }
+                checked.entry(at).or_insert(source.result.map(|_| ()));
+            }
+        }
+        Sources { checked }
+    }
+
+    fn result(&self, path: &Path) -> Option<Result<Vec<Finding>, Findings>> {
+        // Who names a file sees that name.
+        let told = |findings: Findings| findings.of_file(&path.display().to_string());
+        let result = self.checked.get(&absolute(path)).cloned();
+        result.map(|result| result.map(|()| Vec::new()).map_err(told))
+    }
+
+    /// Whether there are any beside these settings.
+    fn are_beside(&self, settings: &Path) -> bool {
+        let folder = absolute(settings).with_file_name(backup::FOLDER);
+        self.checked.keys().any(|path| path.starts_with(&folder))
+    }
+}
+
+fn absolute(path: &Path) -> PathBuf {
+    // `./backups/x.yml` and `backups/x.yml` are one file.
+    let path = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+    path.components().filter(|part| !matches!(part, Component::CurDir)).collect()
+}
+
+/// A file of a folder `backups`.
+fn is_source(path: &Path) -> bool {
+    absolute(path).parent().and_then(Path::file_name).is_some_and(|folder| folder == backup::FOLDER)
 }
 
 fn check_pipeline(path: &Path, settings: Option<(&Path, &daemon::Daemon)>) -> Result<Vec<Finding>, Findings> {
@@ -124,12 +195,16 @@ fn is_settings(path: &Path) -> bool {
     ["mainstay.yml", "mainstay.yaml"].iter().any(|end| name == *end || name.ends_with(&format!(".{end}")))
 }
 
+fn settings_in(folder: &Path) -> Option<PathBuf> {
+    ["mainstay.yml", "mainstay.yaml"].iter().map(|name| folder.join(name)).find(|path| path.exists())
+}
+
 fn usual_files() -> Result<Vec<PathBuf>, Failure> {
     let mut files = Vec::new();
     if let Some(folder) = [".mainstay", "pipelines"].iter().map(Path::new).find(|folder| folder.is_dir()) {
         files.extend(files_in(folder)?);
     }
-    files.extend(["mainstay.yml", "mainstay.yaml"].iter().map(PathBuf::from).find(|path| path.exists()));
+    files.extend(settings_in(Path::new("")));
     if files.is_empty() {
         return Err(Failure::wrong("there is nothing to check here: no .mainstay/, no pipelines/, no mainstay.yml")
             .hint("name files or folders: `mainstay validate PATH`")
@@ -214,5 +289,39 @@ mod tests {
         assert!(read_pipeline(&odd).unwrap_err().to_string().contains("rename the file"));
         let empty = tempfile::tempdir().unwrap();
         assert_eq!(check(&[empty.path()]).unwrap_err().exit, Exit::Wrong);
+    }
+
+    #[test]
+    fn sources_go_with_the_settings_that_they_lie_beside() {
+        let ui = Ui::new(true, "never", 0);
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        std::fs::create_dir(at("backups")).unwrap();
+        let settings = at("mainstay.yml");
+        std::fs::write(&settings, "repos: { shop: /x }").unwrap();
+        let check =
+            |paths: &[&Path]| run(&Args { paths: paths.iter().map(|p| p.to_path_buf()).collect() }, &ui).unwrap();
+        assert_eq!(check(&[&settings]), Exit::Good);
+        let (one, other) = (at("backups/one.yml"), at("backups/other.yml"));
+        let source =
+            |from: &str| format!("postgres: postgres://b@localhost\nfrom: [{{ repo: {from}, branches: main }}]\n");
+        std::fs::write(&one, source("shop")).unwrap();
+        // It needs keys, which the settings say.
+        assert_eq!((check(&[&settings]), check(&[&one])), (Exit::Wrong, Exit::Good));
+        let keys = "encrypt-to: age1ql3z7hjy54pw3hyww5ayyfg7zqgvc7w3j2elw8zmrj2kg5sfn9aqmcac8p, sign-with: sign.key";
+        std::fs::write(&settings, format!("repository: {{ {keys} }}\nrepos: {{ shop: /x }}")).unwrap();
+        assert_eq!((check(&[&settings]), check(&[dir.path()])), (Exit::Good, Exit::Good));
+        // The other one is wrong, and told with the settings, with its folder and by itself.
+        std::fs::write(&other, source("shp")).unwrap();
+        let mut files = vec![settings.clone()];
+        Sources::of(&mut files);
+        assert_eq!(files, [settings.clone(), one.clone(), other.clone()]);
+        assert_eq!(check(&[&settings]), Exit::Wrong);
+        assert_eq!(check(&[&at("backups")]), Exit::Wrong);
+        assert_eq!((check(&[&one]), check(&[&other])), (Exit::Good, Exit::Wrong));
+        // Without settings nobody knows the names of repositories.
+        std::fs::remove_file(&settings).unwrap();
+        std::fs::write(&other, "postgres: postgres://b@localhost:2\nfrom: [{ repo: any, branches: main }]").unwrap();
+        assert_eq!(check(&[&other]), Exit::Good);
     }
 }

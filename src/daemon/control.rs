@@ -57,6 +57,7 @@ impl Control for Arc<Core> {
             inbox_pending: health.inbox_pending,
             finished: health.finished,
             messages: health.messages,
+            sources: self.keeper.views(),
             not_ready: health.not_ready,
         }
     }

@@ -10,19 +10,22 @@ mod gates;
 mod lock;
 mod loops;
 mod people;
+mod recovery;
 pub mod sweep;
 pub mod wire;
 
 use crate::approval::{Approvals, Rules};
+use crate::backup::keeper::Keeper;
 use crate::config::daemon::{Daemon, WebhookKind};
 use crate::deploy::Deploys;
 use crate::engine::Engine;
-use crate::git::{Mirror, SigningKey};
+use crate::git::Mirror;
 use crate::logs::hub::LogStore;
 use crate::model::api::MessageFigures;
 use crate::model::{Asker, RepoName};
 use crate::notify::Channels;
 use crate::runtime::Runtime;
+use crate::signing::SigningKey;
 use crate::store::{Act, ActKind, Store};
 use crate::trigger::{Intake, WatchedRepo, WebhookConfig, socket, webhook};
 use crate::web::{self, App, auth, listen};
@@ -53,6 +56,7 @@ pub struct Core {
     intake: Arc<Intake>,
     approvals: Approvals,
     deploys: Deploys,
+    keeper: Keeper,
     /// What messages are sent with, as it is in force.
     channels: watch::Sender<Arc<Channels>>,
     started_at: Timestamp,
@@ -88,8 +92,10 @@ struct Health {
 pub async fn serve(config_path: &Path) -> anyhow::Result<()> {
     let mut signals = Signals::new()?;
     let config = Arc::new(crate::config::daemon::load(config_path)?);
+    let backups = crate::config::backup::load(config_path)?;
     let _lock = lock::StateLock::take(&config.state)?;
     let core = Core::start(config_path, &config)?;
+    let sources = recovery::wanted(&config, &backups, core.engine.store().instance())?;
     core.approvals.recover().await?;
     let socket = listen::Socket::bind(&config.state.join(SOCKET))?;
     let tcp = tokio::net::TcpListener::bind(config.server.listen).await.with_context(|| {
@@ -106,6 +112,7 @@ pub async fn serve(config_path: &Path) -> anyhow::Result<()> {
     let left = sweep::Left::of_earlier(&core.engine, core.runtimes()).await?;
     core.engine.recover().await?;
     core.deploys.start();
+    core.keeper.configure(sources);
     let loops = loops::start(&core, hook, left);
     tracing::info!(%address, state = %config.state.display(), repos = config.repos.len(), version = env!("CARGO_PKG_VERSION"), "ready");
     notify(&[sd_notify::NotifyState::Ready]);
@@ -123,6 +130,7 @@ pub async fn serve(config_path: &Path) -> anyhow::Result<()> {
     notify(&[sd_notify::NotifyState::Stopping]);
     core.stopping.send_replace(true);
     loops.join().await;
+    core.keeper.join().await;
     core.deploys.stop().await;
     core.engine.stop().await;
     if let Err(error) = serving.await {
@@ -146,6 +154,7 @@ impl Core {
         let deploys = Deploys::new(store.clone(), approvals.clone(), key, setups);
         engine.set_gates(Arc::new(gates::DaemonGates { deploys: deploys.clone() }));
         let channels = Channels::new(&config.notify, &config.people, store.instance())?;
+        let stopping = watch::Sender::new(false);
         let intake = Intake::new(store, watched(config, &wired.mirrors), Arc::clone(&wake));
         engine.configure(wired.repos, wired.settings);
         let core = Core {
@@ -157,9 +166,10 @@ impl Core {
             intake,
             approvals,
             deploys,
+            keeper: Keeper::new(stopping.subscribe()),
             channels: watch::Sender::new(Arc::new(channels)),
             started_at: Timestamp::now(),
-            stopping: watch::Sender::new(false),
+            stopping,
             health: RwLock::new(Health { not_ready: vec!["the daemon is starting".into()], ..Health::default() }),
             reloading: Mutex::default(),
         };
@@ -177,6 +187,7 @@ impl Core {
             audit: Arc::new(self.engine.store().clone()),
             approvals: self.approvals.clone(),
             deploys: self.deploys.clone(),
+            keeper: self.keeper.clone(),
             token: auth::Token::load_or_create(&config.state.join(TOKEN))?,
             hosts: auth::Hosts::new(Some(address), public),
             changes: self.engine.changes(),
@@ -196,6 +207,7 @@ impl Core {
         let _alone = self.reloading.lock().await;
         let old = self.config();
         let new = Arc::new(crate::config::daemon::load(&self.config_path)?);
+        let backups = crate::config::backup::load(&self.config_path)?;
         let mut changes = Vec::new();
         for (what, fixed) in [("state", old.state == new.state), ("server", old.server == new.server)] {
             if !fixed {
@@ -209,6 +221,8 @@ impl Core {
         let wired = wire::wire(&new, instance, &before.runtimes)?;
         let setups = gates::setups(&new, instance, &wired.mirrors)?;
         let channels = Arc::new(Channels::new(&new.notify, &new.people, instance)?);
+        let sources = recovery::wanted(&new, &backups, instance)?;
+        changes.extend(self.keeper.differences(&sources));
         // The values of secrets for steps stand in the store alone: the file may be the same, word for word.
         let held = self.engine.repos();
         for (name, setup) in &wired.repos {
@@ -249,6 +263,7 @@ impl Core {
             tracing::error!(%error, "failed to count approvals anew");
         }
         self.deploys.configure(setups);
+        self.keeper.configure(sources);
         self.channels.send_replace(channels);
         for gone in before.runtimes.iter().filter(|old| !wired.runtimes.iter().any(|new| new.is(old))) {
             // Runs under way keep it; only what it holds ready for the next ones goes.

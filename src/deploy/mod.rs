@@ -33,10 +33,11 @@ pub mod view;
 
 use crate::approval::Approvals;
 use crate::config::daemon::Environment;
-use crate::git::{Mirror, SigningKey};
+use crate::git::Mirror;
 use crate::model::deploy::{DeployKind, DeployRequest, DeployStatus, Release};
 use crate::model::{Asker, DeployId, EnvironmentName, PublicKey, RepoName};
 use crate::notify::forge::Forge;
+use crate::signing::SigningKey;
 use crate::store::{Act, ActKind, DeployRow, NewHold, ReleaseRow, Store, StoreError};
 use state::{DeployEvent, DeployState, IllegalDeployEvent};
 use std::collections::BTreeMap;

@@ -4,9 +4,10 @@
 use super::candidate::short;
 use super::{DeployError, Shared};
 use crate::config::daemon::environment::RollbackGit;
-use crate::git::{Held, Mirror, Pushed, ReleaseEntry, SigningKey, Stands};
+use crate::git::{Held, Mirror, Pushed, ReleaseEntry, Stands};
 use crate::model::deploy::{DeployKind, DeployStatus};
 use crate::model::{EnvironmentName, PublicKey};
+use crate::signing::SigningKey;
 use crate::store::DeployRow;
 use std::sync::Arc;
 

@@ -40,7 +40,6 @@ pub use mirror::{Mirror, RemoteRefs, Resolved};
 pub use push::Pushed;
 pub use releases::{Believed, Releases, Stopped};
 pub use revert::{Revert, Reverted};
-pub use signature::SigningKey;
 pub use tidy::Tidied;
 pub use tree::{DirEntry, EntryKind};
 pub use working_tree::{WorkingTree, working_tree};

@@ -6,11 +6,12 @@
 //! to the repository where that is possible. Only entries whose signature holds are ever believed.
 
 use super::push::{Pushed, Wanted};
-use super::signature::{SigningKey, Unverified, verify};
+use super::signature::{Unverified, sign, verify};
 use super::{GitError, Location, Mirror, ReleaseEntry, from_git, history, local, to_git, transport};
 use crate::model::ids::EnvironmentName;
 use crate::model::trigger::OWN_TAGS;
 use crate::model::{Oid, PublicKey};
+use crate::signing::SigningKey;
 use git2::{Repository, Signature, Time};
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -306,7 +307,7 @@ fn write_entry(
     let parents: Vec<_> = parents.iter().collect();
     let content = repo.commit_create_buffer(&by, &by, &entry.message(), &tree, &parents)?;
     let content = std::str::from_utf8(&content).map_err(|_| git2::Error::from_str("the entry is not UTF-8"))?;
-    repo.commit_signed(content, &key.sign(content.as_bytes()), Some("gpgsig"))
+    repo.commit_signed(content, &sign(key, content.as_bytes()), Some("gpgsig"))
 }
 
 /// An entry and the commit before it, whoever wrote it.

@@ -4,16 +4,11 @@
 //! `gpg.ssh.allowedSignersFile`, and what the next daemon is told to trust. The encodings are written out by hand: they
 //! are three strings with their lengths in front, and checked in a test against the real programs.
 
-use super::GitError;
 use crate::model::public_key::{KIND, PublicKey, put, take};
-use aws_lc_rs::signature::{ED25519, Ed25519KeyPair, KeyPair, UnparsedPublicKey};
+use crate::signing::{SigningKey, verifies};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use sha2::{Digest, Sha512};
-use std::fmt;
-use std::io::Write;
-use std::os::unix::fs::OpenOptionsExt;
-use std::path::Path;
 
 /// Begins every signature of this form, and what is signed.
 const MAGIC: &[u8] = b"SSHSIG";
@@ -24,8 +19,6 @@ const BEGIN: &str = "-----BEGIN SSH SIGNATURE-----";
 const END: &str = "-----END SSH SIGNATURE-----";
 /// Bytes of base64 in a line, as `ssh-keygen` breaks them.
 const LINE: usize = 70;
-const PEM_BEGIN: &str = "-----BEGIN PRIVATE KEY-----";
-const PEM_END: &str = "-----END PRIVATE KEY-----";
 
 /// Why a signature does not count. `Display` says it in words, as a sentence about the signed thing.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -44,69 +37,25 @@ impl From<&str> for Unverified {
     }
 }
 
-/// The key with which Mainstay signs its commits.
-pub struct SigningKey(Ed25519KeyPair);
-
-impl fmt::Debug for SigningKey {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("SigningKey").field(&self.public()).finish()
+/// The armoured signature over a commit's text.
+pub(super) fn sign(key: &SigningKey, text: &[u8]) -> String {
+    let mut signature = Vec::new();
+    put(&mut signature, KIND.as_bytes());
+    put(&mut signature, &key.sign(&signed_part(text)));
+    let mut blob = MAGIC.to_vec();
+    blob.extend(1_u32.to_be_bytes());
+    put(&mut blob, &key.public().blob());
+    put(&mut blob, NAMESPACE.as_bytes());
+    put(&mut blob, b"");
+    put(&mut blob, HASH.as_bytes());
+    put(&mut blob, &signature);
+    let encoded = STANDARD.encode(blob);
+    let mut armoured = format!("{BEGIN}\n");
+    for line in encoded.as_bytes().chunks(LINE) {
+        armoured.push_str(&String::from_utf8_lossy(line));
+        armoured.push('\n');
     }
-}
-
-impl SigningKey {
-    /// The key in that file (PKCS#8, PEM), made when there is none, readable for its owner only. A `.pub` file beside it
-    /// holds the public line.
-    ///
-    /// # Errors
-    /// When the file cannot be read or made, or holds something else.
-    pub fn open(path: &Path) -> Result<SigningKey, GitError> {
-        let doing = || format!("read the signing key {}", path.display());
-        if !path.exists() {
-            make(path).map_err(GitError::io(format!("make the signing key {}", path.display())))?;
-        }
-        let text = std::fs::read_to_string(path).map_err(GitError::io(doing()))?;
-        let bad = || GitError::Git { doing: doing(), detail: "it is no Ed25519 key in PKCS#8".into() };
-        let body = text.trim().strip_prefix(PEM_BEGIN).and_then(|rest| rest.strip_suffix(PEM_END)).ok_or_else(bad)?;
-        let body: String = body.split_whitespace().collect();
-        let document = STANDARD.decode(body).map_err(|_| bad())?;
-        let key = SigningKey(Ed25519KeyPair::from_pkcs8(&document).map_err(|_| bad())?);
-        let public = path.with_extension("pub");
-        let line = format!("{} mainstay\n", key.public());
-        if std::fs::read_to_string(&public).is_ok_and(|there| there == line) {
-            return Ok(key);
-        }
-        std::fs::write(&public, line).map_err(GitError::io(format!("write {}", public.display())))?;
-        Ok(key)
-    }
-
-    /// The public half.
-    pub fn public(&self) -> PublicKey {
-        // Ed25519 public keys are 32 bytes by definition; the copy says so to the compiler.
-        let mut key = [0; 32];
-        key.copy_from_slice(&self.0.public_key().as_ref()[..32]);
-        PublicKey::new(key)
-    }
-
-    /// The armoured signature over a commit's text.
-    pub(super) fn sign(&self, text: &[u8]) -> String {
-        let mut signature = Vec::new();
-        put(&mut signature, KIND.as_bytes());
-        put(&mut signature, self.0.sign(&signed_part(text)).as_ref());
-        let mut blob = MAGIC.to_vec();
-        blob.extend(1_u32.to_be_bytes());
-        put(&mut blob, &self.public().blob());
-        put(&mut blob, NAMESPACE.as_bytes());
-        put(&mut blob, b"");
-        put(&mut blob, HASH.as_bytes());
-        put(&mut blob, &signature);
-        let encoded = STANDARD.encode(blob);
-        let mut armoured = format!("{BEGIN}\n");
-        for line in encoded.as_bytes().chunks(LINE) {
-            armoured.push_str(&String::from_utf8_lossy(line));
-            armoured.push('\n');
-        }
-        armoured + END
-    }
+    armoured + END
 }
 
 /// Checks that `text` was signed by one of `trusted`, and says by which.
@@ -135,8 +84,9 @@ pub(super) fn verify(armoured: &[u8], text: &[u8], trusted: &[PublicKey]) -> Res
     if !signature.is_empty() {
         return Err(damaged());
     }
-    let checked = UnparsedPublicKey::new(&ED25519, key.bytes()).verify(&signed_part(text), raw);
-    checked.map_err(|_| "its signature does not fit what it says")?;
+    if !verifies(&key, &signed_part(text), raw) {
+        return Err("its signature does not fit what it says".into());
+    }
     // Last: people are told to trust a key only where that would help.
     if trusted.contains(&key) { Ok(key) } else { Err(Unverified::Untrusted(key)) }
 }
@@ -151,26 +101,10 @@ fn signed_part(text: &[u8]) -> Vec<u8> {
     part
 }
 
-/// Makes a key under its final name at once: whoever comes second, after a kill for instance, takes the first one's.
-fn make(path: &Path) -> std::io::Result<()> {
-    let failed = |_| std::io::Error::other("no key could be made");
-    let document = Ed25519KeyPair::generate().and_then(|pair| pair.to_pkcs8()).map_err(failed)?;
-    let beside = path.with_extension(format!("{}.new", std::process::id()));
-    let _ = std::fs::remove_file(&beside);
-    let mut file = std::fs::File::options().write(true).create_new(true).mode(0o600).open(&beside)?;
-    writeln!(file, "{PEM_BEGIN}\n{}\n{PEM_END}", STANDARD.encode(document.as_ref()))?;
-    file.sync_all()?;
-    let linked = std::fs::hard_link(&beside, path);
-    std::fs::remove_file(&beside)?;
-    match linked {
-        Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => Err(error),
-        _ => Ok(()),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::io::Write;
     use std::process::{Command, Stdio};
 
     fn key(dir: &tempfile::TempDir, name: &str) -> SigningKey {
@@ -182,7 +116,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let key = key(&dir, "key");
         let text = b"tree 1234\n\nproduction 7\n";
-        let signature = key.sign(text);
+        let signature = sign(&key, text);
         std::fs::write(dir.path().join("sig"), &signature).unwrap();
         std::fs::write(dir.path().join("allowed"), format!("mainstay {}\n", key.public())).unwrap();
         let check = |text: &[u8]| {
@@ -215,22 +149,5 @@ mod tests {
             }
             let _ = verify(&signature.as_bytes()[..n], text, &trusted).unwrap_err();
         }
-    }
-
-    #[test]
-    fn a_key_is_made_once_for_its_owner_only_and_read_back() {
-        use std::os::unix::fs::PermissionsExt;
-        let dir = tempfile::tempdir().unwrap();
-        let first = key(&dir, "key");
-        assert_eq!(first.public(), key(&dir, "key").public());
-        assert_ne!(first.public(), key(&dir, "other").public());
-        let mode = std::fs::metadata(dir.path().join("key")).unwrap().permissions().mode();
-        assert_eq!(mode & 0o777, 0o600);
-        let line = std::fs::read_to_string(dir.path().join("key.pub")).unwrap();
-        assert_eq!(line.parse::<PublicKey>().unwrap(), first.public());
-        assert!("ssh-rsa AAAA".parse::<PublicKey>().is_err() && "ssh-ed25519 AAAA".parse::<PublicKey>().is_err());
-        std::fs::write(dir.path().join("bad"), "no key").unwrap();
-        assert!(SigningKey::open(&dir.path().join("bad")).is_err());
-        assert!(!format!("{first:?}").contains("PRIVATE"));
     }
 }

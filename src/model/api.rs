@@ -288,6 +288,9 @@ pub struct DaemonStatus {
     /// Messages to people and other systems that are not with them.
     #[serde(default)]
     pub messages: MessageFigures,
+    /// Sources of backups, and how each stands.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub sources: Vec<super::source_view::SourceView>,
     /// Why the daemon cannot carry out runs now, a sentence each; empty when it can.
     #[serde(skip_serializing_if = "Vec::is_empty", default)]
     pub not_ready: Vec<String>,

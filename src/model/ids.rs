@@ -111,6 +111,12 @@ name_type!(
     "the environment's name"
 );
 
+name_type!(
+    /// The name of a source of backups: its file's name in `backups/` without the extension.
+    SourceName,
+    "the source's name"
+);
+
 /// The number of a deploy, counted by one daemon from 1 over all environments.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(transparent)]

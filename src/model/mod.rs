@@ -14,14 +14,18 @@ pub mod outcome;
 pub mod plan;
 pub mod public_key;
 pub mod quantity;
+pub mod source_view;
 pub mod trigger;
+pub mod wal;
 
 pub use asker::{Asker, Way};
 pub use ids::{
-    ApprovalId, AttemptId, DeployId, EnvironmentName, GroupName, InstanceId, Oid, PersonName, RepoName, RunId, StepName,
+    ApprovalId, AttemptId, DeployId, EnvironmentName, GroupName, InstanceId, Oid, PersonName, RepoName, RunId,
+    SourceName, StepName,
 };
 pub use outcome::{AttemptEnd, RunStatus, StepOutcome};
 pub use plan::{Plan, PlannedStep};
 pub use public_key::PublicKey;
 pub use quantity::{ByteSize, Span};
 pub use trigger::{EventKind, TriggerEvent};
+pub use wal::{Lsn, SegmentName, SegmentSize, SystemId, Timeline};

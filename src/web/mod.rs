@@ -16,12 +16,14 @@ mod logs;
 mod openapi;
 mod page;
 mod problem;
+mod recovery;
 mod routes;
 
 pub use problem::Problem;
 pub use routes::{ROUTES, Route, router};
 
 use crate::approval::Approvals;
+use crate::backup::keeper::Keeper;
 use crate::deploy::Deploys;
 use crate::engine::Engine;
 use crate::logs::hub::LogStore;
@@ -58,6 +60,8 @@ pub struct App {
     pub approvals: Approvals,
     /// Environments, and what is deployed to them.
     pub deploys: Deploys,
+    /// Sources of backups.
+    pub keeper: Keeper,
     /// What a TCP client without a token of its own must show.
     pub token: Token,
     /// Names under which TCP clients may speak to us.

@@ -5,6 +5,7 @@ use crate::approval::webhook::Spoken;
 use crate::model::api;
 use crate::model::approval::ApprovalView;
 use crate::model::deploy_view;
+use crate::model::source_view;
 use axum::Json;
 use schemars::{Schema, SchemaGenerator};
 use serde_json::{Map, Value, json};
@@ -68,6 +69,12 @@ pub(super) fn status(g: &mut SchemaGenerator) -> Bodies {
     Bodies::answer(g.subschema_for::<api::DaemonStatus>())
 }
 
+pub(super) fn sources(g: &mut SchemaGenerator) -> Bodies {
+    Bodies::answer(g.subschema_for::<Vec<source_view::SourceView>>())
+}
+pub(super) fn backup(g: &mut SchemaGenerator) -> Bodies {
+    Bodies::answer(g.subschema_for::<source_view::BackupAsked>())
+}
 pub(super) fn tokens(g: &mut SchemaGenerator) -> Bodies {
     Bodies::answer(g.subschema_for::<Vec<api::TokenView>>())
 }

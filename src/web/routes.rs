@@ -1,7 +1,7 @@
 //! Every route there is, in one table: the router, the guard and the OpenAPI document are made from it, so none of
 //! them can know a route that the others do not.
 
-use super::{App, api, approvals, auth, deploys, health, hooks, links, logs, openapi};
+use super::{App, api, approvals, auth, deploys, health, hooks, links, logs, openapi, recovery};
 use axum::Router;
 use axum::extract::{DefaultBodyLimit, Request};
 use axum::http::{HeaderValue, StatusCode, header};
@@ -104,6 +104,8 @@ pub const ROUTES: &[Route] = &[
     route!("POST" "/api/v1/trigger", Token, "Start pipelines by hand", 202, openapi::trigger, post(api::trigger)),
     route!("GET" "/api/v1/inbox", Token, "Reports of the world, the newest first", 200, openapi::inbox, get(api::inbox), &[("limit", "integer", "At most so many, 500 at the most; 20 when absent")]),
     route!("POST" "/api/v1/inbox/{id}/replay", Token, "Take a report again", 202, openapi::replay, post(api::replay)),
+    route!("GET" "/api/v1/sources", Token, "Sources of backups, and how each stands", 200, openapi::sources, get(recovery::sources)),
+    route!("POST" "/api/v1/sources/{source}/backup", Token, "Back a source up now", 202, openapi::backup, post(recovery::backup)),
     route!("POST" "/api/v1/reload", Token, "Read the configuration again", 200, openapi::reload, post(api::reload)),
     route!("GET" "/api/v1/tokens", Token, "Personal tokens, without their texts", 200, openapi::tokens, get(api::tokens)),
     route!("POST" "/api/v1/tokens", Socket, "Make a personal token; over the Unix socket only", 201, openapi::create_token, post(api::create_token)),

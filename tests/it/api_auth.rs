@@ -68,17 +68,17 @@ async fn every_route_over_tcp_needs_the_token_unless_the_table_says_open() {
             } else if route.person && right != ANAS_TOKEN {
                 assert_eq!(status, StatusCode::FORBIDDEN, "{name} is for people, not for whoever has the token file");
             } else if !route.open {
-                // This daemon has no environments and no deploys.
-                let none = ["/environments/{", "/deploys/{"].iter().any(|part| route.path.contains(part));
+                // This daemon has no environments, no deploys and no sources.
+                let none = ["/environments/{", "/deploys/{", "/sources/{"].iter().any(|part| route.path.contains(part));
                 let fits = if none { status == StatusCode::NOT_FOUND } else { status.is_success() };
                 assert!(fits, "{name} with a right token answered {status}");
             }
         }
     }
     let wishes = daemon.memory.wishes();
-    let theirs = |route: &&Route| {
-        route.method == "POST" && !route.open && !route.local && !route.person && !route.path.contains("/environments/")
-    };
+    let other = |route: &Route| ["/environments/", "/sources/"].iter().any(|part| route.path.contains(part));
+    let theirs =
+        |route: &&Route| route.method == "POST" && !route.open && !route.local && !route.person && !other(route);
     let posts = ROUTES.iter().filter(theirs).count();
     assert_eq!(wishes.len(), 2 * posts, "a refused request had an effect: {wishes:?}");
     // Approved, taken back and rejected by Ana; by nobody else.

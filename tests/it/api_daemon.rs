@@ -4,7 +4,6 @@ use async_trait::async_trait;
 use mainstay::approval::{Approvals, Clock, Rules};
 use mainstay::config::daemon::Person;
 use mainstay::deploy::{Deploys, Setups};
-use mainstay::git::SigningKey;
 use mainstay::logs::file::{LogLimit, LogWriter};
 use mainstay::logs::hub::LogStore;
 use mainstay::logs::mask::Masker;
@@ -15,6 +14,7 @@ use mainstay::model::api::{
 use mainstay::model::approval::{ApprovalPolicy, ApprovalRequest, Channel, Subject};
 use mainstay::model::log::{LogChunk, Stream};
 use mainstay::model::{Asker, AttemptId, PersonName, RepoName, RunId, RunStatus, Span};
+use mainstay::signing::SigningKey;
 use mainstay::store::Store;
 use mainstay::web::auth::{Hosts, Token};
 use mainstay::web::listen::{Socket, serve};
@@ -170,6 +170,7 @@ impl Control for Memory {
             inbox_pending: 3,
             finished,
             messages: MessageFigures { waiting: 2, given_up: 1, ..MessageFigures::default() },
+            sources: Vec::new(),
             not_ready: kept.reasons.clone(),
         }
     }
@@ -345,6 +346,7 @@ impl Daemon {
             audit: Arc::new(memory.clone()),
             approvals: approvals.clone(),
             deploys,
+            keeper: mainstay::backup::keeper::Keeper::new(stop.subscribe()),
             token,
             hosts: Hosts::new(Some(address), Some("https://ci.example.com")),
             changes: memory.changes.subscribe(),

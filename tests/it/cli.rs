@@ -56,7 +56,7 @@ fn say(arguments: &[&str], folder: &Path) -> Said {
 fn the_help_page_groups_the_commands() {
     let said = say(&["--help"], Path::new("/"));
     assert_eq!((said.code, said.err.as_str()), (Some(0), ""));
-    for group in ["Start:", "Pipelines:", "Runs:", "Deploys:", "Options:", "Exit codes:"] {
+    for group in ["Start:", "Pipelines:", "Runs:", "Deploys:", "Recovery:", "Options:", "Exit codes:"] {
         assert!(said.out.contains(&format!("\n{group}")), "{group} is not on\n{}", said.out);
     }
     assert!(!said.out.contains("shim"), "{}", said.out);
@@ -78,6 +78,12 @@ fn help_of_commands() {
         "approvals",
         "approve",
         "reject",
+        "key",
+        "backup",
+        "backups",
+        "restore",
+        "verify",
+        "expire",
     ] {
         let said = say(&[name, "--help"], Path::new("/"));
         assert_eq!(said.code, Some(0));
@@ -118,6 +124,28 @@ fn a_configuration_that_is_named_and_missing_is_an_error() {
     let said = say(&["--config", "nowhere.yml", "runs"], Path::new("/"));
     assert_eq!(said.code, Some(2));
     insta::assert_snapshot!("configuration_missing", said.err);
+}
+
+#[test]
+fn settings_and_sources_of_backups_are_checked_together() {
+    let folder = tempfile::tempdir().unwrap();
+    let write = |name: &str, text: &str| std::fs::write(folder.path().join(name), text).unwrap();
+    std::fs::create_dir(folder.path().join("backups")).unwrap();
+    let settings = "repository: { url: 's3://shop', endpiont: 'https://s3.example.com' }\nrepos: { shop: /x }\n";
+    write("mainstay.yml", settings);
+    write("backups/shop-db.yml", "postgres: postgres://backup@db/?sslmode=verify-full\nkeep: { widow: 7d }\n");
+    write("backups/stock.yml", "postgres: postgres://backup:hunter2@stock\nfrom: [{ repo: shpo, branches: main }]\n");
+    let said = say(&["validate"], folder.path());
+    assert_eq!(said.code, Some(2));
+    insta::assert_snapshot!("validate_sources", said.out);
+    let said = say(&["--json", "validate", "backups"], folder.path());
+    let document: serde_json::Value = serde_json::from_str(&said.out).unwrap();
+    let files = document["files"].as_array().unwrap();
+    assert!(said.code == Some(2) && files.len() == 2, "{document}");
+    assert!(files.iter().all(|file| file["kind"] == "source" && file["ok"] == false), "{document}");
+    let said = say(&["schema", "backup"], folder.path());
+    let schema: serde_json::Value = serde_json::from_str(&said.out).unwrap();
+    assert_eq!(schema["title"], "Mainstay source of backups");
 }
 
 #[test]

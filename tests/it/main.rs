@@ -23,6 +23,7 @@ mod notify;
 mod one_push_one_run;
 mod people;
 mod private_registry;
+mod recovery;
 mod reverts;
 mod run_is_stopped;
 mod run_survives_kill;

@@ -65,6 +65,8 @@ install_packages() {
     say "installing Debian packages: ${missing[*]}"
     local ssh_was_there=no
     command -v sshd >/dev/null && ssh_was_there=yes
+    local postgres_was_there=no
+    [ -d /etc/postgresql ] && postgres_was_there=yes
     # apt's own lock may be held by an unattended upgrade: wait for it rather than fail.
     local apt=(env DEBIAN_FRONTEND=noninteractive apt-get -q -o DPkg::Lock::Timeout=300 -o Acquire::Retries=3)
     as_root "${apt[@]}" update >/dev/null </dev/null || die "read Debian's package lists" "is the machine online? see /etc/apt/sources.list"
@@ -83,5 +85,9 @@ install_packages() {
     # The registry was not here before: its service is not wanted, only its program.
     if [[ " ${missing[*]} " == *" docker-registry "* ]] && [ -d /run/systemd/system ]; then
         as_root systemctl disable --now docker-registry.service >/dev/null 2>&1 || true
+    fi
+    # Tests start servers of their own; the cluster that comes with the package stays down, unless there was one before.
+    if [[ " ${missing[*]} " == *" postgresql-15 "* ]] && [ $postgres_was_there = no ] && [ -d /run/systemd/system ]; then
+        as_root systemctl disable --now postgresql.service >/dev/null 2>&1 || true
     fi
 }

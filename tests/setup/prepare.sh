@@ -5,7 +5,9 @@
 #   tests/setup/prepare.sh engine                build + a container engine that answers
 #   tests/setup/prepare.sh demo [FOLDER]         engine + base images, and the demo's project in FOLDER
 #   tests/setup/prepare.sh demo-deploy           engine + base images, a swarm of one node, and what is deployed there
+#   tests/setup/prepare.sh demo-restore          build + PostgreSQL's programs, none of them started
 #   tests/setup/prepare.sh test [FOLDER]         demo + the programs that tests start, and cargo's companions
+#   tests/setup/prepare.sh soak [FOLDER]         test + PostgreSQL in every version that is supported
 #   tests/setup/prepare.sh run -- COMMAND…       COMMAND with access to the engine (a fresh `docker` group counts)
 #
 # Safe to run twice and from several terminals: what is there is left alone, and one at a time works on the machine.
@@ -34,6 +36,10 @@ curl        curl
 /usr/bin/python3  python3
 /usr/lib/python3/dist-packages/aiosmtpd/smtp.py  python3-aiosmtpd
 "
+DEMO_RESTORE_PACKAGES="
+/usr/lib/postgresql/15/bin/postgres  postgresql-15
+/usr/bin/python3  python3
+"
 # Programs that tests start themselves, on loopback. Services they would start at boot are kept off.
 TEST_PACKAGES="
 sshd        openssh-server
@@ -47,6 +53,16 @@ docker-compose docker-compose
 openssl     openssl
 /usr/lib/python3/dist-packages/aiosmtpd/smtp.py  python3-aiosmtpd
 ip          iproute2
+/usr/lib/postgresql/15/bin/postgres  postgresql-15
+/usr/share/doc/python3-venv/copyright  python3-venv
+age         age
+zstd        zstd
+setpriv     util-linux
+"
+# Only where a PostgreSQL that Debian has not is missing, to fetch and unpack it.
+POSTGRES_PACKAGES="
+npm         npm
+/usr/bin/python3  python3
 "
 
 # -------------------------------------------------------------------------------------------------------------------
@@ -82,7 +98,10 @@ demo-deploy)
     locked ensure_sample_images
     locked ensure_swarm
     ;;
-test)
+demo-restore)
+    locked install_packages "$BUILD_PACKAGES$DEMO_RESTORE_PACKAGES"
+    ;;
+test | soak)
     locked install_packages "$BUILD_PACKAGES$TEST_PACKAGES"
     locked ensure_engine
     locked ensure_images
@@ -90,6 +109,9 @@ test)
     locked ensure_sample_images
     locked ensure_swarm
     locked ensure_cargo_tools
+    locked ensure_s3_server
+    locked ensure_postgres $POSTGRES_GATE
+    [ "$what" = test ] || locked ensure_postgres $POSTGRES_SOAK
     ;;
 run)
     shift
@@ -97,7 +119,7 @@ run)
     with_engine "$@"
     ;;
 *)
-    sed -n '2,13s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"
+    sed -n '2,15s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"
     exit 2
     ;;
 esac

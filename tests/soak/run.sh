@@ -9,7 +9,7 @@ log=$(mktemp)
 trap 'rm -f "$log"' EXIT
 code=0
 cargo nextest run --locked --profile soak --no-fail-fast --success-output immediate \
-    -E 'test(/^(run_survives_kill|run_is_stopped|one_push_one_run|engine_restarts|gates|deploys)::/) + test(/^targets::.*cut_off/) + test(/::soak_/)' 2>&1 | tee "$log" || code=$?
+    -E 'test(/^(run_survives_kill|run_is_stopped|one_push_one_run|engine_restarts|gates|deploys)::/) + test(/^targets::.*cut_off/) + test(/::soak_/) + test(/^recovery::/)' 2>&1 | tee "$log" || code=$?
 echo
 echo "counts:"
 sed -n 's/^ *\([a-z_]*: .*[0-9].*\)$/  \1/p' "$log" | grep -v -e 'MAINSTAY_SEED' -e 'test result' || true

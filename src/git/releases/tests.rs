@@ -1,10 +1,11 @@
 //! Release refs in mirrors and repositories of the real `git`, which also checks the signatures.
 
+use super::super::Pushed;
 use super::super::testing::git;
-use super::super::{Pushed, SigningKey};
 use super::*;
 use crate::model::deploy::{DeployKind, DeployStatus, Provenance, Release};
 use crate::model::ids::{DeployId, PipelineName, RepoName, RunId};
+use crate::signing::SigningKey;
 use jiff::Timestamp;
 use std::collections::BTreeMap;
 use std::path::PathBuf;

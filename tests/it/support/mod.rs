@@ -9,10 +9,13 @@ pub(crate) mod failpoints;
 pub(crate) mod forge;
 pub(crate) mod http;
 pub(crate) mod nodes;
+pub(crate) mod postgres;
 pub(crate) mod proxy;
 pub(crate) mod receiver;
 pub(crate) mod smtp;
 pub(crate) mod stage;
+pub(crate) mod store;
+pub(crate) mod store_proxy;
 pub(crate) mod swarm;
 
 /// How often something is tried: `usual` in the gate, all of it under `make soak`, which sets `MAINSTAY_SOAK` to the

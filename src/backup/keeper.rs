@@ -1,0 +1,194 @@
+//! Keeps sources safe: ships the log of each all the time, takes base backups when they are due, removes what is old.
+//!
+//! In: the sources of `backups/*.yml` and a repository. Out: objects in the repository, and a view of each source for
+//! people. The daemon has one keeper; `mainstay backup` without a daemon does [`once::back_up`] by itself. A source is
+//! tended by one process at a time, under a lease in the repository.
+
+pub mod once;
+mod tend;
+mod view;
+
+pub use tend::LEASE_TTL;
+pub use view::phase;
+
+use crate::config::backup::Source;
+use crate::config::daemon::Repository as RepositorySettings;
+use crate::model::SourceName;
+use crate::model::source_view::{BackupAsked, SourceView};
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
+
+use super::repository::Repository;
+use super::seal::{Checker, Sealer};
+
+/// What tending a source takes.
+#[derive(Clone)]
+pub struct Setup {
+    /// The source.
+    pub source: Source,
+    /// Where it goes.
+    pub repository: Arc<dyn Repository>,
+    /// Seals it.
+    pub sealer: Sealer,
+    /// Whom to believe of what is stored.
+    pub checker: Checker,
+    /// Who this is, in the words of a lease.
+    pub owner: String,
+}
+
+/// A source that is to be tended.
+pub struct Wanted {
+    /// The source.
+    pub source: Source,
+    /// Where it goes, as the settings say: another place begins its tending anew.
+    pub place: RepositorySettings,
+    /// Opens that.
+    pub opening: Opening,
+}
+
+/// Opens a repository; called again until it works, since a store may be away when the daemon starts.
+pub type Opening = Arc<dyn Fn() -> futures_util::future::BoxFuture<'static, Result<Setup, String>> + Send + Sync>;
+
+/// The sources of a daemon. Clones are the same one.
+#[derive(Clone)]
+pub struct Keeper(Arc<Inner>);
+
+struct Inner {
+    sources: Mutex<BTreeMap<SourceName, Kept>>,
+    stopping: watch::Receiver<bool>,
+}
+
+/// One source, and the task that tends it.
+struct Kept {
+    source: Source,
+    place: RepositorySettings,
+    view: watch::Receiver<SourceView>,
+    /// Room for one wish: a second one is answered by the same backup.
+    wishes: mpsc::Sender<()>,
+    stop: watch::Sender<bool>,
+    task: JoinHandle<()>,
+}
+
+/// Why a wish is not taken.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum AskError {
+    /// There is no such source; these there are.
+    Unknown(Vec<String>),
+    /// The daemon is stopping.
+    Stopping,
+}
+
+impl Keeper {
+    /// A keeper without sources, which ends its tasks when `stopping` turns true.
+    pub fn new(stopping: watch::Receiver<bool>) -> Keeper {
+        Keeper(Arc::new(Inner { sources: Mutex::default(), stopping }))
+    }
+
+    /// Tends these sources from now on. What is tended already and has not changed goes on untouched; a source that is not
+    /// among them is left alone, and its log stays on its server until somebody ships it or drops its slot.
+    pub fn configure(&self, wanted: Vec<Wanted>) {
+        let mut sources = self.0.sources.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut before = std::mem::take(&mut *sources);
+        for one in wanted {
+            let name = one.source.name.clone();
+            let kept = match before.remove(&name) {
+                Some(kept) if kept.is(&one) && !kept.task.is_finished() => kept,
+                changed => {
+                    // The old task gives its lease back before the new one can have it.
+                    let after = changed.map(Kept::end);
+                    self.begin(one, after)
+                }
+            };
+            sources.insert(name, kept);
+        }
+        for gone in before.into_values() {
+            drop(gone.end());
+        }
+    }
+
+    /// What `configure` would change, in words.
+    pub fn differences(&self, wanted: &[Wanted]) -> Vec<String> {
+        let sources = self.0.sources.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut changes = Vec::new();
+        for one in wanted {
+            match sources.get(&one.source.name) {
+                None => changes.push(format!("{} is kept safe now", one.source.name)),
+                Some(kept) if !kept.is(one) => changes.push(format!("{} is kept safe in another way", one.source.name)),
+                Some(_) => {}
+            }
+        }
+        let gone = sources.keys().filter(|name| !wanted.iter().any(|one| one.source.name == **name));
+        changes.extend(gone.map(|name| format!("{name} is no longer kept safe; its slot is left on its server")));
+        changes
+    }
+
+    fn begin(&self, wanted: Wanted, after: Option<JoinHandle<()>>) -> Kept {
+        let Wanted { source, place, opening } = wanted;
+        let (view, shown) = watch::channel(view::starting(&source));
+        let (wishes, wished) = mpsc::channel(1);
+        let (stop, mut stopped) = watch::channel(false);
+        let mut stopping = self.0.stopping.clone();
+        let (tell, told) = watch::channel(false);
+        // One word to stop, whoever says it.
+        tokio::spawn(async move {
+            tokio::select! {
+                _ = stopped.wait_for(|stop| *stop) => {}
+                _ = stopping.wait_for(|stop| *stop) => {}
+            }
+            tell.send_replace(true);
+        });
+        let tended = source.clone();
+        let task = tokio::spawn(async move {
+            if let Some(after) = after {
+                let _ = after.await;
+            }
+            tend::tend(tended, opening, wished, view, told).await;
+        });
+        Kept { source, place, view: shown, wishes, stop, task }
+    }
+
+    /// How each source stands.
+    pub fn views(&self) -> Vec<SourceView> {
+        let sources = self.0.sources.lock().unwrap_or_else(PoisonError::into_inner);
+        sources.values().map(|kept| kept.view.borrow().clone()).collect()
+    }
+
+    /// Asks for a backup of a source now.
+    ///
+    /// # Errors
+    /// When there is no such source, or the daemon is stopping.
+    pub fn ask(&self, source: &SourceName) -> Result<BackupAsked, AskError> {
+        let sources = self.0.sources.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(kept) = sources.get(source) else {
+            return Err(AskError::Unknown(sources.keys().map(ToString::to_string).collect()));
+        };
+        let joined = kept.view.borrow().backup.is_some();
+        match kept.wishes.try_send(()) {
+            // Full: the one that waits there is answered by the same backup.
+            Ok(()) | Err(mpsc::error::TrySendError::Full(())) => Ok(BackupAsked { source: source.clone(), joined }),
+            Err(mpsc::error::TrySendError::Closed(())) => Err(AskError::Stopping),
+        }
+    }
+
+    /// Waits until every source was left in order; call it once the daemon is stopping.
+    pub async fn join(&self) {
+        let sources = std::mem::take(&mut *self.0.sources.lock().unwrap_or_else(PoisonError::into_inner));
+        for kept in sources.into_values() {
+            let _ = kept.end().await;
+        }
+    }
+}
+
+impl Kept {
+    fn is(&self, wanted: &Wanted) -> bool {
+        self.source == wanted.source && self.place == wanted.place
+    }
+
+    /// Tells the task to end.
+    fn end(self) -> JoinHandle<()> {
+        self.stop.send_replace(true);
+        self.task
+    }
+}

@@ -1,0 +1,163 @@
+//! One base backup beside a shipper: connect, ask for facts, take it, wait for its log. Called by the keeper when one is due,
+//! and by `mainstay backup` where no daemon does it.
+
+use super::Setup;
+use crate::backup::catalog::manifest::{Manifest, ServerFacts};
+use crate::backup::repository::{Cluster, Key, Put, RepositoryError};
+use crate::backup::seal::{Extent, SealError};
+use crate::backup::ship::{Activity, Job as ShipJob, Status};
+use crate::backup::source::postgres::{Address, BaseBackup, BaseOptions, Connection, Facts, PostgresError, Purpose};
+use crate::backup::take::{self, Job, LogSpan, TakeError, Taken, Telling, Wish};
+use crate::model::SourceName;
+use bytes::Bytes;
+use futures_util::FutureExt as _;
+use std::collections::BTreeMap;
+use std::error::Error;
+use std::time::Duration;
+use tokio::sync::watch;
+
+/// The log of a backup may take its time behind a slow store; without any of it stored for so long, it will not come.
+const LOG_STANDS_STILL: Duration = Duration::from_secs(600);
+/// A source's file is changed by people: more tries at once for a free number are a fault.
+const NUMBERS_TRIED: u64 = 100;
+
+/// Why there is no backup. `Display` fits after "failed to ...".
+#[derive(Debug, thiserror::Error)]
+pub enum BackUpError {
+    /// The server.
+    #[error(transparent)]
+    Postgres(#[from] PostgresError),
+    /// The backup itself.
+    #[error(transparent)]
+    Take(#[from] TakeError),
+    /// The repository.
+    #[error(transparent)]
+    Repository(#[from] RepositoryError),
+    /// The seal.
+    #[error("seal the source's file: {0}")]
+    Seal(#[from] SealError),
+}
+
+/// What shipping this source takes.
+pub fn shipping(setup: &Setup) -> ShipJob {
+    let source = &setup.source;
+    ShipJob {
+        source: source.name.clone(),
+        address: source.postgres.clone(),
+        password: None,
+        slot: source.slot.clone(),
+        ship_every: source.ship_every.0,
+        synchronous: source.synchronous,
+        standby: false,
+        new_cluster: false,
+        repository: setup.repository.clone(),
+        sealer: setup.sealer.clone(),
+        checker: setup.checker.clone(),
+    }
+}
+
+/// Takes a base backup of a source whose log is being shipped.
+///
+/// # Errors
+/// When there is none in the end; the error says why.
+pub async fn back_up(setup: &Setup, shipped: watch::Receiver<Status>, tell: Telling) -> Result<Manifest, BackUpError> {
+    let address = setup.source.postgres.clone();
+    let server = ask(&setup.source.name, &address).await?;
+    let cluster = Cluster { source: setup.source.name.clone(), system: server.system };
+    let job = Job {
+        cluster,
+        server,
+        repository: setup.repository.clone(),
+        sealer: setup.sealer.clone(),
+        wish: Wish::Whole,
+        tell,
+    };
+    let open = move |parent: Option<Bytes>| {
+        let address = address.clone();
+        async move {
+            let connection = Connection::open(&address, None, Purpose::Replication).await?;
+            let mut manifest = parent.map(std::io::Cursor::new);
+            let parent = manifest.as_mut().map(|reader| reader as _);
+            Ok(take::events(BaseBackup::start(connection, &BaseOptions::default(), parent).await?))
+        }
+        .boxed()
+    };
+    let durable = move |span: LogSpan| until_durable(shipped, span).boxed();
+    let Taken { manifest, .. } = take::take(job, open, durable).await?;
+    store_source(setup).await?;
+    Ok(manifest)
+}
+
+async fn ask(source: &SourceName, address: &Address) -> Result<ServerFacts, PostgresError> {
+    let mut connection = Connection::open(address, None, Purpose::Replication).await?;
+    let found = connection.facts(address, None).await;
+    connection.close().await;
+    let Facts { server, left_out } = found?;
+    for why in left_out {
+        tracing::warn!(%source, "a fact of the server is left out of its backup: {why}");
+    }
+    Ok(server)
+}
+
+/// Waits until a span of the log is in the repository.
+async fn until_durable(
+    mut shipped: watch::Receiver<Status>,
+    span: LogSpan,
+) -> Result<(), Box<dyn Error + Send + Sync>> {
+    // A gap from before the backup is what the backup is for.
+    let known = shipped.borrow().needs_base.clone();
+    loop {
+        let waiting = {
+            let status = shipped.borrow_and_update();
+            if status.has(span.stop_timeline, span.stop) {
+                return Ok(());
+            }
+            if status.activity == Activity::Stopped {
+                return Err("shipping was stopped".into());
+            }
+            if let Some(why) = status.needs_base.as_ref().filter(|why| Some(*why) != known.as_ref()) {
+                return Err(why.clone().into());
+            }
+            (status.durable, status.words.clone())
+        };
+        let moved = shipped.wait_for(|status| {
+            status.durable != waiting.0 || status.activity == Activity::Stopped || status.needs_base != known
+        });
+        match tokio::time::timeout(LOG_STANDS_STILL, moved).await {
+            Ok(Ok(_)) => {}
+            Ok(Err(_)) => return Err("shipping has ended".into()),
+            Err(_) => {
+                let minutes = LOG_STANDS_STILL.as_secs() / 60;
+                return Err(format!("no log was stored for {minutes} minutes: {}", waiting.1).into());
+            }
+        }
+    }
+}
+
+/// Stores the source's file when it is not what was stored last, so that a bare machine knows how to restore it.
+async fn store_source(setup: &Setup) -> Result<(), BackUpError> {
+    let name = &setup.source.name;
+    let text = setup.source.written.as_bytes();
+    let listed = setup.repository.list(&format!("{}source/", Key::of_source(name))).await?;
+    let newest = listed.iter().filter_map(|object| match object.name.parse() {
+        Ok(Key::Source(_, number)) => Some(number),
+        _ => None,
+    });
+    let mut number = newest.max().unwrap_or(0);
+    if number > 0 {
+        let receipt = setup.repository.receipt(&Key::Source(name.clone(), number)).await?;
+        if receipt.unchecked().is_ok_and(|seal| seal.plain == Extent::of(text)) {
+            return Ok(());
+        }
+    }
+    for _ in 0..NUMBERS_TRIED {
+        number += 1;
+        let key = Key::Source(name.clone(), number);
+        let sealed = setup.sealer.seal(&key, text, BTreeMap::new())?;
+        match setup.repository.put_new(&key, &sealed).await? {
+            Put::Stored => return Ok(()),
+            Put::Exists(_) => {}
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,263 @@
+//! The task that tends one source: take the lease, ship, and take a base backup whenever one is due.
+
+use super::{Opening, Setup, once, view};
+use crate::backup::catalog::index::Catalogue;
+use crate::backup::catalog::manifest::Manifest;
+use crate::backup::catalog::retention::Policy;
+use crate::backup::catalog::{expire, marks};
+use crate::backup::ship::lease::{Lease, LeaseError, Standing};
+use crate::backup::ship::{Activity, Shipper, Status};
+use crate::backup::take::Progress;
+use crate::config::backup::Source;
+use crate::model::source_view::{LastBackup, SourceState, SourceView};
+use jiff::Timestamp;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
+
+/// After a failure the source is left alone for so long, and longer with each further one.
+const AGAIN: Duration = Duration::from_secs(5);
+const AGAIN_MAX: Duration = Duration::from_secs(300);
+/// How often the clock is looked at for backups that are due: a schedule has minutes.
+const LOOK: Duration = Duration::from_secs(1);
+/// What has come is put and a frontier stored before we end; a store that does not take it in this time does not at all.
+const GRACE: Duration = Duration::from_secs(15);
+
+/// A writer that died is followed after this long; three beats of the lease fit into it.
+pub const LEASE_TTL: Duration = Duration::from_secs(30);
+
+type Backup = JoinHandle<Result<Manifest, once::BackUpError>>;
+
+/// Tends a source until it is told to stop; failures are shown, and tried again.
+pub(super) async fn tend(
+    source: Source,
+    opening: Opening,
+    mut wishes: mpsc::Receiver<()>,
+    view: watch::Sender<SourceView>,
+    mut stop: watch::Receiver<bool>,
+) {
+    let mut failures = 0_u32;
+    while !*stop.borrow() {
+        let failed = tokio::select! {
+            failed = once_over(&opening, &mut wishes, &view, stop.clone()) => failed,
+            // Opening a repository may hang; nothing was begun then that would need an end.
+            () = too_long_after(stop.clone()) => return,
+        };
+        let Err(why) = failed else { return };
+        failures += 1;
+        tracing::error!(source = %source.name, "failed to keep the source safe: {why}");
+        view.send_modify(|view| {
+            if view.state != SourceState::Elsewhere {
+                view::turn(view, SourceState::Failing, format!("failed to {why}"));
+            }
+        });
+        let pause = (AGAIN * 2_u32.saturating_pow(failures.min(10) - 1)).min(AGAIN_MAX);
+        tokio::select! {
+            () = tokio::time::sleep(pause) => {}
+            _ = stop.wait_for(|stop| *stop) => return,
+        }
+    }
+}
+
+async fn stopped(stop: &mut watch::Receiver<bool>) {
+    let _ = stop.wait_for(|stop| *stop).await;
+}
+
+/// Some time after the stop: whoever still has not ended by then hangs.
+async fn too_long_after(mut stop: watch::Receiver<bool>) {
+    let _ = stop.wait_for(|stop| *stop).await;
+    tokio::time::sleep(GRACE * 2).await;
+}
+
+/// From opening the repository to a stop or a failure.
+async fn once_over(
+    opening: &Opening,
+    wishes: &mut mpsc::Receiver<()>,
+    view: &watch::Sender<SourceView>,
+    mut stop: watch::Receiver<bool>,
+) -> Result<(), String> {
+    let setup = opening().await?;
+    let lease = take_lease(&setup, view).await?;
+    let mut last = newest(&setup).await?;
+    let shipper = Shipper::start(once::shipping(&setup));
+    let (mut shipped, mut standing) = (shipper.status(), lease.standing());
+    let mut tended = Tended { setup: &setup, view, backup: None, tried: None, answered: None };
+    tended.show_last(last.as_ref());
+    let ended = loop {
+        tended.show(&shipped.borrow_and_update().clone());
+        if let Standing::Lost(who) = &*standing.borrow_and_update() {
+            break Err(format!("go on: {who}"));
+        }
+        if tended.backup.is_none() && tended.is_due(last.as_ref(), &shipped.borrow(), Timestamp::now()) {
+            tended.begin(shipper.status());
+        }
+        tokio::select! {
+            () = stopped(&mut stop) => break Ok(()),
+            Some(()) = wishes.recv() => {
+                if tended.backup.is_none() {
+                    tended.begin(shipper.status());
+                }
+            }
+            ended = ended(&mut tended.backup) => {
+                if let Some(taken) = tended.end(ended) {
+                    last = Some(taken);
+                    tended.show_last(last.as_ref());
+                    expire(&setup).await;
+                }
+            }
+            _ = shipped.changed() => {}
+            Ok(()) = standing.changed() => {}
+            () = tokio::time::sleep(LOOK) => {}
+        }
+    };
+    if let Some(backup) = tended.backup.take() {
+        backup.abort();
+    }
+    shipper.stop(GRACE).await;
+    lease.release().await;
+    ended
+}
+
+/// Waits for the right to write as long as somebody else has it, and shows who.
+async fn take_lease(setup: &Setup, view: &watch::Sender<SourceView>) -> Result<Lease, String> {
+    let taken = Lease::take(
+        setup.repository.clone(),
+        setup.sealer.clone(),
+        setup.checker.clone(),
+        setup.source.name.clone(),
+        &setup.owner,
+        LEASE_TTL,
+    );
+    taken.await.map_err(|error| {
+        if let LeaseError::Held { owner, .. } = &error {
+            view.send_modify(|view| view::turn(view, SourceState::Elsewhere, format!("{owner} keeps it safe")));
+        }
+        error.to_string()
+    })
+}
+
+/// Lets go what is older than the source's file wants. What fails is told and tried again after the next backup.
+async fn expire(setup: &Setup) {
+    let keep = setup.source.keep;
+    let settings = expire::Settings {
+        policy: Policy { window: keep.window.0, backups: keep.backups },
+        grace: marks::GRACE,
+        dry_run: false,
+        now: Timestamp::now(),
+    };
+    let source = &setup.source.name;
+    match expire::expire(setup.repository.as_ref(), &setup.checker, &setup.sealer, source, settings).await {
+        Ok(report) => {
+            let refused = report.clusters.iter().filter_map(|one| one.plan.as_ref().err());
+            for why in refused {
+                tracing::error!(%source, "nothing is let go: {why}");
+            }
+            tracing::info!(%source, deleted = report.deleted.objects, bytes = report.deleted.bytes, "looked for what is too old");
+        }
+        Err(error) => tracing::error!(%source, "failed to {error}"),
+    }
+}
+
+/// The end of the backup under way; never, without one.
+async fn ended(backup: &mut Option<Backup>) -> Result<Manifest, String> {
+    match backup {
+        None => std::future::pending().await,
+        Some(task) => match task.await {
+            Ok(Ok(manifest)) => Ok(manifest),
+            Ok(Err(error)) => Err(error.to_string()),
+            Err(error) => Err(format!("go on: {error}")),
+        },
+    }
+}
+
+/// The newest backup that can be used.
+async fn newest(setup: &Setup) -> Result<Option<Manifest>, String> {
+    let read = Catalogue::read(setup.repository.as_ref(), &setup.checker, &setup.source.name).await;
+    let catalogue = read.map_err(|error| error.to_string())?;
+    let holdings = catalogue.newest_cluster();
+    Ok(holdings.and_then(|holdings| holdings.newest_usable()).map(|backup| backup.manifest.clone()))
+}
+
+struct Tended<'a> {
+    setup: &'a Setup,
+    view: &'a watch::Sender<SourceView>,
+    backup: Option<Backup>,
+    /// When the last try that failed ended, and how many did in a row.
+    tried: Option<(Timestamp, u32)>,
+    /// The gap that the last backup was the answer to.
+    answered: Option<String>,
+}
+
+impl Tended<'_> {
+    fn show(&self, status: &Status) {
+        self.view.send_if_modified(|view| {
+            let before = view.clone();
+            view::shipping(view, status, &self.setup.source.wal_lag);
+            *view != before
+        });
+    }
+
+    fn show_last(&self, last: Option<&Manifest>) {
+        let next = self.scheduled(last);
+        self.view.send_modify(|view| {
+            view.last_backup = last.map(|manifest| LastBackup {
+                id: manifest.backup.to_string(),
+                began: manifest.began,
+                ended: manifest.ended,
+            });
+            view.next_backup = next;
+        });
+    }
+
+    /// When the schedule asks for the next one.
+    fn scheduled(&self, last: Option<&Manifest>) -> Option<Timestamp> {
+        let schedule = self.setup.source.schedule.as_ref()?;
+        schedule.next_after(last.map_or_else(Timestamp::now, |manifest| manifest.began))
+    }
+
+    /// Whether a backup is due: there is none, log is missing since the last one, or the schedule says so. One that was
+    /// missed while nobody looked is made up for once.
+    fn is_due(&self, last: Option<&Manifest>, status: &Status, now: Timestamp) -> bool {
+        let needed = last.is_none() || (status.needs_base.is_some() && status.needs_base != self.answered);
+        let scheduled = last.is_some() && self.scheduled(last).is_some_and(|due| due <= now);
+        // Without a log that arrives, a backup would wait for it in vain.
+        let possible = status.activity == Activity::Streaming;
+        let rested = self.tried.is_none_or(|(at, failures)| {
+            let pause = (AGAIN * 2_u32.saturating_pow(failures.min(10))).min(AGAIN_MAX);
+            now.duration_since(at).unsigned_abs() >= pause
+        });
+        (needed || scheduled) && possible && rested
+    }
+
+    fn begin(&mut self, shipped: watch::Receiver<Status>) {
+        self.answered.clone_from(&shipped.borrow().needs_base);
+        let (setup, view, began) = (self.setup.clone(), self.view.clone(), Timestamp::now());
+        tracing::info!(source = %setup.source.name, "a base backup begins");
+        let tell = move |progress: Progress| view.send_modify(|view| view::under_way(view, began, progress));
+        self.backup = Some(tokio::spawn(async move { once::back_up(&setup, shipped, Arc::new(tell)).await }));
+    }
+
+    fn end(&mut self, ended: Result<Manifest, String>) -> Option<Manifest> {
+        self.backup = None;
+        let error = ended.as_ref().err().map(|why| format!("failed to {why}"));
+        self.view.send_modify(|view| {
+            view.backup = None;
+            view.backup_error.clone_from(&error);
+        });
+        match ended {
+            Ok(manifest) => {
+                tracing::info!(source = %self.setup.source.name, backup = %manifest.backup, "a base backup was taken");
+                self.tried = None;
+                Some(manifest)
+            }
+            Err(why) => {
+                tracing::error!(source = %self.setup.source.name, "failed to take a base backup: {why}");
+                self.answered = None;
+                let failures = self.tried.map_or(1, |(_, failures)| failures + 1);
+                self.tried = Some((Timestamp::now(), failures));
+                None
+            }
+        }
+    }
+}

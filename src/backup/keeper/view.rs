@@ -1,0 +1,73 @@
+//! What people see of a source, made from what its parts say.
+
+use crate::backup::ship::{Activity, Status};
+use crate::backup::take::{Phase, Progress};
+use crate::config::backup::{Source, WalLag};
+use crate::model::source_view::{LogView, SourceState, SourceView, UnderWay};
+use jiff::Timestamp;
+
+/// Nothing is known yet.
+pub(super) fn starting(source: &Source) -> SourceView {
+    SourceView {
+        name: source.name.clone(),
+        state: SourceState::Starting,
+        words: "starting".into(),
+        since: Timestamp::now(),
+        log: None,
+        backup: None,
+        last_backup: None,
+        next_backup: None,
+        backup_error: None,
+        rpo_secs: source.rpo.map(|span| span.0.as_secs()),
+        rto_secs: source.rto.map(|span| span.0.as_secs()),
+    }
+}
+
+/// Takes over a state and its words; `since` moves only when the state does.
+pub(super) fn turn(view: &mut SourceView, state: SourceState, words: impl Into<String>) {
+    if view.state != state {
+        view.since = Timestamp::now();
+    }
+    view.state = state;
+    view.words = words.into();
+}
+
+/// Takes over what the shipper says.
+pub(super) fn shipping(view: &mut SourceView, status: &Status, lag: &WalLag) {
+    let state = match status.activity {
+        Activity::Starting => SourceState::Starting,
+        Activity::Streaming => SourceState::Shipping,
+        Activity::Waiting | Activity::Stopped => SourceState::Failing,
+        Activity::Refused => SourceState::Stuck,
+    };
+    turn(view, state, status.words.clone());
+    if let (Some(timeline), Some(durable), Some(server_end)) = (status.timeline, status.durable, status.server_end) {
+        let lag_ms = u64::try_from(status.waiting.as_millis()).unwrap_or(u64::MAX);
+        let held = server_end.0.saturating_sub(durable.0);
+        let words = |what: &str| format!("{}; the server's slot holds back {held} bytes of log, {what}", status.words);
+        if held > lag.alarm.0 {
+            turn(view, state, words("more than `wal-lag.alarm`"));
+        } else if held > lag.warn.0 {
+            turn(view, state, words("more than `wal-lag.warn`"));
+        }
+        view.log = Some(LogView { timeline, server_end, durable, lag_ms });
+    }
+}
+
+/// Takes over how far a backup is.
+pub(super) fn under_way(view: &mut SourceView, began: Timestamp, progress: Progress) {
+    let phase = phase(progress.phase);
+    let of_bytes = progress.estimated_bytes.or_else(|| view.backup.as_ref().and_then(|before| before.of_bytes));
+    view.backup = Some(UnderWay { began, bytes: progress.received_bytes, of_bytes, phase: phase.into() });
+}
+
+/// A phase in words, such as fit behind "backup: ".
+pub fn phase(phase: Phase) -> &'static str {
+    match phase {
+        Phase::Opening => "the server makes a checkpoint",
+        Phase::Receiving => "data arrives and is stored",
+        Phase::WaitingForLog => "waiting until its log is stored",
+        Phase::ReadingBack => "what was stored is read back",
+        Phase::Done => "done",
+    }
+}

@@ -1,0 +1,188 @@
+//! `mainstay backup`: a base backup now, by the daemon that tends the source, or without one.
+
+use super::client::Client;
+use super::desk;
+use super::exit::{Exit, Failure};
+use super::{Context, words};
+use crate::backup::keeper::{LEASE_TTL, Setup, once, phase};
+use crate::backup::repository::open::{self, Making};
+use crate::backup::ship::Shipper;
+use crate::backup::ship::lease::{Lease, LeaseError};
+use crate::backup::take::Progress;
+use crate::config::backup::Source;
+use crate::model::SourceName;
+use crate::model::source_view::{BackupAsked, SourceView, UnderWay};
+use indicatif::{ProgressBar, ProgressStyle};
+use serde_json::json;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Take a base backup of a source now
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  mainstay backup shop-db
+  mainstay backup shop-db --alone    without asking a daemon
+
+Waits until the backup exists: every object is stored and read back, and so is the log that it needs. A daemon that tends
+the source takes it; where none runs, this command does everything by itself and then ends, log and all.")]
+pub struct Args {
+    /// The source: a file of `backups/` without its extension [default: the only one]
+    source: Option<SourceName>,
+    /// Do it here even if a daemon answers
+    #[arg(long)]
+    alone: bool,
+}
+
+/// How often the daemon is asked how far it is.
+const LOOK: Duration = Duration::from_millis(250);
+/// What has come is put before we end.
+const GRACE: Duration = Duration::from_secs(30);
+
+/// Runs the command.
+///
+/// # Errors
+/// When there is no such source, or there is no backup in the end.
+pub async fn run(args: &Args, context: &Context) -> Result<Exit, Failure> {
+    if !args.alone {
+        let client = Client::new(&context.place)?;
+        match client.get::<Vec<SourceView>>("sources", &[]).await {
+            Ok(views) => return by_daemon(args, context, &client, &views).await,
+            Err(failure) if failure.exit == Exit::Unreachable => {}
+            Err(failure) => return Err(failure),
+        }
+    }
+    by_ourselves(args, context).await
+}
+
+async fn by_daemon(args: &Args, context: &Context, client: &Client, views: &[SourceView]) -> Result<Exit, Failure> {
+    let names: Vec<&SourceName> = views.iter().map(|view| &view.name).collect();
+    let name = match (&args.source, names.as_slice()) {
+        (Some(name), _) => name.clone(),
+        (None, [only]) => (*only).clone(),
+        (None, _) => return Err(which(&names)),
+    };
+    let before = views.iter().find(|view| view.name == name).and_then(|view| view.last_backup.clone());
+    let path = format!("sources/{name}/backup");
+    let _: BackupAsked = client.post(&path, &json!({})).await?;
+    let bar = bar(context);
+    let mut began = false;
+    loop {
+        tokio::time::sleep(LOOK).await;
+        let views: Vec<SourceView> = client.get("sources", &[]).await?;
+        let view = views.into_iter().find(|view| view.name == name);
+        let view = view.ok_or_else(|| Failure::wrong(format!("back up {name}: the daemon tends it no longer")))?;
+        if let Some(under_way) = &view.backup {
+            began = true;
+            show(&bar, under_way);
+            continue;
+        }
+        if let Some(last) = view.last_backup.filter(|last| Some(last) != before.as_ref()) {
+            bar.finish_and_clear();
+            return Ok(done(context, &name, &last.id));
+        }
+        if let Some(why) = view.backup_error.filter(|_| began) {
+            bar.finish_and_clear();
+            let why = why.strip_prefix("failed to ").unwrap_or(&why).to_owned();
+            return Err(Failure::new(Exit::Bad, anyhow::anyhow!(why)));
+        }
+        bar.set_message(words::clean(&view.words));
+    }
+}
+
+fn which(names: &[&SourceName]) -> Failure {
+    let failure = Failure::wrong("find the source: there is not exactly one");
+    match names {
+        [] => failure.hint("a source is a file in `backups/` beside mainstay.yml; `mainstay reload` reads them again"),
+        _ => names.iter().fold(failure, |failure, name| failure.hint(format!("mainstay backup {name}"))),
+    }
+}
+
+async fn by_ourselves(args: &Args, context: &Context) -> Result<Exit, Failure> {
+    let (config, sources) = desk::configured(context)?;
+    let names: Vec<&SourceName> = sources.sources.keys().collect();
+    let source: Source = match (&args.source, names.as_slice()) {
+        (Some(name), _) => sources.sources.get(name).cloned().ok_or_else(|| {
+            let there: Vec<&str> = names.iter().map(|name| name.as_str()).collect();
+            Failure::wrong(format!("back up {name}: there is no file of this name in `backups/`"))
+                .hint(format!("there is {}", if there.is_empty() { "none".to_owned() } else { there.join(", ") }))
+        })?,
+        (None, [only]) => sources.sources[*only].clone(),
+        (None, _) => return Err(which(&names)),
+    };
+    let sealer = desk::sealer(&config)?;
+    let mut trusted = config.repository.trust.clone();
+    trusted.push(sealer.public());
+    let opened = open::open(&config.repository.place, Making::First(&config.state)).await;
+    let setup = Setup {
+        repository: opened.map_err(desk::unreachable)?,
+        sealer,
+        checker: crate::backup::seal::Checker::new(trusted),
+        owner: format!("`mainstay backup`, process {}", std::process::id()),
+        source,
+    };
+    take(&setup, context).await
+}
+
+async fn take(setup: &Setup, context: &Context) -> Result<Exit, Failure> {
+    let (repository, name) = (setup.repository.clone(), setup.source.name.clone());
+    let (sealer, checker) = (setup.sealer.clone(), setup.checker.clone());
+    let lease = Lease::take(repository, sealer, checker, name.clone(), &setup.owner, LEASE_TTL).await;
+    let lease = lease.map_err(|error| match error {
+        LeaseError::Held { .. } => Failure::new(Exit::Refused, error),
+        other => Failure::new(Exit::Unreachable, other),
+    })?;
+    let shipper = Shipper::start(once::shipping(setup));
+    let bar = bar(context);
+    let shown = bar.clone();
+    let began = jiff::Timestamp::now();
+    let tell = move |progress: Progress| {
+        let phase = phase(progress.phase).to_owned();
+        show(&shown, &UnderWay { began, bytes: progress.received_bytes, of_bytes: progress.estimated_bytes, phase });
+    };
+    let taken = once::back_up(setup, shipper.status(), Arc::new(tell)).await;
+    bar.finish_and_clear();
+    shipper.stop(GRACE).await;
+    lease.release().await;
+    let manifest = taken.map_err(|error| Failure::new(exit(&error), error))?;
+    Ok(done(context, &name, &manifest.backup.to_string()))
+}
+
+fn exit(error: &once::BackUpError) -> Exit {
+    match error {
+        once::BackUpError::Postgres(_) | once::BackUpError::Repository(_) => Exit::Unreachable,
+        once::BackUpError::Take(_) | once::BackUpError::Seal(_) => Exit::Bad,
+    }
+}
+
+fn done(context: &Context, source: &SourceName, backup: &str) -> Exit {
+    let ui = &context.ui;
+    if ui.json {
+        ui.json(&json!({ "source": source, "backup": backup }));
+    } else {
+        ui.out(format!("{source}: backup {backup} is complete"));
+    }
+    Exit::Good
+}
+
+/// A bar on a terminal; nothing elsewhere.
+fn bar(context: &Context) -> ProgressBar {
+    use std::io::IsTerminal as _;
+    if context.ui.json || context.ui.verbosity < 0 || !std::io::stderr().is_terminal() {
+        return ProgressBar::hidden();
+    }
+    let bar = ProgressBar::new_spinner();
+    // The template is a constant that indicatif knows.
+    if let Ok(style) = ProgressStyle::with_template("{spinner} {bytes}{prefix} {elapsed} {msg}") {
+        bar.set_style(style);
+    }
+    bar.enable_steady_tick(Duration::from_millis(120));
+    bar
+}
+
+fn show(bar: &ProgressBar, under_way: &UnderWay) {
+    bar.set_position(under_way.bytes);
+    if let Some(of) = under_way.of_bytes {
+        bar.set_prefix(format!(" of {}", words::bytes(of)));
+    }
+    bar.set_message(under_way.phase.clone());
+}

@@ -1,0 +1,212 @@
+//! What every command on backups begins with: which repository, who is believed, what opens it. Needs no daemon; a bare
+//! machine gives `--repository` and `--identity` in place of a configuration.
+
+use super::Context;
+use super::exit::{Exit, Failure};
+use crate::backup::catalog::index::{Catalogue, CatalogueError};
+use crate::backup::repository::open::{self, Making};
+use crate::backup::repository::{Repository, RepositoryError};
+use crate::backup::seal::{Checker, Identities, Opener, SealError, Sealer, SigningKey};
+use crate::config::backup::Backups;
+use crate::config::daemon::{self, Daemon};
+use crate::model::{PublicKey, SourceName};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// Where backups are, and how they are opened.
+#[derive(Debug, Clone, Default, clap::Args)]
+pub struct Where {
+    /// The repository: `s3://BUCKET/PREFIX` or a folder [default: what mainstay.yml says]; for a bucket AWS_ENDPOINT_URL,
+    /// AWS_REGION and the usual credentials of the environment count
+    #[arg(long, value_name = "URL")]
+    pub repository: Option<String>,
+    /// The identity file that opens it, as `mainstay key new` makes it
+    #[arg(long, value_name = "FILE")]
+    pub identity: Vec<PathBuf>,
+    /// Believe what this key signed, too: a line such as `ssh-ed25519 AAAA…`, or a file with one
+    #[arg(long, value_name = "KEY")]
+    pub trust: Vec<String>,
+}
+
+/// A repository, and whom and what we have for it.
+pub struct Desk {
+    /// The repository.
+    pub repository: Arc<dyn Repository>,
+    /// Believes the writers that are known here.
+    pub checker: Checker,
+    /// Opens objects, where an identity was given.
+    pub opener: Option<Opener>,
+    /// The configuration, where there is one and no other repository was named.
+    pub config: Option<Daemon>,
+    /// The sources of the configuration.
+    pub sources: Backups,
+    /// Set when the repository was named on the command line.
+    named: bool,
+}
+
+impl Desk {
+    /// Opens the repository that is meant.
+    ///
+    /// # Errors
+    /// When it is not said which, a file is wrong, or the place cannot be reached.
+    pub async fn open(place: &Where, context: &Context) -> Result<Desk, Failure> {
+        let mut trusted = place.trust.iter().map(|text| trust(text)).collect::<Result<Vec<_>, _>>()?;
+        let identities = place.identity.iter().map(|file| identity(file)).collect::<Result<Vec<_>, _>>()?;
+        let identities = Identities::all(identities);
+        trusted.extend(identities.iter().flat_map(|all| all.signers().to_vec()));
+        let (config, sources, at) = match &place.repository {
+            Some(url) => {
+                let folder = std::env::current_dir().unwrap_or_default();
+                let env = |name: &str| std::env::var(name).ok();
+                let named = daemon::repository::named(url, &folder, &env);
+                (None, Backups::default(), named.map_err(Failure::wrong)?)
+            }
+            None => {
+                let (config, sources) = configured(context)?;
+                trusted.extend(config.repository.trust.iter().cloned());
+                // The writer's own key. Where it is not to be had, identities and `trust` say whom to believe.
+                let own = config.repository.sign_with.as_deref().map(SigningKey::read);
+                trusted.extend(own.and_then(Result::ok).map(|key| key.public()));
+                let at = config.repository.place.clone();
+                (Some(config), sources, at)
+            }
+        };
+        let checker = Checker::new(trusted);
+        let opener = identities.map(|all| Opener::new(all, checker.clone()));
+        let repository = open::open(&at, Making::Never).await.map_err(unreachable)?;
+        Ok(Desk { repository, checker, opener, config, sources, named: place.repository.is_some() })
+    }
+
+    /// The sources that are known here or have something in the repository.
+    ///
+    /// # Errors
+    /// When the repository cannot be listed.
+    pub async fn names(&self) -> Result<Vec<SourceName>, Failure> {
+        let mut names: Vec<SourceName> = self.repository.sources().await.map_err(unreachable)?;
+        names.extend(self.sources.sources.keys().cloned());
+        names.sort();
+        names.dedup();
+        Ok(names)
+    }
+
+    /// The source that is meant: the one that was named, or the only one.
+    ///
+    /// # Errors
+    /// When there is none of that name, none at all, or several to choose from; `command` is shown with each of them.
+    pub async fn source(&self, named: Option<&SourceName>, command: &str) -> Result<SourceName, Failure> {
+        let names = self.names().await?;
+        match (named, names.as_slice()) {
+            (Some(named), names) if names.contains(named) => Ok(named.clone()),
+            (Some(named), []) => {
+                Err(Failure::wrong(format!("find the source {named}: {} holds none", self.repository.place())))
+            }
+            (Some(named), names) => Err(Failure::wrong(format!("find the source {named}: there is none of this name"))
+                .hint(format!("there is {}", names.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")))),
+            (None, [only]) => Ok(only.clone()),
+            (None, []) => Err(Failure::wrong(format!("find a source: {} holds none", self.repository.place()))
+                .hint("a source is a file in `backups/` beside mainstay.yml; `mainstay backup SOURCE` begins it")),
+            (None, several) => {
+                let failure = Failure::wrong("find the source: there are several");
+                Err(several.iter().fold(failure, |failure, name| {
+                    failure.hint(format!("mainstay {}", command.replacen("SOURCE", name.as_str(), 1)))
+                }))
+            }
+        }
+    }
+
+    /// What the repository holds of a source; with an identity the histories of its timelines are opened.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub async fn catalogue(&self, source: &SourceName) -> Result<Catalogue, Failure> {
+        let read = Catalogue::read(self.repository.as_ref(), &self.checker, source).await;
+        let mut catalogue = read.map_err(|error| unread(&error))?;
+        if let Some(opener) = &self.opener {
+            let opened = catalogue.open_histories(self.repository.as_ref(), opener).await;
+            opened.map_err(|error| unread(&error))?;
+        }
+        Ok(catalogue)
+    }
+
+    /// What opens objects.
+    ///
+    /// # Errors
+    /// When no identity was given.
+    pub fn opener(&self) -> Result<&Opener, Failure> {
+        self.opener.as_ref().ok_or_else(|| {
+            Failure::wrong("open the backups: no identity was given")
+                .hint("give the file that `mainstay key new` made with `--identity FILE`")
+        })
+    }
+
+    /// What seals objects.
+    ///
+    /// # Errors
+    /// When the configuration names no recipient or no key to sign with.
+    pub fn sealer(&self) -> Result<Sealer, Failure> {
+        let config = self.config.as_ref().filter(|_| !self.named);
+        let config = config.ok_or_else(|| Failure::wrong("write to a repository without its configuration"))?;
+        sealer(config)
+    }
+}
+
+/// What seals objects for the repository of a configuration.
+///
+/// # Errors
+/// When it names no recipient, or no key to sign with that reads.
+pub fn sealer(config: &Daemon) -> Result<Sealer, Failure> {
+    let hint = "`mainstay key new DIR` makes both halves and prints the lines for mainstay.yml";
+    let repository = &config.repository;
+    let file = repository.sign_with.as_deref();
+    let file = file.ok_or_else(|| Failure::wrong("sign backups: `repository.sign-with` names no key").hint(hint))?;
+    let key = SigningKey::read(file).map_err(|error| Failure::wrong(error.to_string()))?;
+    Sealer::new(&repository.encrypt_to, key).map_err(|error| Failure::wrong(format!("encrypt backups: {error}")))
+}
+
+/// The configuration and its sources.
+///
+/// # Errors
+/// When there is none, or a file of it is wrong.
+pub fn configured(context: &Context) -> Result<(Daemon, Backups), Failure> {
+    let config = context.place.config.as_deref().ok_or_else(|| {
+        Failure::wrong("find the repository: there is no configuration here")
+            .hint("name both: `--repository URL --identity FILE`, or the configuration with `--config FILE`")
+    })?;
+    let daemon = daemon::load(config).map_err(|findings| Failure::new(Exit::Wrong, findings))?;
+    let sources = crate::config::backup::load(config).map_err(|findings| Failure::new(Exit::Wrong, findings))?;
+    Ok((daemon, sources))
+}
+
+fn trust(text: &str) -> Result<PublicKey, Failure> {
+    let line = match std::fs::read_to_string(text) {
+        Ok(file) => file,
+        Err(_) => text.to_owned(),
+    };
+    line.parse().map_err(|why| {
+        Failure::wrong(format!("trust `{text}`: {why}"))
+            .hint("a key is a line such as `ssh-ed25519 AAAA…`, or a file with one: `sign.pub` beside `sign.key`")
+    })
+}
+
+fn identity(file: &Path) -> Result<Identities, Failure> {
+    let text = std::fs::read_to_string(file)
+        .map_err(|error| Failure::wrong(format!("read the identity {}: {error}", file.display())))?;
+    Identities::parse(&text).map_err(|error: SealError| Failure::wrong(format!("use {}: {error}", file.display())))
+}
+
+/// The exit code of a repository's failure.
+pub(super) fn unreachable(error: RepositoryError) -> Failure {
+    let exit = match &error {
+        RepositoryError::Unreachable { .. } | RepositoryError::Refused { .. } => Exit::Unreachable,
+        RepositoryError::Absent { .. } | RepositoryError::Damaged { .. } => Exit::Bad,
+    };
+    Failure::new(exit, error)
+}
+
+pub(super) fn unread(error: &CatalogueError) -> Failure {
+    let exit = match error {
+        CatalogueError::Repository(RepositoryError::Damaged { .. }) | CatalogueError::Doubtful { .. } => Exit::Bad,
+        CatalogueError::Repository(_) => Exit::Unreachable,
+    };
+    Failure::new(exit, anyhow::anyhow!(error.to_string()))
+}

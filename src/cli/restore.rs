@@ -1,0 +1,396 @@
+//! `mainstay restore`: from a repository back to a server that answers. Needs no daemon, no configuration and nothing of the
+//! host that was lost.
+
+use super::desk::{self, Desk, Where};
+use super::exit::{Exit, Failure};
+use super::ui::Tone;
+use super::{Context, words};
+use crate::backup::catalog::index::Catalogue;
+use crate::backup::repository::{BackupId, Key, RepositoryError};
+use crate::backup::restore::start::program;
+use crate::backup::restore::{
+    Check, Checked, Feeding, Into as Files, LocalServer, Options, Plan, Progress, Report, RestoreError, Target, Wish,
+    plan, restore, survey,
+};
+use crate::backup::restore::{check_keys, place};
+use crate::config::backup::{Around, Restore, RestoreInto, RestoreServer, parse_restore};
+use crate::config::secret::SecretStore;
+use crate::model::{Lsn, SourceName, SystemId, Timeline};
+use indicatif::{ProgressBar, ProgressStyle};
+use jiff::Timestamp;
+use nix::unistd::{Uid, User};
+use serde_json::json;
+use std::path::PathBuf;
+use std::process::Stdio;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Bring a database back: its newest state, or that of a time, a place or a backup
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  mainstay restore shop-db --latest --dry-run              the plan: which objects, how far, how long
+  mainstay restore --latest --repository s3://shop-recovery/mainstay --identity identity.txt
+  mainstay restore shop-db --at 2026-11-23T02:59:59Z --target /srv/pg/before --port 5433 --identity identity.txt
+
+`restore:` in the source's file says where to and what then; it lies in the repository, too. Options here go before it.
+Only an empty or new folder is written into; --force moves aside what is there. An interrupted restore cannot be started
+by mistake, and the same command goes on with it.
+
+Exit codes: 0 the state that was asked for is there, 1 it is not, 2 the request cannot be, 3 the place cannot be reached.")]
+#[command(group = clap::ArgGroup::new("wanted").required(true).args(["latest", "at", "lsn", "point", "backup"]))]
+pub struct Args {
+    /// The source [default: the only one]
+    source: Option<SourceName>,
+    /// The newest state that there is
+    #[arg(long)]
+    latest: bool,
+    /// The state at this time, such as 2026-11-23T02:59:59Z
+    #[arg(long, value_name = "TIME")]
+    at: Option<Timestamp>,
+    /// The state at this place of the log
+    #[arg(long, value_name = "LSN")]
+    lsn: Option<Lsn>,
+    /// The state at this restore point
+    #[arg(long, value_name = "NAME")]
+    point: Option<String>,
+    /// The state at the end of this backup
+    #[arg(long, value_name = "ID")]
+    backup: Option<BackupId>,
+    /// On this timeline [default: the newest]
+    #[arg(long, value_name = "N")]
+    timeline: Option<u32>,
+    /// Of this cluster, when the source has had several
+    #[arg(long, value_name = "ID")]
+    system: Option<SystemId>,
+    /// The new data folder
+    #[arg(long, value_name = "DIR")]
+    target: Option<PathBuf>,
+    /// Only the files: start the server yourself
+    #[arg(long, conflicts_with_all = ["bin", "port"])]
+    files_only: bool,
+    /// The folder of `postgres` [default: looked for]
+    #[arg(long, value_name = "DIR")]
+    bin: Option<PathBuf>,
+    /// The port of the restored server
+    #[arg(long, value_name = "N")]
+    port: Option<u16>,
+    /// Whose the files are and who the server runs as [default: whoever restores; for root `postgres`]
+    #[arg(long, value_name = "NAME")]
+    user: Option<String>,
+    /// Move aside what is in the target
+    #[arg(long)]
+    force: bool,
+    /// Run the commands under `then` also when the source's file comes out of the repository
+    #[arg(long, requires = "repository")]
+    then: bool,
+    /// Print the plan, and do nothing
+    #[arg(long)]
+    dry_run: bool,
+    #[command(flatten)]
+    place: Where,
+}
+
+/// A source's file is a page of text.
+const SOURCE_FILE: &str = "the source's file in the repository";
+/// Who exists in every cluster that nobody renamed its first role in.
+const SUPERUSER: &str = "postgres";
+
+/// Runs the command.
+///
+/// # Errors
+/// When the state that was asked for cannot be had.
+pub async fn run(args: &Args, context: &Context) -> Result<Exit, Failure> {
+    let desk = Desk::open(&args.place, context).await?;
+    let opener = desk.opener()?.clone();
+    let source = desk.source(args.source.as_ref(), "restore SOURCE --latest").await?;
+    let holdings = survey(desk.repository.as_ref(), &opener, &source, args.system).await.map_err(failed)?;
+    let written = written(&desk, &source, context).await?;
+    let mut job = Job::new(args, written)?;
+    if args.place.repository.is_some() && !args.then && !job.then.is_empty() {
+        // Whoever may sign could have written them, and here they would run as who restores.
+        context.ui.say("commands that the source's file has run after a restore are only shown; `--then` runs them:");
+        job.then.drain(..).for_each(|line| context.ui.say(format!("  {line}")));
+    }
+    let mut wish = Wish::new(args.state());
+    wish.timeline = args.timeline.map(Timeline);
+    let newest = holdings.newest_usable().map(|backup| backup.manifest.server.major());
+    let into = job.files(newest)?;
+    if let Files::Server(server) = &into {
+        wish.program = Some(program(&server.bin).await.map_err(failed)?);
+    }
+    let planned = plan(&holdings, &wish).map_err(|error| failed(error.into()))?;
+    let ui = &context.ui;
+    if args.dry_run {
+        place::check(&job.target, &planned.digest(), args.force).map_err(failed)?;
+        check_keys(desk.repository.as_ref(), &opener, &planned).await.map_err(failed)?;
+        match ui.json {
+            true => ui.json(&planned),
+            false => ui.out(planned.to_string().trim_end()),
+        }
+        return Ok(Exit::Good);
+    }
+    ui.say(planned.to_string().trim_end());
+    let checks = job.checks();
+    let options = Options { data: job.target.clone(), into, force: args.force, feeding: Feeding::default(), checks };
+    let report = carried_out(context, &desk, opener, &planned, &options).await?;
+    let then = after(context, &job, &report, &options).await;
+    tell(context, &report, &then);
+    Ok(if then.iter().all(|one| one.good) { Exit::Good } else { Exit::Bad })
+}
+
+impl Args {
+    fn state(&self) -> Target {
+        match (&self.at, &self.lsn, &self.point, &self.backup) {
+            (Some(at), ..) => Target::Time(*at),
+            (_, Some(lsn), ..) => Target::Lsn(*lsn),
+            (_, _, Some(name), _) => Target::Point(name.clone()),
+            (.., Some(backup)) => Target::Backup(backup.clone()),
+            // clap demands one of the five.
+            _ => Target::Latest,
+        }
+    }
+}
+
+/// What the source's own file says of its restore: the one here, or else the newest in the repository.
+async fn written(desk: &Desk, source: &SourceName, context: &Context) -> Result<Option<Restore>, Failure> {
+    if let Some(here) = desk.sources.sources.get(source) {
+        return Ok(here.restore.clone());
+    }
+    let read = Catalogue::read(desk.repository.as_ref(), &desk.checker, source).await;
+    let catalogue = read.map_err(|error| desk::unread(&error))?;
+    let Some(number) = catalogue.sources.keys().next_back() else { return Ok(None) };
+    let key = Key::Source(source.clone(), *number);
+    let stored = desk.repository.get(&key).await.map_err(desk::unreachable)?;
+    let opened = desk.opener()?.open(&key, &stored);
+    let (_, text) = opened.map_err(|error| Failure::new(Exit::Bad, anyhow::anyhow!("open {key}: {error}")))?;
+    let text = String::from_utf8(text).map_err(|_| Failure::wrong(format!("read {key}: it is no text")))?;
+    let folder = std::env::current_dir().unwrap_or_else(|_| PathBuf::from("/"));
+    let store = SecretStore::new(&context.place.state);
+    let env = |name: &str| std::env::var(name).ok();
+    let around = Around { env: &env, folder: &folder, store: &store, repos: None };
+    parse_restore(SOURCE_FILE, &text, &around).map_err(|findings| Failure::new(Exit::Wrong, findings))
+}
+
+/// What is to be done with the files, from the file and the options together.
+struct Job {
+    target: PathBuf,
+    /// `None`: files only.
+    server: Option<RestoreServer>,
+    bin: Option<PathBuf>,
+    owner: Option<(u32, u32)>,
+    then: Vec<String>,
+}
+
+impl Job {
+    fn new(args: &Args, written: Option<Restore>) -> Result<Job, Failure> {
+        let (into, target, user, then) = match written {
+            Some(Restore { into, target, user, then }) => (into, target, user, then),
+            None => (RestoreInto::Folder, None, None, Vec::new()),
+        };
+        // Somewhere else than where the file says is a look aside: what follows a real restore does not follow it.
+        let aside = args.target.is_some() && args.target != target;
+        let target = args.target.clone().or(target).ok_or_else(|| {
+            Failure::wrong("restore: nothing says where to").hint("name a new or empty folder with `--target DIR`")
+        })?;
+        let mut server = match into {
+            RestoreInto::Server(server) => Some(server),
+            RestoreInto::Folder => None,
+        };
+        if args.files_only {
+            server = None;
+        } else if args.bin.is_some() || args.port.is_some() {
+            let bare = RestoreServer { bin: None, port: 5432, checks: Vec::new() };
+            let mut wanted = server.unwrap_or(bare);
+            wanted.port = args.port.unwrap_or(wanted.port);
+            server = Some(wanted);
+        }
+        let bin = args.bin.clone().or_else(|| server.as_ref().and_then(|server| server.bin.clone()));
+        let owner = owner(args.user.as_deref().or(user.as_deref()))?;
+        Ok(Job { target, server, bin, owner, then: if aside { Vec::new() } else { then } })
+    }
+
+    fn checks(&self) -> Vec<Check> {
+        let written = self.server.iter().flat_map(|server| &server.checks);
+        written.map(|check| Check { sql: check.sql.clone(), database: check.database.clone() }).collect()
+    }
+
+    fn files(&self, major: Option<u32>) -> Result<Files, Failure> {
+        let Some(server) = &self.server else { return Ok(Files::Folder { owner: self.owner }) };
+        let bin = match (&self.bin, major) {
+            (Some(bin), _) => bin.clone(),
+            (None, major) => found(major).ok_or_else(|| {
+                let what = major.map_or_else(|| "PostgreSQL".to_owned(), |major| format!("PostgreSQL {major}"));
+                Failure::wrong(format!("find the programs of {what} on this machine"))
+                    .hint("name the folder of `postgres` with `--bin DIR`, or take `--files-only`")
+            })?,
+        };
+        Ok(Files::Server(LocalServer {
+            bin,
+            user: self.owner,
+            port: server.port,
+            role: SUPERUSER.to_owned(),
+            socket: None,
+        }))
+    }
+}
+
+/// Where Debian and others put the programs of a major version.
+fn found(major: Option<u32>) -> Option<PathBuf> {
+    let usual = major.into_iter().flat_map(|major| {
+        [
+            format!("/usr/lib/postgresql/{major}/bin"),
+            format!("/usr/pgsql-{major}/bin"),
+            format!("/usr/local/pgsql-{major}/bin"),
+        ]
+    });
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let folders = usual.map(PathBuf::from).chain(std::env::split_paths(&path).collect::<Vec<_>>());
+    folders.into_iter().find(|folder| folder.join("postgres").is_file())
+}
+
+/// User and group that the files are to belong to; `None` for our own.
+fn owner(name: Option<&str>) -> Result<Option<(u32, u32)>, Failure> {
+    let root = Uid::effective().is_root();
+    let Some(name) = name.or(root.then_some(SUPERUSER)) else { return Ok(None) };
+    let found = User::from_name(name).map_err(|error| Failure::wrong(format!("look up the user {name}: {error}")))?;
+    let user = found.ok_or_else(|| {
+        Failure::wrong(format!("give the files to {name}: there is no such user on this machine"))
+            .hint("PostgreSQL refuses to run as root; name who it runs as with `--user NAME`")
+    })?;
+    if user.uid == Uid::effective() {
+        return Ok(None);
+    }
+    if !root {
+        return Err(Failure::new(Exit::Refused, anyhow::anyhow!("give the files to {name}: only root can do that"))
+            .hint(format!("run this as root or as {name}")));
+    }
+    Ok(Some((user.uid.as_raw(), user.gid.as_raw())))
+}
+
+async fn carried_out(
+    context: &Context,
+    desk: &Desk,
+    opener: crate::backup::seal::Opener,
+    planned: &Plan,
+    options: &Options,
+) -> Result<Report, Failure> {
+    let progress = Arc::new(Progress::default());
+    let bar = bar(context);
+    let (shown, seen) = (bar.clone(), Arc::clone(&progress));
+    let showing = tokio::spawn(async move {
+        loop {
+            let now = seen.now();
+            shown.set_length((now.base_total_bytes + now.log_total_bytes).max(1));
+            shown.set_position(now.base_done_bytes + now.log_done_bytes);
+            let left = now
+                .left_secs
+                .map_or_else(String::new, |secs| format!("about {} left", words::took(Duration::from_secs(secs))));
+            shown.set_message(left);
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        }
+    });
+    let done = restore(desk.repository.clone(), opener, planned, options, progress).await;
+    showing.abort();
+    bar.finish_and_clear();
+    done.map_err(failed)
+}
+
+fn bar(context: &Context) -> ProgressBar {
+    use std::io::IsTerminal as _;
+    if context.ui.json || context.ui.verbosity < 0 || !std::io::stderr().is_terminal() {
+        return ProgressBar::hidden();
+    }
+    let bar = ProgressBar::new(1);
+    // The template is a constant that indicatif knows.
+    if let Ok(style) = ProgressStyle::with_template("[{bar:30}] {bytes} of {total_bytes}  {elapsed}  {msg}") {
+        bar.set_style(style);
+    }
+    bar
+}
+
+/// One thing that follows a restore.
+struct Followed {
+    what: String,
+    good: bool,
+    said: String,
+}
+
+/// What the checks found, then the commands; the first that fails ends it.
+async fn after(context: &Context, job: &Job, report: &Report, options: &Options) -> Vec<Followed> {
+    let checks = report.checks.iter();
+    let asked = |one: &Checked| Followed { what: one.sql.clone(), good: one.passed, said: one.answer.clone() };
+    let mut followed: Vec<Followed> = checks.map(asked).collect();
+    if followed.iter().any(|one| !one.good) {
+        return followed;
+    }
+    for line in &job.then {
+        context.ui.say(format!("$ {line}"));
+        let mut command = tokio::process::Command::new("sh");
+        command.args(["-e", "-c", line]).stdin(Stdio::null());
+        command.env("MAINSTAY_SOURCE", report.source.as_str()).env("MAINSTAY_DATA", &report.data);
+        if let Files::Server(server) = &options.into {
+            command.env("MAINSTAY_PORT", server.port.to_string());
+        }
+        // Stdout is for the report.
+        command.stdout(Stdio::from(std::io::stderr()));
+        let (good, said) = match command.status().await {
+            Ok(status) => (status.success(), status.to_string()),
+            Err(error) => (false, error.to_string()),
+        };
+        followed.push(Followed { what: line.clone(), good, said });
+        if !good {
+            break;
+        }
+    }
+    followed
+}
+
+fn tell(context: &Context, report: &Report, followed: &[Followed]) {
+    let ui = &context.ui;
+    let good = followed.iter().all(|one| one.good);
+    if ui.json {
+        let then: Vec<_> =
+            followed.iter().map(|one| json!({ "what": one.what, "good": one.good, "said": one.said })).collect();
+        return ui.json(&json!({ "report": report, "then": then, "good": good }));
+    }
+    let (sign, tone) = if good { ("✓", Tone::Good) } else { ("✗", Tone::Bad) };
+    let reached = report.reached.map_or_else(String::new, |lsn| format!(", at {lsn}"));
+    ui.out(format!("{} {} restored to {}{reached}", ui.paint(tone, sign), report.source, report.target));
+    if let Some(at) = report.last_transaction {
+        ui.out(format!("  its last transaction ended at {}", at.strftime("%Y-%m-%d %H:%M:%S%.3fZ")));
+    }
+    let secs = &report.seconds;
+    ui.out(format!(
+        "  {:.1} s: base {:.1} s, log {:.1} s; the plan said {} s",
+        secs.total, secs.base, secs.log, secs.planned
+    ));
+    ui.out(format!("  in {}", report.data.display()));
+    if let Some(aside) = &report.moved_aside {
+        ui.out(format!("  what was there is in {}", aside.display()));
+    }
+    ui.out(format!("  {}", report.next));
+    for note in &report.notes {
+        ui.say(format!("note: {}", words::clean(note)));
+    }
+    for warning in &report.warnings {
+        ui.say(format!("warning: {}", words::clean(warning)));
+    }
+    for one in followed {
+        let (sign, tone) = if one.good { ("✓", Tone::Good) } else { ("✗", Tone::Bad) };
+        ui.out(format!("  {} {} ({})", ui.paint(tone, sign), words::clean(&one.what), words::clean(&one.said)));
+    }
+}
+
+/// The exit code of a restore that did not come about.
+fn failed(error: RestoreError) -> Failure {
+    let exit = match &error {
+        RestoreError::Plan(_) | RestoreError::Place { .. } => Exit::Wrong,
+        RestoreError::Repository(RepositoryError::Unreachable { .. } | RepositoryError::Refused { .. }) => {
+            Exit::Unreachable
+        }
+        RestoreError::Catalogue(error) => return desk::unread(error),
+        RestoreError::Open { source: crate::backup::seal::SealError::NoIdentity { .. }, .. } => Exit::Wrong,
+        _ => Exit::Bad,
+    };
+    Failure::new(exit, anyhow::anyhow!("restore: {error}"))
+}

@@ -1,0 +1,73 @@
+//! From the sources of `backups/*.yml` to a keeper that tends them.
+
+use crate::backup::keeper::{Opening, Setup, Wanted};
+use crate::backup::repository::open::{self, Making};
+use crate::backup::seal::{Checker, Sealer, SigningKey};
+use crate::config::backup::{Backups, LagPolicy, Source};
+use crate::config::daemon::{Daemon, Repository};
+use crate::model::InstanceId;
+use futures_util::FutureExt as _;
+use std::path::Path;
+use std::sync::Arc;
+
+/// What the keeper is to tend; reaches out to nobody yet.
+///
+/// # Errors
+/// When there are sources and the configuration says not for whom they are encrypted, or who signs.
+pub(super) fn wanted(config: &Daemon, backups: &Backups, instance: &InstanceId) -> anyhow::Result<Vec<Wanted>> {
+    if backups.sources.is_empty() {
+        return Ok(Vec::new());
+    }
+    let keys = keys(&config.repository)?;
+    for source in backups.sources.values() {
+        if matches!(source.wal_lag.policy, LagPolicy::DropSlot { .. }) {
+            tracing::warn!(source = %source.name, "`wal-lag.policy: drop-slot` is not carried out by this version: it only alerts");
+        }
+        if source.step_down.is_some() {
+            tracing::warn!(source = %source.name, "`step-down` is not carried out by this version: commits wait for the repository");
+        }
+    }
+    let owner = format!("the daemon {} on {}", instance.0, host());
+    let wanted = backups.sources.values().map(|source| Wanted {
+        source: source.clone(),
+        place: config.repository.clone(),
+        opening: opening(source, &config.repository, &config.state, &keys, &owner),
+    });
+    Ok(wanted.collect())
+}
+
+type Keys = (Sealer, Checker);
+
+/// What seals and believes objects of a repository, as its settings say.
+pub(super) fn keys(repository: &Repository) -> anyhow::Result<Keys> {
+    let hint = "hint: `mainstay key new DIR` makes both halves and prints the lines for `repository` in mainstay.yml";
+    let file = repository.sign_with.as_deref();
+    let file = file.ok_or_else(|| anyhow::anyhow!("sign backups: `repository.sign-with` names no key\n{hint}"))?;
+    let key = SigningKey::read(file)?;
+    let mut trusted = repository.trust.clone();
+    trusted.push(key.public());
+    let sealer =
+        Sealer::new(&repository.encrypt_to, key).map_err(|error| anyhow::anyhow!("encrypt backups: {error}"))?;
+    Ok((sealer, Checker::new(trusted)))
+}
+
+fn opening(source: &Source, repository: &Repository, state: &Path, (sealer, checker): &Keys, owner: &str) -> Opening {
+    let (source, place, state) = (source.clone(), repository.place.clone(), state.to_owned());
+    let (sealer, checker, owner) = (sealer.clone(), checker.clone(), owner.to_owned());
+    Arc::new(move || {
+        let (source, place, state) = (source.clone(), place.clone(), state.clone());
+        let (sealer, checker, owner) = (sealer.clone(), checker.clone(), owner.clone());
+        async move {
+            let opened = open::open(&place, Making::First(&state)).await;
+            let repository = opened.map_err(|error| error.to_string())?;
+            Ok(Setup { source, repository, sealer, checker, owner })
+        }
+        .boxed()
+    })
+}
+
+/// The machine's name, for people who ask who holds a lease.
+fn host() -> String {
+    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    Some(name.trim()).filter(|name| !name.is_empty()).unwrap_or("a machine").to_owned()
+}

@@ -1,0 +1,113 @@
+//! What is shown of a source of backups: how far its log is safe, when it was last copied whole, from when to when it can
+//! be restored.
+
+use super::{Lsn, SourceName, Timeline};
+use jiff::Timestamp;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// A source as its keeper sees it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct SourceView {
+    /// Its name.
+    #[schemars(with = "String")]
+    pub name: SourceName,
+    /// What it does.
+    pub state: SourceState,
+    /// The same in words, with the reason when it is not as it should be.
+    pub words: String,
+    /// Since when it is so.
+    #[schemars(with = "String")]
+    pub since: Timestamp,
+    /// How far its log is safe; none before the first byte.
+    pub log: Option<LogView>,
+    /// The backup under way.
+    pub backup: Option<UnderWay>,
+    /// The newest backup that this daemon knows of.
+    pub last_backup: Option<LastBackup>,
+    /// When the schedule asks for the next one.
+    #[schemars(with = "Option<String>")]
+    pub next_backup: Option<Timestamp>,
+    /// How the last backup that did not come about failed; gone with the next good one.
+    pub backup_error: Option<String>,
+    /// The most that may be lost, in seconds, where its file says.
+    pub rpo_secs: Option<u64>,
+    /// The longest that a restore may take, in seconds, where its file says.
+    pub rto_secs: Option<u64>,
+}
+
+/// What a source does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum SourceState {
+    /// It is looked at for the first time.
+    Starting,
+    /// Its log arrives in the repository.
+    Shipping,
+    /// Another process writes for it.
+    Elsewhere,
+    /// Its log does not arrive; it is tried again.
+    Failing,
+    /// A person has to do something first.
+    Stuck,
+}
+
+/// How far a log is safe.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct LogView {
+    /// The timeline that is written.
+    #[schemars(with = "u32")]
+    pub timeline: Timeline,
+    /// How far the server's log is flushed.
+    #[schemars(with = "String")]
+    pub server_end: Lsn,
+    /// Everything before this place is in the repository.
+    #[schemars(with = "String")]
+    pub durable: Lsn,
+    /// The age of the oldest byte that is not, in milliseconds: what would be lost now.
+    pub lag_ms: u64,
+}
+
+impl LogView {
+    /// Bytes of the server's log that are not in the repository.
+    pub fn lag_bytes(&self) -> u64 {
+        self.server_end.0.saturating_sub(self.durable.0)
+    }
+}
+
+/// A backup under way.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct UnderWay {
+    /// When it began.
+    #[schemars(with = "String")]
+    pub began: Timestamp,
+    /// Bytes of the server that are stored.
+    pub bytes: u64,
+    /// Bytes that the server means to send, where it says so.
+    pub of_bytes: Option<u64>,
+    /// What is done now, in words.
+    pub phase: String,
+}
+
+/// A backup that exists.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct LastBackup {
+    /// Its name.
+    pub id: String,
+    /// When it began.
+    #[schemars(with = "String")]
+    pub began: Timestamp,
+    /// When its last byte was stored.
+    #[schemars(with = "String")]
+    pub ended: Timestamp,
+}
+
+/// The daemon's answer to the wish for a backup.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct BackupAsked {
+    /// The source.
+    #[schemars(with = "String")]
+    pub source: SourceName,
+    /// It was under way already, and is the answer to this wish too.
+    pub joined: bool,
+}

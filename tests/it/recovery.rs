@@ -1,0 +1,9 @@
+//! Recovery on real servers and real stores: what goes into a repository comes back, or somebody is told.
+
+mod catalog;
+mod repository;
+mod restore;
+mod ship;
+mod source;
+mod story;
+mod take;

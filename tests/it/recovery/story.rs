@@ -1,0 +1,329 @@
+//! The whole of it as its users see it: the real program, a daemon, a server that is lost, and what comes back.
+
+use crate::support::postgres::{Options, Server, Stop};
+use crate::support::store::{BUCKET, S3Server};
+use mainstay::backup::repository::folder::Folder;
+use mainstay::backup::restore;
+use mainstay::backup::seal::{Checker, Identities, Opener};
+use mainstay::model::Lsn;
+use serde_json::Value;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// A folder with a configuration, keys, and the programs that run there.
+struct Lab {
+    folder: tempfile::TempDir,
+    daemon: Option<Child>,
+    /// Data folders of servers that `mainstay restore` has started.
+    restored: Vec<PathBuf>,
+    version: u32,
+}
+
+/// What a command said, and how it ended.
+struct Said {
+    out: String,
+    err: String,
+    code: i32,
+}
+
+impl Lab {
+    /// Keys, a repository as `repository` has it, and the server as the source `shop-db`.
+    fn new(server: &Server, repository: &str) -> Lab {
+        let folder = tempfile::Builder::new().prefix("mainstay-story-").tempdir().unwrap();
+        // The user that servers run as looks into the folders of restored ones.
+        std::fs::set_permissions(folder.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+        let lab = Lab { folder, daemon: None, restored: Vec::new(), version: server.version() };
+        lab.mainstay(&["key", "new", "keys"]);
+        let identity = std::fs::read_to_string(lab.at("keys/identity.txt")).unwrap();
+        let recipient = identity.lines().find_map(|line| line.strip_prefix("# public key: ")).unwrap().to_owned();
+        std::fs::rename(lab.at("keys/identity.txt"), lab.at("identity.txt")).unwrap();
+        let config = format!(
+            "server: {{ listen: \"127.0.0.1:0\" }}\nstate: state\nrepository:\n{repository}  encrypt-to: [{recipient}]\n  \
+             sign-with: keys/sign.key\n"
+        );
+        std::fs::write(lab.at("mainstay.yml"), config).unwrap();
+        std::fs::create_dir(lab.at("backups")).unwrap();
+        let source = format!(
+            "postgres: \"postgres://postgres@127.0.0.1:{}/?sslmode=disable\"\nship-every: 250ms\nrestore: {{ into: server, \
+             bin: {}, port: 5499, checks: [{{ sql: \"select count(*) > 0 from orders\" }}] }}\n",
+            server.port(),
+            Server::bin(server.version()).display()
+        );
+        std::fs::write(lab.at("backups/shop-db.yml"), source).unwrap();
+        lab
+    }
+
+    fn at(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    fn command(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_mainstay"));
+        command.args(args).current_dir(self.folder.path()).stdin(Stdio::null());
+        for name in ["MAINSTAY_CONFIG", "MAINSTAY_STATE", "MAINSTAY_URL"] {
+            command.env_remove(name);
+        }
+        command
+    }
+
+    fn said(&self, args: &[&str]) -> Said {
+        let out = self.command(args).output().unwrap();
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        Said { out: text(&out.stdout), err: text(&out.stderr), code: out.status.code().unwrap_or(-1) }
+    }
+
+    /// What a command that must go well said.
+    fn mainstay(&self, args: &[&str]) -> String {
+        let said = self.said(args);
+        assert_eq!(said.code, 0, "mainstay {}:\n{}{}", args.join(" "), said.out, said.err);
+        said.out
+    }
+
+    fn json(&self, args: &[&str]) -> Value {
+        let all: Vec<&str> = ["--json"].iter().chain(args).copied().collect();
+        serde_json::from_str(&self.mainstay(&all)).unwrap()
+    }
+
+    fn serve(&mut self) {
+        let log = std::fs::File::create(self.at("daemon.log")).unwrap();
+        let child = self.command(&["serve"]).stdout(log.try_clone().unwrap()).stderr(log).spawn().unwrap();
+        self.daemon = Some(child);
+        let so = self.until(|status| status["sources"][0]["state"] == "shipping");
+        assert!(so, "{}\n{}", self.said(&["status"]).out, self.log());
+    }
+
+    fn log(&self) -> String {
+        std::fs::read_to_string(self.at("daemon.log")).unwrap_or_default()
+    }
+
+    /// Waits until the daemon says so of itself.
+    fn until(&self, so: impl Fn(&Value) -> bool) -> bool {
+        let end = Instant::now() + Duration::from_secs(60);
+        while Instant::now() < end {
+            let said = self.said(&["--json", "status"]);
+            if serde_json::from_str(&said.out).is_ok_and(|status: Value| so(&status)) {
+                return true;
+            }
+            std::thread::sleep(Duration::from_millis(100));
+        }
+        false
+    }
+
+    /// Waits until all that the server has written is in the repository.
+    async fn until_safe(&self, server: &Server) {
+        let end: Lsn = server.value("select pg_current_wal_lsn()").await.parse().unwrap();
+        let durable = |status: &Value| {
+            let durable = status["sources"][0]["log"]["durable"].as_str().and_then(|text| text.parse::<Lsn>().ok());
+            durable.is_some_and(|durable| durable >= end)
+        };
+        assert!(self.until(durable), "{}", self.log());
+    }
+
+    fn kill_daemon(&mut self) {
+        let mut child = self.daemon.take().unwrap();
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+
+    /// Rows of `orders` in a server on that port.
+    async fn orders(&self, port: u16) -> String {
+        let address = format!("postgres://postgres@127.0.0.1:{port}/postgres?sslmode=disable").parse().unwrap();
+        let open = mainstay::backup::source::postgres::Connection::open(
+            &address,
+            None,
+            mainstay::backup::source::postgres::Purpose::Sql,
+        );
+        let mut connection = open.await.unwrap();
+        let rows = connection.query("select count(*) from orders").await.unwrap();
+        rows.text(0, "count").unwrap().to_owned()
+    }
+}
+
+impl Drop for Lab {
+    fn drop(&mut self) {
+        if self.daemon.is_some() {
+            self.kill_daemon();
+        }
+        for data in &self.restored {
+            let mut stop = Server::command(self.version, "pg_ctl");
+            let _ = stop.arg("-D").arg(data).args(["-m", "immediate", "-w", "stop"]).output();
+        }
+    }
+}
+
+fn free_port() -> u16 {
+    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+/// Fills a table, in transactions of which each counts.
+async fn sell(server: &Server, from: u32, count: u32) {
+    for n in from..from + count {
+        server.sql(&format!("insert into orders values ({n}, repeat('x', 500))")).await;
+    }
+}
+
+/// A server that sells, backed up, then lost together with the daemon and all of its files: what was acknowledged 3 s
+/// before is there again, from the bucket and one key.
+#[tokio::test]
+async fn r27_from_a_bucket_and_a_key_everything_comes_back() {
+    let store = S3Server::shared();
+    let settings = store.settings();
+    let keys = settings.credentials.clone().unwrap();
+    let repository = format!(
+        "  url: \"s3://{BUCKET}/{}\"\n  endpoint: \"{}\"\n  path-style: true\n  access-key: \"{}\"\n  secret-key: \
+         \"${{STORE_SECRET}}\"\n",
+        settings.prefix.trim_matches('/'),
+        settings.endpoint.clone().unwrap(),
+        keys.access_key,
+    );
+    let mut server = Server::start(17, Options::default()).await;
+    // SAFETY: nextest runs each test in a process of its own, and nothing else here reads the environment meanwhile.
+    unsafe { std::env::set_var("STORE_SECRET", keys.secret_key.expose()) };
+    let mut lab = Lab::new(&server, &repository);
+    server.sql("create table orders (id int primary key, what text)").await;
+    lab.serve();
+    lab.mainstay(&["backup", "shop-db"]);
+    sell(&server, 0, 200).await;
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    server.stop(Stop::Kill).await;
+    lab.kill_daemon();
+    for gone in ["state", "mainstay.yml", "backups", "keys"] {
+        let path = lab.at(gone);
+        if path.is_dir() { std::fs::remove_dir_all(path).unwrap() } else { std::fs::remove_file(path).unwrap() }
+    }
+
+    // SAFETY: as above.
+    unsafe {
+        std::env::set_var("AWS_ACCESS_KEY_ID", &keys.access_key);
+        std::env::set_var("AWS_SECRET_ACCESS_KEY", keys.secret_key.expose());
+        std::env::set_var("AWS_ENDPOINT_URL", settings.endpoint.as_deref().unwrap());
+        std::env::set_var("AWS_REGION", "us-east-1");
+    }
+    let url = format!("s3://{BUCKET}/{}", settings.prefix.trim_matches('/'));
+    let (data, port) = (lab.at("restored"), free_port());
+    let from = ["--repository", &url, "--identity", "identity.txt"];
+    let place = ["--target", data.to_str().unwrap(), "--port", &port.to_string()].map(str::to_owned);
+    let place: Vec<&str> = place.iter().map(String::as_str).collect();
+    let plan = lab.mainstay(&[&["restore", "--latest", "--dry-run"], &from[..], &place].concat());
+    assert!(plan.contains("log ends") && !data.exists(), "{plan}");
+    lab.restored.push(data.clone());
+    let report = lab.json(&[&["restore", "--latest"], &from[..], &place].concat());
+    assert_eq!(report["good"], true, "{report:#}");
+    assert_eq!(lab.orders(port).await, "200");
+
+    // A second time: the folder is somebody's, and stays as it is.
+    let again = lab.said(&[&["restore", "--latest"], &from[..], &place].concat());
+    assert_eq!(again.code, 2, "{}", again.err);
+    // Another key is told before anything is downloaded.
+    lab.mainstay(&["key", "new", "other"]);
+    let other = ["--repository", &url, "--identity", "other/identity.txt", "--target", "nowhere", "--files-only"];
+    let refused = lab.said(&[&["restore", "--latest"], &other[..]].concat());
+    assert!(refused.code == 1 || refused.code == 2, "{}", refused.err);
+    assert!(!lab.at("nowhere").exists(), "{}", refused.err);
+}
+
+/// The commands of `docs/repository-format.md`, as they stand there, bring the database back without Mainstay.
+#[tokio::test]
+async fn what_the_format_says_restores_with_public_tools_alone() {
+    let mut server = Server::start(15, Options::default()).await;
+    let mut lab = Lab::new(&server, "  url: repository\n");
+    server.sql("create table orders (id int primary key, what text)").await;
+    lab.serve();
+    lab.mainstay(&["backup", "shop-db"]);
+    sell(&server, 0, 20).await;
+    server.sql("select pg_switch_wal()").await;
+    sell(&server, 20, 40).await;
+    lab.until_safe(&server).await;
+
+    let listed = lab.json(&["backups"]);
+    let cluster = &listed[0]["clusters"][0];
+    let backup = cluster["backups"][0]["manifest"]["backup"].as_str().unwrap();
+    let system = cluster["system"].as_str().unwrap();
+    let verified = lab.mainstay(&["verify", "shop-db", "--full", "--identity", "identity.txt"]);
+    assert!(verified.contains("nothing is wrong"), "{verified}");
+    assert!(lab.mainstay(&["backups"]).contains("✓ opened"));
+    let kept = lab.mainstay(&["expire", "shop-db", "--dry-run"]);
+    assert!(kept.contains(&format!("{backup} stays: ")), "{kept}");
+
+    // Somebody restores beside the running server; meanwhile the last segment is full, and its pieces are gone.
+    let text = std::fs::read_to_string(lab.at("identity.txt")).unwrap();
+    let identities = Identities::parse(&text).unwrap();
+    let checker = Checker::new(identities.signers().to_vec());
+    let (opener, repository) =
+        (Opener::new(identities, checker), Arc::new(Folder::open(lab.at("repository")).unwrap()));
+    let source = "shop-db".parse().unwrap();
+    let holdings = restore::survey(repository.as_ref(), &opener, &source, None).await.unwrap();
+    let planned = restore::plan(&holdings, &restore::Wish::new(restore::Target::Latest)).unwrap();
+    let mut piece = planned.log.segments.iter().flat_map(|segment| &segment.parts).map(|part| part.key.to_string());
+    let piece = piece.rfind(|name| name.contains("/piece/")).expect("the last segment is not whole");
+    server.sql("select pg_switch_wal()").await;
+    sell(&server, 60, 1).await;
+    let until = Instant::now() + Duration::from_secs(30);
+    while lab.at("repository").join(&piece).exists() {
+        assert!(Instant::now() < until, "{piece} stays\n{}", lab.log());
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    let files = restore::Options {
+        data: lab.at("aside"),
+        into: restore::Into::Folder { owner: None },
+        force: false,
+        feeding: restore::Feeding::default(),
+        checks: Vec::new(),
+    };
+    restore::restore(repository, opener, &planned, &files, Arc::default()).await.unwrap();
+    let aside = Server::on(15, &lab.at("aside"), Options::default()).await;
+    aside.until("select pg_is_in_recovery()", "f").await;
+    assert_eq!(aside.value("select count(*) from orders").await, "60");
+    drop(aside);
+    lab.until_safe(&server).await;
+
+    server.stop(Stop::Kill).await;
+    lab.kill_daemon();
+    // Its settings came with its data: it listens where the lost one did.
+    let (hand, port) = (lab.at("hand"), server.port());
+    std::fs::create_dir(&hand).unwrap();
+    std::fs::copy(lab.at("identity.txt"), hand.join("identity.txt")).unwrap();
+    let copied = Command::new("cp").arg("-r").arg(lab.at("repository")).arg(hand.join("R")).status().unwrap();
+    assert!(copied.success());
+    std::fs::write(hand.join("by-hand.sh"), by_hand(system, backup)).unwrap();
+    Server::give(&hand);
+    // `pg_ctl` is the one of this version, and what it starts listens where we look.
+    let mut shell = Command::new("sh");
+    shell.args(["-eu", "by-hand.sh"]).current_dir(&hand);
+    shell.env("PATH", format!("{}:/usr/bin:/bin", Server::bin(15).display()));
+    as_servers_do(&mut shell);
+    lab.restored.push(hand.join("data"));
+    let out = shell.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).output().unwrap();
+    assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+    let until = Instant::now() + Duration::from_secs(30);
+    loop {
+        // Open for reading before all of the log was replayed.
+        let orders = lab.orders(port).await;
+        if orders == "61" {
+            break;
+        }
+        assert!(Instant::now() < until, "{orders} orders of 61");
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+}
+
+/// Runs `command` as the user that servers run as.
+fn as_servers_do(command: &mut Command) {
+    use std::os::unix::process::CommandExt as _;
+    if nix::unistd::geteuid().is_root() {
+        let user = nix::unistd::User::from_name("postgres").unwrap().expect("the user `postgres`");
+        command.uid(user.uid.as_raw()).gid(user.gid.as_raw()).env("HOME", user.dir);
+    }
+}
+
+/// The shell lines of the page's last section, with this cluster's names.
+fn by_hand(system: &str, backup: &str) -> String {
+    let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/repository-format.md");
+    let page = std::fs::read_to_string(page).unwrap();
+    let section = page.split_once("\n## By hand\n").expect("the section is there").1;
+    let blocks: Vec<&str> = section.split("```sh\n").skip(1).map(|rest| rest.split("```").next().unwrap()).collect();
+    assert_eq!(blocks.len(), 3, "base and log, the last segment, the start");
+    blocks.concat().replace("7432101234567890123", system).replace("20261123T101500Z-1a2b3c4d", backup)
+}
