@@ -24,6 +24,8 @@ struct Place {
     image: Option<String>,
     instance: InstanceId,
     folder: tempfile::TempDir,
+    /// What is started as the shim.
+    shim: PathBuf,
     commits: BTreeMap<&'static str, Oid>,
 }
 
@@ -93,7 +95,8 @@ impl Place {
         git(folder.path(), &["clone", "-q", "--bare", "work", "shop.git"]);
         let random = getrandom::u32().unwrap();
         let image = (form == Form::Container).then(|| image.to_owned());
-        Place { form, image, instance: InstanceId(format!("{random:08x}")), folder, commits }
+        let shim = PathBuf::from(env!("CARGO_BIN_EXE_mainstay"));
+        Place { form, image, instance: InstanceId(format!("{random:08x}")), folder, shim, commits }
     }
 
     fn dir(&self) -> PathBuf {
@@ -119,7 +122,7 @@ impl Place {
             },
             mirror: self.folder.path().join("shop.git"),
             dir: self.dir(),
-            shim: PathBuf::from(env!("CARGO_BIN_EXE_mainstay")),
+            shim: self.shim.clone(),
             docker,
             secrets: secrets(),
         })
@@ -371,6 +374,42 @@ both_forms! {
 fn go(case: impl Future<Output = ()>) {
     let tokio = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     tokio.block_on(case);
+}
+
+/// A daemon that dies after it gave the word and before it hears that the word was taken: nobody listens to its shim.
+#[test]
+fn a_shim_that_nobody_listens_to_carries_its_word_out() {
+    go(async {
+        let mut place = Place::new(Form::Process);
+        place.apply(1, "one", "1").await.unwrap();
+        let (begun, go_on) = (place.folder.path().join("shim-began"), place.folder.path().join("go-on"));
+        let slow = place.folder.path().join("slow-shim");
+        let script = format!(
+            "#!/bin/sh\ntouch {begun}\nwhile ! test -e {go_on}; do sleep 0.01; done\nexec {shim} \"$@\"\n",
+            begun = begun.display(),
+            go_on = go_on.display(),
+            shim = place.shim.display(),
+        );
+        std::fs::write(&slow, script).unwrap();
+        std::fs::set_permissions(&slow, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+        place.shim = slow;
+        let given = async {
+            while !begun.exists() {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+            // The word follows the start at once; it is in the pipe long before this.
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        };
+        tokio::select! {
+            ended = place.apply(2, "slow", "2") => panic!("it ended before its shim went on: {ended:?}"),
+            () = given => {}
+        }
+        std::fs::write(&go_on, "").unwrap();
+        // The shim of the one that died comes first: it is found by who comes next.
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        place.apply(2, "slow", "2").await.unwrap();
+        assert_eq!((place.item("begun").await, place.item("release").await), ("2".to_owned(), "2".to_owned()));
+    });
 }
 
 /// In a container the engine's records must not hold what only the command may know.
