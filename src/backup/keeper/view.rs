@@ -17,7 +17,7 @@ pub(super) fn starting(source: &Source) -> SourceView {
         backup: None,
         last_backup: None,
         next_backup: None,
-        backup_error: None,
+        failed_backup: None,
         rpo_secs: source.rpo.map(|span| span.0.as_secs()),
         rto_secs: source.rto.map(|span| span.0.as_secs()),
     }
@@ -40,11 +40,16 @@ pub(super) fn shipping(view: &mut SourceView, status: &Status, lag: &WalLag) {
         Activity::Waiting | Activity::Stopped => SourceState::Failing,
         Activity::Refused => SourceState::Stuck,
     };
-    turn(view, state, status.words.clone());
+    // Log arrives and is not stored: whatever the server's side says, nothing new is safe.
+    let (state, words) = match &status.last_error {
+        Some(error) if state == SourceState::Shipping => (SourceState::Failing, format!("failed to {error}")),
+        _ => (state, status.words.clone()),
+    };
+    turn(view, state, words.clone());
     if let (Some(timeline), Some(durable), Some(server_end)) = (status.timeline, status.durable, status.server_end) {
         let lag_ms = u64::try_from(status.waiting.as_millis()).unwrap_or(u64::MAX);
         let held = server_end.0.saturating_sub(durable.0);
-        let words = |what: &str| format!("{}; the server's slot holds back {held} bytes of log, {what}", status.words);
+        let words = |what: &str| format!("{words}; the server's slot holds back {held} bytes of log, {what}");
         if held > lag.alarm.0 {
             turn(view, state, words("more than `wal-lag.alarm`"));
         } else if held > lag.warn.0 {
@@ -69,5 +74,37 @@ pub fn phase(phase: Phase) -> &'static str {
         Phase::WaitingForLog => "waiting until its log is stored",
         Phase::ReadingBack => "what was stored is read back",
         Phase::Done => "done",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::backup::{WalLag, parse};
+
+    #[test]
+    fn log_that_arrives_and_is_not_stored_is_never_shown_as_safe() {
+        let store = crate::config::secret::SecretStore::new(std::path::Path::new("/nowhere"));
+        let around = crate::config::backup::Around {
+            env: &|_| None,
+            folder: std::path::Path::new("/"),
+            store: &store,
+            repos: None,
+        };
+        let text = "postgres: \"postgres://backup@127.0.0.1/?sslmode=disable\"\n";
+        let source = parse(&"shop-db".parse().unwrap(), "shop-db.yml", text, &around).unwrap();
+        let mut view = starting(&source);
+        let mut status = Status { activity: Activity::Streaming, words: "reading".into(), ..Status::default() };
+        shipping(&mut view, &status, &WalLag::default());
+        assert_eq!((view.state, view.words.as_str()), (SourceState::Shipping, "reading"));
+        status.last_error = Some("store a piece: the disk is not mounted".into());
+        shipping(&mut view, &status, &WalLag::default());
+        assert_eq!(
+            (view.state, view.words.as_str()),
+            (SourceState::Failing, "failed to store a piece: the disk is not mounted")
+        );
+        status.last_error = None;
+        shipping(&mut view, &status, &WalLag::default());
+        assert_eq!(view.state, SourceState::Shipping);
     }
 }
