@@ -11,6 +11,7 @@ use crate::backup::ship::lease::{Lease, LeaseError};
 use crate::backup::take::Progress;
 use crate::config::backup::Source;
 use crate::model::SourceName;
+use crate::model::quantity::rounded_bytes;
 use crate::model::source_view::{BackupAsked, SourceView, UnderWay};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
@@ -61,28 +62,29 @@ async fn by_daemon(args: &Args, context: &Context, client: &Client, views: &[Sou
         (None, [only]) => (*only).clone(),
         (None, _) => return Err(which(&names)),
     };
-    let before = views.iter().find(|view| view.name == name).and_then(|view| view.last_backup.clone());
+    let before = views.iter().find(|view| view.name == name);
+    let last_before = before.and_then(|view| view.last_backup.clone());
+    let failed_before = before.and_then(|view| view.failed_backup.clone());
     let path = format!("sources/{name}/backup");
     let _: BackupAsked = client.post(&path, &json!({})).await?;
     let bar = bar(context);
-    let mut began = false;
     loop {
         tokio::time::sleep(LOOK).await;
         let views: Vec<SourceView> = client.get("sources", &[]).await?;
         let view = views.into_iter().find(|view| view.name == name);
         let view = view.ok_or_else(|| Failure::wrong(format!("back up {name}: the daemon tends it no longer")))?;
         if let Some(under_way) = &view.backup {
-            began = true;
             show(&bar, under_way);
             continue;
         }
-        if let Some(last) = view.last_backup.filter(|last| Some(last) != before.as_ref()) {
+        if let Some(last) = view.last_backup.filter(|last| Some(last) != last_before.as_ref()) {
             bar.finish_and_clear();
             return Ok(done(context, &name, &last.id));
         }
-        if let Some(why) = view.backup_error.filter(|_| began) {
+        // One that ended between two looks was never seen under way.
+        if let Some(failed) = view.failed_backup.filter(|failed| Some(failed) != failed_before.as_ref()) {
             bar.finish_and_clear();
-            let why = why.strip_prefix("failed to ").unwrap_or(&why).to_owned();
+            let why = failed.words.strip_prefix("failed to ").unwrap_or(&failed.words).to_owned();
             return Err(Failure::new(Exit::Bad, anyhow::anyhow!(why)));
         }
         bar.set_message(words::clean(&view.words));
@@ -182,7 +184,7 @@ fn bar(context: &Context) -> ProgressBar {
 fn show(bar: &ProgressBar, under_way: &UnderWay) {
     bar.set_position(under_way.bytes);
     if let Some(of) = under_way.of_bytes {
-        bar.set_prefix(format!(" of {}", words::bytes(of)));
+        bar.set_prefix(format!(" of {}", rounded_bytes(of)));
     }
     bar.set_message(under_way.phase.clone());
 }

@@ -11,6 +11,7 @@ use crate::backup::catalog::manifest::ProofKind;
 use crate::backup::catalog::window::{self, Hole, HoleKind, Point, Window};
 use crate::backup::repository::BackupId;
 use crate::model::SourceName;
+use crate::model::quantity::rounded_bytes;
 use jiff::Timestamp;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -155,8 +156,8 @@ fn row(backup: &Backup, window: &Window, now: Timestamp) -> Vec<Cell> {
         Cell::toned(Tone::Strong, manifest.backup.to_string()),
         words::ago(manifest.ended, now).into(),
         words::took(words::between(manifest.began, manifest.ended)).into(),
-        words::bytes(bytes).into(),
-        words::bytes(backup.stored_bytes).into(),
+        rounded_bytes(bytes).into(),
+        rounded_bytes(backup.stored_bytes).into(),
         proof,
     ]
 }

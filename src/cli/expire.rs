@@ -8,6 +8,7 @@ use crate::backup::catalog::expire::{self, ExpireError, Report};
 use crate::backup::catalog::marks;
 use crate::backup::catalog::retention::Policy;
 use crate::model::SourceName;
+use crate::model::quantity::rounded_bytes;
 use jiff::Timestamp;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -74,7 +75,7 @@ fn tell(context: &Context, report: &Report) {
             ui.out(format!("  {backup} stays: {}", reasons.join("; ")));
         }
         ui.out(format!("  the log stays from {} on, for {}", plan.floor, plan.floor_of));
-        let sum = |objects: u64, bytes: u64| format!("{objects} objects, {}", words::bytes(bytes));
+        let sum = |objects: u64, bytes: u64| format!("{objects} objects, {}", rounded_bytes(bytes));
         ui.out(format!(
             "  to go now: {}; marked and waiting: {}; marked now: {}",
             sum(of.due.objects, of.due.bytes),
@@ -90,7 +91,7 @@ fn tell(context: &Context, report: &Report) {
     }
     match report.dry_run {
         true => ui.say("nothing was done"),
-        false => ui.say(format!("deleted {} objects, {}", report.deleted.objects, words::bytes(report.deleted.bytes))),
+        false => ui.say(format!("deleted {} objects, {}", report.deleted.objects, rounded_bytes(report.deleted.bytes))),
     }
 }
 

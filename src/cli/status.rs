@@ -5,6 +5,7 @@ use super::exit::{Exit, Failure};
 use super::ui::{Tone, Ui};
 use super::{Context, words};
 use crate::model::api::{DaemonStatus, MessageFigures, StuckMessage};
+use crate::model::quantity::rounded_bytes;
 use crate::model::source_view::{SourceState, SourceView};
 use jiff::Timestamp;
 
@@ -25,12 +26,14 @@ pub async fn run(_args: &Args, context: &Context) -> Result<Exit, Failure> {
         ui.json(&status);
     } else {
         let (sign, tone) = if ready { ("✓", Tone::Good) } else { ("✗", Tone::Bad) };
+        // Empty where nothing is run: a daemon that only keeps sources safe.
+        let runtime = Some(words::clean(&status.runtime)).filter(|runtime| !runtime.is_empty());
         ui.out(format!(
-            "{} mainstay {}, up {}; {}; {}; {} running, {} waiting",
+            "{} mainstay {}, up {}; {}{}; {} running, {} waiting",
             ui.paint(tone, sign),
             words::clean(&status.version),
             words::took(words::between(status.started_at, Timestamp::now())),
-            words::clean(&status.runtime),
+            runtime.map_or_else(String::new, |runtime| format!("{runtime}; ")),
             words::repositories(status.repos),
             status.running,
             status.queued,
@@ -56,14 +59,16 @@ fn source_line(ui: &Ui, source: &SourceView, now: Timestamp) -> String {
         SourceState::Failing | SourceState::Stuck => ("✗", Tone::Bad),
     };
     let log = source.log.as_ref().map_or_else(String::new, |log| {
-        format!("; log safe up to {}, {} behind", log.durable, words::bytes(log.lag_bytes()))
+        format!("; log safe up to {}, {} behind", log.durable, rounded_bytes(log.lag_bytes()))
     });
     let backup = match (&source.backup, &source.last_backup) {
         (Some(under_way), _) => format!("; backup: {}", under_way.phase),
         (None, Some(last)) => format!("; last backup {}", words::ago(last.ended, now)),
         (None, None) => "; no backup yet".to_owned(),
     };
-    let failed = source.backup_error.as_ref().map_or_else(String::new, |why| format!("; {}", words::clean(why)));
+    let failed = source.failed_backup.as_ref().map_or_else(String::new, |failed| {
+        format!("; the last try at a backup, {}, {}", words::ago(failed.at, now), words::clean(&failed.words))
+    });
     format!("{} {}: {}{log}{backup}{failed}", ui.paint(tone, sign), source.name, words::clean(&source.words))
 }
 

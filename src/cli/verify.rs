@@ -6,6 +6,7 @@ use super::ui::Tone;
 use super::{Context, words};
 use crate::backup::verify::{self, Report, Settings, VerifyError};
 use crate::model::SourceName;
+use crate::model::quantity::rounded_bytes;
 use jiff::Timestamp;
 use serde_json::json;
 
@@ -91,7 +92,7 @@ fn tell(context: &Context, source: &SourceName, report: &Report) {
         "{} {source}: {} objects, {} read; {wrong}; {} proofs stored",
         ui.paint(tone, sign),
         read.0,
-        words::bytes(read.1),
+        rounded_bytes(read.1),
         report.proofs
     ));
 }

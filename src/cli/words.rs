@@ -18,18 +18,6 @@ pub fn took(span: Duration) -> String {
     }
 }
 
-/// A number of bytes as people read it, in the largest binary unit that leaves at least one.
-pub fn bytes(count: u64) -> String {
-    const UNITS: [&str; 5] = ["B", "KiB", "MiB", "GiB", "TiB"];
-    let power = (1..UNITS.len()).rev().find(|power| count >> (10 * power) > 0).unwrap_or(0);
-    let value = count as f64 / (1_u64 << (10 * power)) as f64;
-    match power {
-        0 => format!("{count} B"),
-        _ if value < 9.95 => format!("{value:.1} {}", UNITS[power]),
-        _ => format!("{value:.0} {}", UNITS[power]),
-    }
-}
-
 /// How long ago, in one unit: `now`, `12s ago`, `3m ago`, `5h ago`, `9d ago`.
 pub fn ago(then: Timestamp, now: Timestamp) -> String {
     match between(then, now).as_secs() {

@@ -94,6 +94,19 @@ impl fmt::Display for ByteSize {
     }
 }
 
+/// A number of bytes as people read it, in the largest binary unit that leaves at least one: `3.4 GiB`.
+/// [`ByteSize`] is exact.
+pub fn rounded_bytes(count: u64) -> String {
+    const UNITS: [&str; 5] = ["B", "KiB", "MiB", "GiB", "TiB"];
+    let power = (1..UNITS.len()).rev().find(|power| count >> (10 * power) > 0).unwrap_or(0);
+    let value = count as f64 / (1_u64 << (10 * power)) as f64;
+    match power {
+        0 => format!("{count} B"),
+        _ if value < 9.95 => format!("{value:.1} {}", UNITS[power]),
+        _ => format!("{value:.0} {}", UNITS[power]),
+    }
+}
+
 macro_rules! as_text {
     ($type:ident, $pattern:literal) => {
         impl Serialize for $type {
@@ -142,5 +155,12 @@ mod tests {
         for bad in ["", "12", "12MB", "99999999999999999TiB", "99999999TiB"] {
             assert!(bad.parse::<ByteSize>().is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn rounded_bytes_have_few_digits_and_never_a_thousand_of_a_larger_unit() {
+        let shown = |count| rounded_bytes(count);
+        assert_eq!([0, 999, 1_024, 9 << 20, 3 << 30].map(shown), ["0 B", "999 B", "1.0 KiB", "9.0 MiB", "3.0 GiB"]);
+        assert_eq!([10_189, 10_188, 600 << 30, u64::MAX].map(shown), ["10 KiB", "9.9 KiB", "600 GiB", "16777216 TiB"]);
     }
 }

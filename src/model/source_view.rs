@@ -28,8 +28,8 @@ pub struct SourceView {
     /// When the schedule asks for the next one.
     #[schemars(with = "Option<String>")]
     pub next_backup: Option<Timestamp>,
-    /// How the last backup that did not come about failed; gone with the next good one.
-    pub backup_error: Option<String>,
+    /// How the last try at a backup failed; gone with the next good one.
+    pub failed_backup: Option<FailedBackup>,
     /// The most that may be lost, in seconds, where its file says.
     pub rpo_secs: Option<u64>,
     /// The longest that a restore may take, in seconds, where its file says.
@@ -100,6 +100,16 @@ pub struct LastBackup {
     /// When its last byte was stored.
     #[schemars(with = "String")]
     pub ended: Timestamp,
+}
+
+/// A try at a backup that came to nothing. What it stored is no backup, and is let go in time.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct FailedBackup {
+    /// When it failed.
+    #[schemars(with = "String")]
+    pub at: Timestamp,
+    /// Why, in words that begin with `failed to`.
+    pub words: String,
 }
 
 /// The daemon's answer to the wish for a backup.

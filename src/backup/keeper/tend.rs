@@ -9,7 +9,7 @@ use crate::backup::ship::lease::{Lease, LeaseError, Standing};
 use crate::backup::ship::{Activity, Shipper, Status};
 use crate::backup::take::Progress;
 use crate::config::backup::Source;
-use crate::model::source_view::{LastBackup, SourceState, SourceView};
+use crate::model::source_view::{FailedBackup, LastBackup, SourceState, SourceView};
 use jiff::Timestamp;
 use std::sync::Arc;
 use std::time::Duration;
@@ -240,10 +240,11 @@ impl Tended<'_> {
 
     fn end(&mut self, ended: Result<Manifest, String>) -> Option<Manifest> {
         self.backup = None;
-        let error = ended.as_ref().err().map(|why| format!("failed to {why}"));
+        let failed = |why| FailedBackup { at: Timestamp::now(), words: format!("failed to {why}") };
+        let failed = ended.as_ref().err().map(failed);
         self.view.send_modify(|view| {
             view.backup = None;
-            view.backup_error.clone_from(&error);
+            view.failed_backup.clone_from(&failed);
         });
         match ended {
             Ok(manifest) => {

@@ -1,22 +1,8 @@
 //! A plan as people read it.
 
 use super::plan::Plan;
+use crate::model::quantity::rounded_bytes;
 use std::fmt;
-
-/// Bytes with a unit, to three digits.
-fn size(bytes: u64) -> String {
-    let units = ["B", "KiB", "MiB", "GiB", "TiB"];
-    let (mut value, mut unit) = (bytes as f64, 0);
-    while value >= 1000.0 && unit + 1 < units.len() {
-        value /= 1024.0;
-        unit += 1;
-    }
-    if unit == 0 || value >= 100.0 {
-        format!("{value:.0} {}", units[unit])
-    } else {
-        format!("{value:.1} {}", units[unit])
-    }
-}
 
 fn time(secs: u64) -> String {
     match secs {
@@ -34,9 +20,20 @@ impl fmt::Display for Plan {
         let (base, server) = (&self.base, &self.base.server);
         writeln!(f, "  cluster   {}, PostgreSQL {}, timeline {}", self.system, server.major(), self.timeline)?;
         let chunks = self.chunks.len();
-        writeln!(f, "  base      {} of {}: {chunks} objects, {}", base.backup, base.ended, size(self.base_bytes))?;
+        writeln!(
+            f,
+            "  base      {} of {}: {chunks} objects, {}",
+            base.backup,
+            base.ended,
+            rounded_bytes(self.base_bytes)
+        )?;
         let from = base.start;
-        writeln!(f, "  log       from {from}: {} segments in {parts} objects, {}", log.len(), size(self.log_bytes))?;
+        writeln!(
+            f,
+            "  log       from {from}: {} segments in {parts} objects, {}",
+            log.len(),
+            rounded_bytes(self.log_bytes)
+        )?;
         write!(f, "  log ends  at {}", self.end.lsn)?;
         if let Some(acknowledged) = self.end.acknowledged {
             write!(f, ", acknowledged to {acknowledged}")?;
@@ -63,8 +60,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn sizes_and_times_are_short() {
-        assert_eq!([0, 999, 1 << 10, 3 << 30].map(size), ["0 B", "999 B", "1.0 KiB", "3.0 GiB"]);
+    fn times_are_short() {
         assert_eq!([5, 119, 121, 7_260].map(time), ["5 s", "119 s", "3 min", "2 h 1 min"]);
     }
 }
