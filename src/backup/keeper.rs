@@ -4,6 +4,7 @@
 //! people. The daemon has one keeper; `mainstay backup` without a daemon does [`once::back_up`] by itself. A source is
 //! tended by one process at a time, under a lease in the repository.
 
+mod mark;
 pub mod once;
 mod tend;
 mod view;
@@ -14,7 +15,7 @@ pub use view::phase;
 use crate::config::backup::Source;
 use crate::config::daemon::Repository as RepositorySettings;
 use crate::model::SourceName;
-use crate::model::source_view::{BackupAsked, SourceView};
+use crate::model::source_view::{BackupAsked, FailedBackup, LastBackup, SourceView};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::{mpsc, watch};
@@ -69,6 +70,15 @@ struct Kept {
     wishes: mpsc::Sender<()>,
     stop: watch::Sender<bool>,
     task: JoinHandle<()>,
+}
+
+/// How a wish for a backup ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum BackedUp {
+    /// It exists.
+    Taken(LastBackup),
+    /// There is none.
+    Failed(FailedBackup),
 }
 
 /// Why a wish is not taken.
@@ -170,6 +180,44 @@ impl Keeper {
             Ok(()) | Err(mpsc::error::TrySendError::Full(())) => Ok(BackupAsked { source: source.clone(), joined }),
             Err(mpsc::error::TrySendError::Closed(())) => Err(AskError::Stopping),
         }
+    }
+
+    /// Asks for a backup and waits for how that ends. A future that is dropped leaves the backup going.
+    ///
+    /// # Errors
+    /// When there is no such source, or it is no longer tended, or the daemon is stopping.
+    pub async fn back_up(&self, source: &SourceName) -> Result<BackedUp, AskError> {
+        let mut view = {
+            let sources = self.0.sources.lock().unwrap_or_else(PoisonError::into_inner);
+            sources.get(source).map(|kept| kept.view.clone())
+        };
+        let before = view.as_mut().map(|view| view.borrow_and_update().clone());
+        self.ask(source)?;
+        let (Some(mut view), Some(before)) = (view, before) else { return Err(AskError::Stopping) };
+        loop {
+            {
+                let now = view.borrow_and_update();
+                if let Some(last) = now.last_backup.as_ref().filter(|last| before.last_backup.as_ref() != Some(last)) {
+                    return Ok(BackedUp::Taken(last.clone()));
+                }
+                if let Some(failed) =
+                    now.failed_backup.as_ref().filter(|failed| before.failed_backup.as_ref() != Some(failed))
+                {
+                    return Ok(BackedUp::Failed(failed.clone()));
+                }
+            }
+            view.changed().await.map_err(|_| AskError::Stopping)?;
+        }
+    }
+
+    /// A source as it is configured.
+    ///
+    /// # Errors
+    /// When there is none of this name; those that there are.
+    pub fn source(&self, name: &SourceName) -> Result<Source, Vec<String>> {
+        let sources = self.0.sources.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = || sources.keys().map(ToString::to_string).collect();
+        sources.get(name).map(|kept| kept.source.clone()).ok_or_else(known)
     }
 
     /// Waits until every source was left in order; call it once the daemon is stopping.

@@ -51,9 +51,7 @@ impl Desk {
     /// When it is not said which, a file is wrong, or the place cannot be reached.
     pub async fn open(place: &Where, context: &Context) -> Result<Desk, Failure> {
         let mut trusted = place.trust.iter().map(|text| trust(text)).collect::<Result<Vec<_>, _>>()?;
-        let identities = place.identity.iter().map(|file| identity(file)).collect::<Result<Vec<_>, _>>()?;
-        let identities = Identities::all(identities);
-        trusted.extend(identities.iter().flat_map(|all| all.signers().to_vec()));
+        let mut identities = place.identity.iter().map(|file| identity(file)).collect::<Result<Vec<_>, _>>()?;
         let (config, sources, at) = match &place.repository {
             Some(url) => {
                 let folder = std::env::current_dir().unwrap_or_default();
@@ -67,10 +65,15 @@ impl Desk {
                 // The writer's own key. Where it is not to be had, identities and `trust` say whom to believe.
                 let own = config.repository.sign_with.as_deref().map(SigningKey::read);
                 trusted.extend(own.and_then(Result::ok).map(|key| key.public()));
+                if let (true, Some(file)) = (identities.is_empty(), &config.repository.identity) {
+                    identities.push(identity(file)?);
+                }
                 let at = config.repository.place.clone();
                 (Some(config), sources, at)
             }
         };
+        let identities = Identities::all(identities);
+        trusted.extend(identities.iter().flat_map(|all| all.signers().to_vec()));
         let checker = Checker::new(trusted);
         let opener = identities.map(|all| Opener::new(all, checker.clone()));
         let repository = open::open(&at, Making::Never).await.map_err(unreachable)?;

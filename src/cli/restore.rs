@@ -15,7 +15,8 @@ use crate::backup::restore::{
 use crate::backup::restore::{check_keys, place};
 use crate::config::backup::{Around, Restore, RestoreInto, RestoreServer, parse_restore};
 use crate::config::secret::SecretStore;
-use crate::model::{Lsn, SourceName, SystemId, Timeline};
+use crate::deploy::points;
+use crate::model::{EnvironmentName, Lsn, SourceName, SystemId, Timeline};
 use indicatif::{ProgressBar, ProgressStyle};
 use jiff::Timestamp;
 use nix::unistd::{Uid, User};
@@ -37,7 +38,7 @@ Only an empty or new folder is written into; --force moves aside what is there. 
 by mistake, and the same command goes on with it.
 
 Exit codes: 0 the state that was asked for is there, 1 it is not, 2 the request cannot be, 3 the place cannot be reached.")]
-#[command(group = clap::ArgGroup::new("wanted").required(true).args(["latest", "at", "lsn", "point", "backup"]))]
+#[command(group = clap::ArgGroup::new("wanted").required(true).args(["latest", "at", "lsn", "point", "to_release", "backup"]))]
 pub struct Args {
     /// The source [default: the only one]
     source: Option<SourceName>,
@@ -53,6 +54,9 @@ pub struct Args {
     /// The state at this restore point
     #[arg(long, value_name = "NAME")]
     point: Option<String>,
+    /// The last state with which this release ran: right before the next one of its environment
+    #[arg(long, value_name = "ENV/N")]
+    to_release: Option<ReleaseOf>,
     /// The state at the end of this backup
     #[arg(long, value_name = "ID")]
     backup: Option<BackupId>,
@@ -88,6 +92,31 @@ pub struct Args {
     dry_run: bool,
     #[command(flatten)]
     place: Where,
+}
+
+/// A release of an environment, as `production/12`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct ReleaseOf {
+    environment: EnvironmentName,
+    number: u64,
+}
+
+impl ReleaseOf {
+    /// The point at its end is the one right before the next.
+    fn point(&self) -> String {
+        points::name(&self.environment, self.number.saturating_add(1))
+    }
+}
+
+impl std::str::FromStr for ReleaseOf {
+    type Err = String;
+    fn from_str(text: &str) -> Result<ReleaseOf, String> {
+        let form = || "a release is written as ENVIRONMENT/NUMBER, such as production/12".to_owned();
+        let (environment, number) = text.rsplit_once('/').ok_or_else(form)?;
+        let number = number.parse().map_err(|_| form())?;
+        let environment = environment.parse().map_err(|why: crate::model::ids::BadName| why.to_string())?;
+        Ok(ReleaseOf { environment, number })
+    }
 }
 
 /// A source's file is a page of text.
@@ -140,12 +169,13 @@ pub async fn run(args: &Args, context: &Context) -> Result<Exit, Failure> {
 
 impl Args {
     fn state(&self) -> Target {
-        match (&self.at, &self.lsn, &self.point, &self.backup) {
+        let of_release = self.to_release.as_ref().map(ReleaseOf::point);
+        match (&self.at, &self.lsn, self.point.as_ref().or(of_release.as_ref()), &self.backup) {
             (Some(at), ..) => Target::Time(*at),
             (_, Some(lsn), ..) => Target::Lsn(*lsn),
             (_, _, Some(name), _) => Target::Point(name.clone()),
             (.., Some(backup)) => Target::Backup(backup.clone()),
-            // clap demands one of the five.
+            // clap demands one of the six.
             _ => Target::Latest,
         }
     }
@@ -393,4 +423,18 @@ fn failed(error: RestoreError) -> Failure {
         _ => Exit::Bad,
     };
     Failure::new(exit, anyhow::anyhow!("restore: {error}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_end_of_a_release_is_the_point_before_the_next() {
+        let release: ReleaseOf = "production/12".parse().unwrap();
+        assert_eq!(release.point(), "mainstay:production/13");
+        for bad in ["production", "production/", "production/x", "/1", "a b/1", "production/-1"] {
+            assert!(bad.parse::<ReleaseOf>().is_err(), "{bad}");
+        }
+    }
 }

@@ -46,7 +46,7 @@ pub fn run(args: &Args, ui: &Ui) -> Result<Exit, Failure> {
         } else if let Some(result) = sources.result(path) {
             ("source", result)
         } else {
-            ("pipeline", check_pipeline(path, known))
+            ("pipeline", check_pipeline(path, known, &sources))
         };
         let (ok, findings) = match result {
             Ok(warnings) => (true, Findings::new(&name, &config::read_file(path).unwrap_or_default(), warnings)),
@@ -86,6 +86,7 @@ fn check_settings(path: &Path, sources: &Sources) -> Result<Vec<Finding>, Findin
 }
 
 /// The sources among the files, and those that belong to settings among them, read once with what is beside them.
+#[derive(Default)]
 struct Sources {
     /// By absolute path.
     checked: BTreeMap<PathBuf, Result<(), Findings>>,
@@ -123,6 +124,13 @@ impl Sources {
         result.map(|result| result.map(|()| Vec::new()).map_err(told))
     }
 
+    /// The names of those beside these settings.
+    fn names(&self, settings: &Path) -> BTreeSet<String> {
+        let folder = absolute(settings).with_file_name(backup::FOLDER);
+        let beside = self.checked.keys().filter(|path| path.parent() == Some(&folder));
+        beside.filter_map(|path| Some(path.file_stem()?.to_string_lossy().into_owned())).collect()
+    }
+
     /// Whether there are any beside these settings.
     fn are_beside(&self, settings: &Path) -> bool {
         let folder = absolute(settings).with_file_name(backup::FOLDER);
@@ -141,12 +149,22 @@ fn is_source(path: &Path) -> bool {
     absolute(path).parent().and_then(Path::file_name).is_some_and(|folder| folder == backup::FOLDER)
 }
 
-fn check_pipeline(path: &Path, settings: Option<(&Path, &daemon::Daemon)>) -> Result<Vec<Finding>, Findings> {
+fn check_pipeline(
+    path: &Path,
+    settings: Option<(&Path, &daemon::Daemon)>,
+    sources: &Sources,
+) -> Result<Vec<Finding>, Findings> {
     let (pipeline, _) = read_pipeline(path)?;
     plan::make(&pipeline, &path.display().to_string(), "", &plan::Defaults::default())?;
     let mut warnings = pipeline.warnings.clone();
     if let Some((path, settings)) = settings {
         warnings.extend(not_deployed(&pipeline, &path.display().to_string(), settings));
+        let known = sources.names(path);
+        for (step, source) in pipeline.sources().filter(|(_, source)| !known.contains(source.as_str())) {
+            let message = format!("the step `{step}` names the source `{source}`, of which there is no file");
+            let hint = format!("backups/{source}.yml beside {}", path.display());
+            warnings.push(Finding::general(message).hint(hint).warning());
+        }
     }
     Ok(warnings)
 }
@@ -274,7 +292,7 @@ mod tests {
             let text = format!("repos: {{ a: /x }}\nenvironments: {{ live: {{ {from}, {target} }} }}\n");
             std::fs::write(&settings, text).unwrap();
             let (path, known) = the_settings(&[deploys.clone(), settings.clone()]).unwrap();
-            let warnings = check_pipeline(&deploys, Some((&path, &known))).unwrap();
+            let warnings = check_pipeline(&deploys, Some((&path, &known)), &Sources::default()).unwrap();
             assert!(warnings.iter().all(|w| w.severity == config::Severity::Warning));
             warnings.into_iter().map(|w| w.message).collect::<Vec<_>>().join("\n")
         };
@@ -282,7 +300,7 @@ mod tests {
         assert!(said.contains("the step `b` names the environment `lvie`") && said.lines().count() == 1, "{said}");
         assert!(write(", pipelines: [other]").contains("takes no deploys of the pipeline `ship`"));
         assert_eq!(check(&[&deploys, &settings]).unwrap(), Exit::Good);
-        assert!(check_pipeline(&deploys, None).unwrap().is_empty());
+        assert!(check_pipeline(&deploys, None, &Sources::default()).unwrap().is_empty());
         assert!(the_settings(&[settings.clone(), settings]).is_none());
         let odd = dir.path().join("a b.yml");
         std::fs::write(&odd, "steps: {a: {image: x}}").unwrap();

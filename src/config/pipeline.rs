@@ -1,6 +1,7 @@
 //! A pipeline file: what starts it, and its steps. Language reference: `docs/user-guide/pipelines.md`.
 
 mod on;
+mod recovery;
 mod step;
 mod waits;
 
@@ -13,9 +14,9 @@ pub use super::globs::Globs;
 use super::needs::Needs;
 use super::schedule::Schedule;
 use super::yaml::{self, Key, Node, Place, Value};
-use crate::model::ids::{EnvironmentName, PipelineName};
+use crate::model::ids::{EnvironmentName, PipelineName, SourceName};
 pub use crate::model::input::{Input, InputKind};
-use crate::model::plan::{DeployStep, Resources, Retries, RetryOn, StepKind, WhenStatus};
+use crate::model::plan::{BackupStep, DeployStep, Resources, RestoreStep, Retries, RetryOn, StepKind, WhenStatus};
 use crate::model::{Span, StepName};
 use std::collections::{BTreeMap, HashMap};
 
@@ -37,12 +38,24 @@ impl Pipeline {
     pub fn environments(&self) -> impl Iterator<Item = (&StepName, &EnvironmentName, bool)> {
         self.steps.iter().flat_map(|step| {
             let (deploys, others) = match &step.kind {
-                StepKind::Container => (None, None),
+                StepKind::Container | StepKind::Backup(_) | StepKind::Restore(_) => (None, None),
                 StepKind::Deploy(DeployStep { environment, promote, .. }) => (Some(environment), promote.as_ref()),
                 StepKind::Approval(approval) => (None, approval.environment.as_ref()),
             };
             let deploys = deploys.map(|environment| (&step.name, environment, true));
             deploys.into_iter().chain(others.map(|environment| (&step.name, environment, false)))
+        })
+    }
+}
+
+impl Pipeline {
+    /// The sources of backups that its steps name, each with the step.
+    pub fn sources(&self) -> impl Iterator<Item = (&StepName, &SourceName)> {
+        self.steps.iter().filter_map(|step| match &step.kind {
+            StepKind::Backup(BackupStep { source }) | StepKind::Restore(RestoreStep { source, .. }) => {
+                Some((&step.name, source))
+            }
+            StepKind::Container | StepKind::Deploy(_) | StepKind::Approval(_) => None,
         })
     }
 }
@@ -148,6 +161,8 @@ pub(super) const STEP_KEYS: &[&str] = &[
     "when",
     "deploy",
     "approval",
+    "backup",
+    "restore",
 ];
 const STEP_LATER: &[&str] = &[
     "matrix",
@@ -156,8 +171,6 @@ const STEP_LATER: &[&str] = &[
     "report",
     "build",
     "load",
-    "backup",
-    "restore",
     "drill",
     "services",
     "checkout",
@@ -168,6 +181,8 @@ const STEP_LATER: &[&str] = &[
 pub(super) const RETRIES_KEYS: &[&str] = &["max", "on"];
 pub(super) const DEPLOY_KEYS: &[&str] = &["environment", "images", "promote", "rollback"];
 pub(super) const APPROVAL_KEYS: &[&str] = &["environment", "from", "required", "expires", "message", "inputs"];
+pub(super) const BACKUP_KEYS: &[&str] = &["source"];
+pub(super) const RESTORE_KEYS: &[&str] = &["source", "at", "lsn", "point", "backup"];
 pub(super) const RESOURCES_KEYS: &[&str] = &["cpus", "memory", "pids"];
 const WHEN_KEYS: &[&str] = &["status"];
 const WHEN_LATER: &[&str] = &["event", "branch", "path", "tag", "if", "required"];

@@ -5,7 +5,7 @@
 mod deploys;
 mod recovery;
 
-use crate::model::ids::{EnvironmentName, GroupName, PersonName, RepoName, StepName};
+use crate::model::ids::{EnvironmentName, GroupName, PersonName, RepoName, SourceName, StepName};
 use crate::model::plan::RetryOn;
 use crate::model::{ByteSize, Span};
 use schemars::JsonSchema;
@@ -146,13 +146,13 @@ enum Steps {
     List(Vec<Step>),
 }
 
-/// One step: a container, a deploy or an approval.
+/// One step: a container, a deploy, an approval, a backup or a restore.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 struct Step {
     /// Its name, where `steps` is a list.
     name: Option<StepName>,
-    /// The container image; a step has this, `deploy` or `approval`.
+    /// The container image; a step has this, `deploy`, `approval`, `backup` or `restore`.
     image: Option<String>,
     /// Shell lines, run under `sh -e`. Without them the image's entrypoint runs with `args`.
     commands: Option<OneOrMany<Text>>,
@@ -183,6 +183,34 @@ struct Step {
     deploy: Option<Deploy>,
     /// Waits for people.
     approval: Option<Approval>,
+    /// Takes a base backup of a source, and waits until it exists.
+    backup: Option<Backup>,
+    /// Brings a source back, to the place that its file names.
+    restore: Option<Restored>,
+}
+
+/// Which source is backed up.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+struct Backup {
+    /// A file of `backups/` beside `mainstay.yml`, without its extension.
+    source: SourceName,
+}
+
+/// At most one of `at`, `lsn`, `point` and `backup`; the newest state where none is named. They may hold expressions.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+struct Restored {
+    /// A file of `backups/` beside `mainstay.yml`, without its extension.
+    source: SourceName,
+    /// The state of a time: `2026-11-23T02:59:59Z`.
+    at: Option<Text>,
+    /// The state of a place in the log: `0/16B3748`.
+    lsn: Option<Text>,
+    /// The state of a restore point.
+    point: Option<Text>,
+    /// The state at the end of a backup.
+    backup: Option<Text>,
 }
 
 /// At most one of `images`, `promote` and `rollback`.
@@ -493,6 +521,8 @@ mod tests {
             (&pipeline["$defs"]["Resources"], language::RESOURCES_KEYS),
             (&pipeline["$defs"]["Deploy"], language::DEPLOY_KEYS),
             (&pipeline["$defs"]["Approval"], language::APPROVAL_KEYS),
+            (&pipeline["$defs"]["Backup"], language::BACKUP_KEYS),
+            (&pipeline["$defs"]["Restored"], language::RESTORE_KEYS),
             (&daemon, settings::TOP_KEYS),
             (&daemon["$defs"]["Server"], settings::SERVER_KEYS),
             (&daemon["$defs"]["Docker"], settings::DOCKER_KEYS),

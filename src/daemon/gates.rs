@@ -1,9 +1,12 @@
-//! Steps that wait, for the engine: answered from `deploy` and `approval`. And the targets of the environments.
+//! Steps that wait, for the engine: answered from `deploy`, `approval` and the keeper of sources. And the targets of the environments.
 
+use super::recovery::DataSteps;
 use super::wire;
+use crate::backup::keeper::Keeper;
 use crate::config::daemon::environment::TargetConfig;
 use crate::config::daemon::{Daemon, DockerSettings, RuntimeChoice};
 use crate::deploy::gate::{Asking, Later, Passed};
+use crate::deploy::points::Points;
 use crate::deploy::target::Target;
 use crate::deploy::target::command::{Command, CommandParts};
 use crate::deploy::target::compose::{Compose, ComposeParts};
@@ -14,7 +17,7 @@ use crate::git::Mirror;
 use crate::model::deploy::Provenance;
 use crate::model::outcome::AttemptResult;
 use crate::model::plan::{ApprovalStep, StepKind};
-use crate::model::{AttemptEnd, EnvironmentName, InstanceId, RepoName};
+use crate::model::{AttemptEnd, EnvironmentName, InstanceId, RepoName, SourceName};
 use crate::notify::forge::Forge;
 use anyhow::Context;
 use async_trait::async_trait;
@@ -27,14 +30,33 @@ use tokio::sync::watch;
 /// Pause before the store is asked again when it failed.
 const AGAIN_AFTER: Duration = Duration::from_secs(2);
 
+/// Marks recovery points in the sources that the keeper tends.
+pub(super) struct KeeperPoints(pub(super) Keeper);
+
+#[async_trait]
+impl Points for KeeperPoints {
+    async fn mark(&self, name: &str) -> BTreeMap<SourceName, String> {
+        self.0.mark(name).await
+    }
+}
+
 /// Lets waiting steps pass as deploys and approvals say.
 pub(super) struct DaemonGates {
     pub(super) deploys: Deploys,
+    pub(super) data: DataSteps,
 }
 
 #[async_trait]
 impl Gates for DaemonGates {
     async fn pass(&self, ask: GateAsk, cancel: watch::Receiver<bool>) -> AttemptResult {
+        let data = match &ask.kind {
+            StepKind::Backup(step) => Some(self.data.back_up(&ask, step, cancel.clone()).await),
+            StepKind::Restore(step) => Some(self.data.restore(&ask, step, cancel.clone()).await),
+            StepKind::Container | StepKind::Deploy(_) | StepKind::Approval(_) => None,
+        };
+        if let Some((end, outputs)) = data {
+            return AttemptResult { end, outputs, began_at: None, ended_at: Timestamp::now() };
+        }
         let asking = asking(&ask);
         let passed = loop {
             let passed = match &ask.kind {
@@ -42,7 +64,7 @@ impl Gates for DaemonGates {
                 StepKind::Approval(step) => {
                     self.deploys.pass_approval(&asking, step, &later(&ask, step), cancel.clone()).await
                 }
-                StepKind::Container => Ok(Passed::Refused("it is no step that waits".to_owned())),
+                _ => Ok(Passed::Refused("it is no step that waits".to_owned())),
             };
             match passed {
                 Ok(passed) => break passed,

@@ -219,6 +219,9 @@ async fn housekeeping(core: Arc<Core>) {
             Ok((runs, reports)) => tracing::info!(runs, reports, "forgot old runs and reports"),
             Err(error) => tracing::error!("failed to forget old runs, it will be tried again: {error:#}"),
         }
+        if let Err(error) = forget_restores(&core).await {
+            tracing::warn!("failed to forget the restores of runs that are over: {error:#}");
+        }
         let mirrors: Vec<_> = core.parts().mirrors.iter().map(|(n, m)| (n.clone(), Arc::clone(m))).collect();
         for (repo, mirror) in mirrors {
             // One at a time: this is nobody's errand.
@@ -231,6 +234,19 @@ async fn housekeeping(core: Arc<Core>) {
         }
         tokio::time::sleep(HOUSEKEEPING_EVERY).await;
     }
+}
+
+/// What a restore of a pipeline said is kept until its run is over.
+async fn forget_restores(core: &Core) -> anyhow::Result<()> {
+    // In this order: the run of a restore that begins from now on is open when the runs are looked at.
+    let kept = core.data.kept()?;
+    let open: Vec<_> = core.engine.store().open_runs().await?.into_iter().map(|run| run.id).collect();
+    for (name, run) in kept {
+        if !run.is_some_and(|run| open.contains(&run)) {
+            core.data.forget(&name).await?;
+        }
+    }
+    Ok(())
 }
 
 /// How many runs and reports went. Logs go before the run's row, so that a kill in between leaves nothing unowned.

@@ -57,6 +57,7 @@ pub struct Core {
     approvals: Approvals,
     deploys: Deploys,
     keeper: Keeper,
+    data: recovery::DataSteps,
     /// What messages are sent with, as it is in force.
     channels: watch::Sender<Arc<Channels>>,
     started_at: Timestamp,
@@ -152,9 +153,12 @@ impl Core {
         let key = SigningKey::open(&config.state.join(SIGN_KEY))?;
         let setups = gates::setups(config, store.instance(), &wired.mirrors)?;
         let deploys = Deploys::new(store.clone(), approvals.clone(), key, setups);
-        engine.set_gates(Arc::new(gates::DaemonGates { deploys: deploys.clone() }));
         let channels = Channels::new(&config.notify, &config.people, store.instance())?;
         let stopping = watch::Sender::new(false);
+        let keeper = Keeper::new(stopping.subscribe());
+        let data = recovery::DataSteps::new(keeper.clone(), &config.state, config_path)?;
+        deploys.set_points(Arc::new(gates::KeeperPoints(keeper.clone())));
+        engine.set_gates(Arc::new(gates::DaemonGates { deploys: deploys.clone(), data: data.clone() }));
         let intake = Intake::new(store, watched(config, &wired.mirrors), Arc::clone(&wake));
         engine.configure(wired.repos, wired.settings);
         let core = Core {
@@ -166,7 +170,8 @@ impl Core {
             intake,
             approvals,
             deploys,
-            keeper: Keeper::new(stopping.subscribe()),
+            keeper,
+            data,
             channels: watch::Sender::new(Arc::new(channels)),
             started_at: Timestamp::now(),
             stopping,

@@ -1,5 +1,9 @@
 //! From the sources of `backups/*.yml` to a keeper that tends them.
 
+mod steps;
+
+pub(super) use steps::DataSteps;
+
 use crate::backup::keeper::{Opening, Setup, Wanted};
 use crate::backup::repository::open::{self, Making};
 use crate::backup::seal::{Checker, Sealer, SigningKey};

@@ -5,7 +5,7 @@ use super::admit::Admission;
 use super::candidate::{Candidate, Words, short};
 use super::carry::{Carrier, Stopped};
 use super::state::{DeployEvent, DeployState};
-use super::{Command, DeployError, Setup, Shared, host, tell};
+use super::{Command, DeployError, Setup, Shared, host, points, tell};
 use crate::model::deploy::{DeployKind, DeployRequest, DeployStatus, Release};
 use crate::model::{Asker, DeployId, EnvironmentName};
 use crate::notify::message::DriftStage;
@@ -13,7 +13,7 @@ use crate::step::container::turned;
 use crate::store::{Act, ActKind, DeployRow, Effects, NewHold, Taken};
 use jiff::{SignedDuration, Timestamp};
 use sha2::{Digest, Sha256};
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 use tokio::sync::{mpsc, watch};
 
@@ -301,7 +301,11 @@ async fn begin(shared: &Arc<Shared>, setup: &Arc<Setup>, ready: Ready) -> Result
         Some(number) => Ok((number, None)),
         None => {
             let number = shared.store.next_release(name).await?;
-            release_of(setup, &row.request, &candidate, number).await.map(|release| (number, Some(release)))
+            let release = release_of(setup, &row.request, &candidate, number).await;
+            match release {
+                Ok(release) => Ok((number, Some(marked(shared, release).await))),
+                Err(why) => Err(why),
+            }
         }
     };
     let (number, release) = match made {
@@ -377,6 +381,15 @@ async fn release_of(
         release.schema = Some(version.trim().to_owned());
     }
     Ok(release)
+}
+
+/// The release, with the point right before it. One that could not be marked does not keep a deploy from beginning: it says
+/// `none`, and the log says why.
+async fn marked(shared: &Shared, mut release: Release) -> Release {
+    let points = Arc::clone(&shared.points.read().unwrap_or_else(PoisonError::into_inner));
+    let name = points::name(&release.environment, release.number);
+    release.recovery_point = points::words(&name, &points.mark(&name).await);
+    release
 }
 
 /// A person who goes back does not want what served until now to come again by itself.

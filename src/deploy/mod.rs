@@ -23,6 +23,7 @@ mod history;
 mod host;
 mod line;
 pub mod owner;
+pub mod points;
 mod record;
 mod revert;
 pub mod shell;
@@ -118,6 +119,7 @@ struct Shared {
     reverts: Mutex<Option<JoinHandle<()>>>,
     /// Steps that have reached an approval.
     line: line::Line,
+    points: RwLock<Arc<dyn points::Points>>,
     stop: watch::Sender<bool>,
     changed: watch::Sender<u64>,
 }
@@ -154,10 +156,16 @@ impl Deploys {
             drivers: Mutex::default(),
             reverts: Mutex::default(),
             line: line::Line::default(),
+            points: RwLock::new(Arc::new(points::NoPoints)),
             stop: watch::Sender::new(false),
             changed: watch::Sender::new(0),
         };
         Deploys { shared: Arc::new(shared) }
+    }
+
+    /// Says who marks recovery points from now on; nobody does before.
+    pub fn set_points(&self, points: Arc<dyn points::Points>) {
+        *self.shared.points.write().unwrap_or_else(PoisonError::into_inner) = points;
     }
 
     /// Replaces what the configuration says. A deploy under way goes on with what it began with.

@@ -57,7 +57,9 @@ impl Gates for Nobody {
     async fn pass(&self, ask: GateAsk, _cancel: watch::Receiver<bool>) -> AttemptResult {
         let detail = match &ask.kind {
             StepKind::Approval(_) => "an approval needs the daemon: push, or `mainstay trigger`",
-            _ => "a deploy needs the daemon: push, or `mainstay promote`",
+            StepKind::Backup(_) => "a backup in a pipeline needs the daemon: push, or `mainstay backup`",
+            StepKind::Restore(_) => "a restore in a pipeline needs the daemon: push, or `mainstay restore`",
+            StepKind::Container | StepKind::Deploy(_) => "a deploy needs the daemon: push, or `mainstay promote`",
         };
         ended(AttemptEnd::Refused { detail: detail.to_owned() })
     }

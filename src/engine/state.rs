@@ -273,7 +273,7 @@ impl RunState {
             AttemptEnd::TimedOut => RetryOn::Timeout,
             AttemptEnd::LostContainer { .. } | AttemptEnd::EngineError { .. } => RetryOn::LostContainer,
             AttemptEnd::ImagePull { .. } => RetryOn::ImagePull,
-            AttemptEnd::DeployFailed { .. } => RetryOn::Failure,
+            AttemptEnd::DeployFailed { .. } | AttemptEnd::RecoveryFailed { .. } => RetryOn::Failure,
             // Asked again it would be refused again; what was rolled back is held.
             AttemptEnd::Cancelled | AttemptEnd::Refused { .. } | AttemptEnd::RolledBack { .. } => return false,
         };

@@ -80,6 +80,8 @@ fn waits_for(kind: &StepKind) -> Option<String> {
         StepKind::Approval(ApprovalStep { environment: Some(environment), .. }) => {
             Some(format!("waits for approval for {environment}"))
         }
+        StepKind::Backup(backup) => Some(format!("waits for the backup of {}", backup.source)),
+        StepKind::Restore(restore) => Some(format!("waits for the restore of {}", restore.source)),
         StepKind::Approval(approval) => Some(format!("waits for approval by {}", approval.from.join(", "))),
     }
 }

@@ -197,7 +197,8 @@ pub struct Release {
     pub secrets: BTreeMap<String, String>,
     /// The version of the database schema when it was made, if the environment says how to ask.
     pub schema: Option<String>,
-    /// The recovery point taken before it; `none` until there is a source.
+    /// The recovery point right before it, as `mainstay:production/13: shop-db at 0/16B3748`; `none` without a source
+    /// that could be marked.
     pub recovery_point: String,
     /// The environment and release it was promoted from.
     pub promoted_from: Option<(EnvironmentName, u64)>,

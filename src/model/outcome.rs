@@ -42,6 +42,11 @@ pub enum AttemptEnd {
         /// What happened, in words.
         detail: String,
     },
+    /// There is no backup in the end, or what was to be restored is not there.
+    RecoveryFailed {
+        /// What happened, in words.
+        detail: String,
+    },
     /// The deploy turned bad, and the release before it serves again.
     RolledBack {
         /// What was seen, in words.
@@ -67,6 +72,7 @@ impl std::fmt::Display for AttemptEnd {
             AttemptEnd::EngineError { detail } => write!(f, "engine error: {detail}"),
             AttemptEnd::Refused { detail } => write!(f, "refused: {detail}"),
             AttemptEnd::DeployFailed { detail } => write!(f, "deploy failed: {detail}"),
+            AttemptEnd::RecoveryFailed { detail } => write!(f, "recovery failed: {detail}"),
             AttemptEnd::RolledBack { detail } => write!(f, "rolled back: {detail}"),
         }
     }

@@ -1,6 +1,6 @@
 //! What a run will do, decided before it begins and stored with it. Made by `plan`, never changed afterwards.
 
-use super::ids::{EnvironmentName, PipelineName, StepName};
+use super::ids::{EnvironmentName, PipelineName, SourceName, StepName};
 use super::input::Input;
 use super::quantity::{ByteSize, Span};
 use serde::{Deserialize, Serialize};
@@ -73,6 +73,10 @@ pub enum StepKind {
     Deploy(DeployStep),
     /// Waits for people.
     Approval(ApprovalStep),
+    /// Waits until a base backup of a source exists.
+    Backup(BackupStep),
+    /// Brings a source back, to the place that its file names.
+    Restore(RestoreStep),
 }
 
 impl StepKind {
@@ -95,6 +99,8 @@ impl StepKind {
                 (None, Some(_)) => format!("roll back {}", deploy.environment),
                 (None, None) => format!("deploy → {}", deploy.environment),
             }),
+            StepKind::Backup(backup) => Some(format!("back up {}", backup.source)),
+            StepKind::Restore(restore) => Some(format!("restore {} {}", restore.source, restore.to)),
             StepKind::Approval(approval) => Some(match &approval.environment {
                 Some(environment) => format!("approval · {environment}"),
                 None => {
@@ -150,6 +156,75 @@ impl std::str::FromStr for RollbackTo {
             let shown: String = text.chars().take(40).flat_map(char::escape_debug).collect();
             format!("`{shown}` is no release to go back to; write `previous` or a release's number")
         })
+    }
+}
+
+/// The `backup` of a step.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+pub struct BackupStep {
+    /// Which source: a file of `backups/`.
+    #[schemars(with = "String")]
+    pub source: SourceName,
+}
+
+/// The `restore` of a step. Where to, and what then, stands in the source's file alone.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+pub struct RestoreStep {
+    /// Which source: a file of `backups/`.
+    #[schemars(with = "String")]
+    pub source: SourceName,
+    /// Which of its states.
+    pub to: RestoreTo,
+}
+
+/// Which state a `restore` brings back. Texts may hold expressions, filled in when the step starts; what they then say is
+/// read as the options of `mainstay restore` are.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum RestoreTo {
+    /// The newest that there is.
+    Latest,
+    /// That of a time.
+    At(String),
+    /// That of a place in the log.
+    Lsn(String),
+    /// That of a restore point.
+    Point(String),
+    /// That at the end of a backup.
+    Backup(String),
+}
+
+impl RestoreTo {
+    /// The option of `mainstay restore` that asks for it, and its value.
+    pub fn option(&self) -> (&'static str, Option<&str>) {
+        match self {
+            RestoreTo::Latest => ("latest", None),
+            RestoreTo::At(text) => ("at", Some(text)),
+            RestoreTo::Lsn(text) => ("lsn", Some(text)),
+            RestoreTo::Point(text) => ("point", Some(text)),
+            RestoreTo::Backup(text) => ("backup", Some(text)),
+        }
+    }
+
+    /// The one that an option asks for; `None` when there is no such option.
+    pub fn from_option(option: &str, text: String) -> Option<RestoreTo> {
+        match option {
+            "at" => Some(RestoreTo::At(text)),
+            "lsn" => Some(RestoreTo::Lsn(text)),
+            "point" => Some(RestoreTo::Point(text)),
+            "backup" => Some(RestoreTo::Backup(text)),
+            _ => None,
+        }
+    }
+}
+
+impl std::fmt::Display for RestoreTo {
+    /// As it stands behind `restore SOURCE`.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.option() {
+            (option, None) => write!(f, "--{option}"),
+            (option, Some(text)) => write!(f, "--{option} {text}"),
+        }
     }
 }
 

@@ -31,7 +31,8 @@ impl Default for Defaults {
     }
 }
 
-/// A deploy and an approval end by their own rules: health, watch, expiry. This is for what those do not see.
+/// A deploy and an approval end by their own rules: health, watch, expiry; a backup and a restore take what the data take.
+/// This is for what those do not see.
 const WAITING: Duration = Duration::from_secs(24 * 3_600);
 /// After an approval's own end, so that this is what is told.
 const AFTER_EXPIRY: Duration = Duration::from_secs(60);
@@ -39,7 +40,7 @@ const AFTER_EXPIRY: Duration = Duration::from_secs(60);
 fn usual_timeout(kind: &StepKind, defaults: &Defaults) -> Span {
     match kind {
         StepKind::Container => defaults.timeout,
-        StepKind::Deploy(_) => Span(WAITING),
+        StepKind::Deploy(_) | StepKind::Backup(_) | StepKind::Restore(_) => Span(WAITING),
         StepKind::Approval(approval) => {
             Span(approval.expires.map_or(WAITING, |expires| WAITING.max(expires.0 + AFTER_EXPIRY)))
         }

@@ -27,6 +27,7 @@ pub(in crate::config) const REPOSITORY_KEYS: &[&str] = &[
     "delete-secret-key",
     "encrypt-to",
     "sign-with",
+    "identity",
     "trust",
     "object-lock",
     "piece-lock",

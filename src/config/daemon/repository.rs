@@ -20,6 +20,9 @@ pub struct Repository {
     pub encrypt_to: Vec<String>,
     /// The file with the key that signs what is written, where one is named.
     pub sign_with: Option<PathBuf>,
+    /// The file with the identity that opens what is kept, on a machine that restores by itself. Without it, this machine
+    /// can write backups and read none.
+    pub identity: Option<PathBuf>,
     /// Further keys whose signature is believed when something is read.
     pub trust: Vec<PublicKey>,
 }
@@ -108,6 +111,7 @@ impl Repository {
             place: RepositoryPlace::Folder(state.join("repository")),
             encrypt_to: Vec::new(),
             sign_with: None,
+            identity: None,
             trust: Vec::new(),
         }
     }
@@ -133,6 +137,8 @@ impl Reader<'_, '_> {
         // Who restores on another machine has the settings and not this key, so it need not be there.
         let sign_with = fields.get("sign-with").and_then(|n| self.check.line(n, "`sign-with`"));
         let sign_with = sign_with.map(|path| plain_path(&self.folder.join(path)));
+        let identity = fields.get("identity").and_then(|n| self.check.line(n, "`identity`"));
+        let identity = identity.map(|path| plain_path(&self.folder.join(path)));
         let trust = fields.get("trust").map(|n| self.public_keys(n, "`trust`", SIGNER)).unwrap_or_default();
         // Without `url`, and with one that is a folder, there is no bucket that these could be about.
         if fields.get("url").is_none() || matches!(address, Some(Address::Folder(_))) {
@@ -152,7 +158,7 @@ impl Reader<'_, '_> {
             }
             (Some(_), None) => return None,
         };
-        Some(Repository { place, encrypt_to, sign_with, trust })
+        Some(Repository { place, encrypt_to, sign_with, identity, trust })
     }
 
     fn repository_address(&mut self, node: &Node, state: &Path) -> Option<Address> {

@@ -101,7 +101,7 @@ impl Reader<'_> {
                 self.check.error_with_hint(
                     name_at,
                     format!("{what} has no `image`"),
-                    "a step names the container image it runs in, such as `image: alpine:3`, or it is a `deploy` or an `approval`",
+                    "a step names the container image it runs in, such as `image: alpine:3`, or it is a `deploy`, an `approval`, a `backup` or a `restore`",
                 );
             }
             return None;

@@ -288,6 +288,70 @@ steps:
 }
 
 #[test]
+fn backups_and_restores_are_read_as_they_are_written() {
+    let pipeline = good(
+        "on: { manual: { inputs: { when: {} } } }
+steps:
+  save: { backup: { source: shop-db } }
+  newest: { restore: { source: shop-db }, timeout: 2h }
+  then: { restore: { source: shop-db, at: '${{ inputs.when }}' } }
+  fixed: { restore: { source: shop-db, at: 2026-11-23T02:59:59+01:00 } }
+  place: { restore: { source: shop-db, lsn: 0/16B3748 } }
+  named: { restore: { source: shop-db, point: before migration } }
+  whole: { restore: { source: shop-db, backup: '${{ steps.save.backup }}' } }
+",
+    );
+    let words: Vec<_> = pipeline.steps.iter().filter_map(|step| step.kind.words()).collect();
+    assert_eq!(
+        words,
+        [
+            "back up shop-db",
+            "restore shop-db --latest",
+            "restore shop-db --at ${{ inputs.when }}",
+            "restore shop-db --at 2026-11-23T02:59:59+01:00",
+            "restore shop-db --lsn 0/16B3748",
+            "restore shop-db --point before migration",
+            "restore shop-db --backup ${{ steps.save.backup }}",
+        ]
+    );
+    assert_eq!(pipeline.sources().count(), 7);
+    let plan = crate::plan::make(&pipeline, "f", "d", &crate::plan::Defaults::default()).unwrap();
+    let timeout = |name: &str| plan.step(&name.parse().unwrap()).unwrap().timeout.to_string();
+    assert_eq!((timeout("save"), timeout("newest")), ("1d".to_owned(), "2h".to_owned()));
+    // Stored with the run and read again.
+    let text = serde_json::to_string(&plan).unwrap();
+    assert_eq!(serde_json::from_str::<crate::model::Plan>(&text).unwrap(), plan);
+}
+
+#[test]
+fn each_mistake_with_backups_and_restores_has_its_sentence_and_its_place() {
+    let step = |rest: &str| format!("steps: {{ a: {{ {rest} }} }}");
+    let restore = |rest: &str| step(&format!("restore: {{ source: db, {rest} }}"));
+    let table = [
+        (step("backup: db"), "`backup` is a map", "db"),
+        (step("backup: {}"), "`backup` needs `source`", "{} }"),
+        (step("restore: { at: 2026-11-23T02:59:59Z }"), "`restore` needs `source`", "{ at"),
+        (step("backup: { source: '${{ inputs.x }}' }"), "named, never computed", "'${{"),
+        (step("backup: { source: a/b }"), "`a/b`", "a/b"),
+        (step("backup: { source: db, at: x }"), "unknown key `at`", "at"),
+        (step("backup: { source: db }, restore: { source: db }"), "a step does one thing", "restore"),
+        (step("image: x, backup: { source: db }"), "`image` means nothing beside `backup`", "image"),
+        (step("secrets: [A], backup: { source: db }"), "its file in `backups/` names them", "secrets"),
+        (step("once: true, restore: { source: db }"), "never begins twice", "once"),
+        (restore("at: tomorrow"), "`tomorrow` is no moment", "tomorrow"),
+        (restore("at: 2026-11-23T02:59:59"), "with its time zone", "2026"),
+        (restore("lsn: 16B3748"), "is no place in a log", "16B"),
+        (restore("lsn: 0/1, point: x"), "both `lsn` and `point`", "point"),
+        (restore("point: ''"), "has 1 to 200 bytes", "''"),
+        (restore("point: '${{ steps.b.k }}'"), "there is no step `b`", "'${{"),
+        (restore("target: /"), "unknown key `target`", "target"),
+    ];
+    for (text, words, place) in table {
+        one_mistake(&text, words, place);
+    }
+}
+
+#[test]
 fn what_ships_for_deploys_says_what_it_seems_to_say() {
     let kinds = |name: &str, text: &str| -> Vec<String> {
         let pipeline = parse(name.parse().unwrap(), name, text).unwrap_or_else(|e| panic!("{e}"));
@@ -375,13 +439,18 @@ fn each_mistake_with_deploys_and_approvals_has_its_sentence_and_its_place() {
         ),
     ];
     for (text, words, place) in table {
-        let findings = read(&text).expect_err(&text);
-        let [finding] = findings.list.as_slice() else { panic!("{text}\n{findings}") };
-        let said = finding.hints.iter().fold(finding.message.clone(), |all, hint| all + "\n" + hint);
-        assert!(said.contains(words), "{text}\n--- wanted: {words}\n--- said:\n{findings}");
-        let column = text.find(place).unwrap_or_else(|| panic!("`{place}` is not in {text}")) + 1;
-        assert_eq!((finding.line, finding.column), (1, column), "{findings}");
+        one_mistake(&text, words, place);
     }
+}
+
+/// The text has one mistake, told in these words among others, at the first place where `place` stands.
+fn one_mistake(text: &str, words: &str, place: &str) {
+    let findings = read(text).expect_err(text);
+    let [finding] = findings.list.as_slice() else { panic!("{text}\n{findings}") };
+    let said = finding.hints.iter().fold(finding.message.clone(), |all, hint| all + "\n" + hint);
+    assert!(said.contains(words), "{text}\n--- wanted: {words}\n--- said:\n{findings}");
+    let column = text.find(place).unwrap_or_else(|| panic!("`{place}` is not in {text}")) + 1;
+    assert_eq!((finding.line, finding.column), (1, column), "{findings}");
 }
 
 #[test]

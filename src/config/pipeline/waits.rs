@@ -1,4 +1,4 @@
-//! Steps that run no container: `deploy` and `approval`.
+//! Steps that run no container: `deploy` and `approval`, and what they have in common with `backup` and `restore`.
 
 use super::{APPROVAL_KEYS, DEPLOY_KEYS, EXPIRES_MIN, IMAGE_MAX_BYTES, MESSAGE_MAX_CHARS, Placed, Reader};
 use crate::config::check::Fields;
@@ -13,25 +13,35 @@ use std::collections::{BTreeMap, HashSet};
 use std::time::Duration;
 
 /// The keys that make a step something other than a container.
-pub(super) const KINDS: [&str; 2] = ["deploy", "approval"];
+pub(super) const KINDS: [&str; 4] = ["deploy", "approval", "backup", "restore"];
 
-/// Keys of containers, and what to do instead.
-const CONTAINERS_ONLY: [(&str, &str); 8] = [
-    ("image", "nothing runs in a container here; what has to run is a step of its own"),
-    ("commands", "nothing runs in a container here; what has to run is a step of its own"),
-    ("args", "nothing runs in a container here; what has to run is a step of its own"),
-    ("environment", "texts for what is deployed stand under `variables` of the environment in `mainstay.yml`"),
-    ("secrets", "secrets of what is deployed stand under `variables` of the environment in `mainstay.yml`"),
-    ("resources", "it uses nothing that could be limited; what is deployed says that in its own file"),
-    ("once", "it is never done twice in any case: the environment knows what it was asked for"),
-    ("retries", "a second try is a decision: `mainstay retry RUN --from STEP`"),
+/// Keys of containers, and what to do instead: for a deploy or an approval, and for a backup or a restore.
+const CONTAINERS_ONLY: [(&str, &str, &str); 8] = [
+    ("image", NOTHING_RUNS, NOTHING_RUNS),
+    ("commands", NOTHING_RUNS, NOTHING_RUNS),
+    ("args", NOTHING_RUNS, NOTHING_RUNS),
+    (
+        "environment",
+        VARIABLES,
+        "how the source is reached, and where it is restored to, stands in its file in `backups/`",
+    ),
+    ("secrets", VARIABLES, "passwords of a source stand in the secret store, and its file in `backups/` names them"),
+    ("resources", "it uses nothing that could be limited; what is deployed says that in its own file", UNLIMITED),
+    ("once", "it is never done twice in any case: the environment knows what it was asked for", TWICE),
+    ("retries", SECOND_TRY, SECOND_TRY),
 ];
+const NOTHING_RUNS: &str = "nothing runs in a container here; what has to run is a step of its own";
+const VARIABLES: &str =
+    "texts and secrets for what is deployed stand under `variables` of the environment in `mainstay.yml`";
+const UNLIMITED: &str = "the daemon does it, and bounds the memory that it takes";
+const TWICE: &str = "a backup may be taken twice without harm, and a restore never begins twice for one step";
+const SECOND_TRY: &str = "a second try is a decision: `mainstay retry RUN --from STEP`";
 
 /// As long as the policy of an environment when it says nothing.
 const EXPIRES: Span = Span(Duration::from_secs(24 * 3_600));
 
 impl Reader<'_> {
-    /// The `deploy` or `approval` of a step; `None` when it is a container.
+    /// The `deploy`, `approval`, `backup` or `restore` of a step; `None` when it is a container.
     pub(super) fn waiting_kind(
         &mut self,
         fields: &Fields<'_>,
@@ -46,6 +56,8 @@ impl Reader<'_> {
         self.no_container_keys(key, fields);
         let kind = match key.name.as_str() {
             "deploy" => self.deploy(node, references).map(StepKind::Deploy),
+            "backup" => self.backup(node).map(StepKind::Backup),
+            "restore" => self.restore(node, references).map(StepKind::Restore),
             _ => {
                 self.always_counts(fields);
                 self.approval(node).map(StepKind::Approval)
@@ -56,7 +68,9 @@ impl Reader<'_> {
     }
 
     fn no_container_keys(&mut self, kind: &Key, fields: &Fields<'_>) {
-        for (name, hint) in CONTAINERS_ONLY {
+        let data = matches!(kind.name.as_str(), "backup" | "restore");
+        for (name, releases, recovery) in CONTAINERS_ONLY {
+            let hint = if data { recovery } else { releases };
             if let Some((key, _)) = fields.entry(name) {
                 let message = format!("`{name}` means nothing beside `{}`", kind.name);
                 self.check.error_with_hint(key.place, message, hint);

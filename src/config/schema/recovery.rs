@@ -31,6 +31,8 @@ pub(super) struct Repository {
     encrypt_to: Option<OneOrMany<String>>,
     /// The file with the key that signs what is written.
     sign_with: Option<String>,
+    /// The file with the identity that opens what is kept, on a machine that restores by itself.
+    identity: Option<String>,
     /// Further keys whose signature is believed: `ssh-ed25519 AAAA...`.
     trust: Option<OneOrMany<String>>,
     /// How long whole segments and backups cannot be deleted by anybody.

@@ -231,7 +231,12 @@ impl Command {
                     // Never on files that another command has worked on, except to take down what they brought up.
                     self.trees.make(name, &self.parts.mirror, &document.commit, verb == "up").await?;
                 }
-                self.alone.run(&Task { name: &full, script: &script, folder: &tree, environment }, timeout).await
+                self.alone
+                    .run(
+                        &Task { name: &full, script: &script, folder: &tree, environment, leaves_servers: false },
+                        timeout,
+                    )
+                    .await
             }
         }
     }

@@ -238,8 +238,13 @@ impl Compose {
         let environment: Vec<_> = environment.map(|(name, value)| (name.to_owned(), value)).to_vec();
         let folder = self.folder(new);
         let name = format!("{}-{way}", apply.name);
-        let task =
-            crate::runtime::process::Task { name: &name, script: line, folder: &folder, environment: &environment };
+        let task = crate::runtime::process::Task {
+            name: &name,
+            script: line,
+            folder: &folder,
+            environment: &environment,
+            leaves_servers: false,
+        };
         let left = until.saturating_duration_since(Instant::now()).max(Duration::from_secs(1));
         match self.alone.run(&task, left).await {
             Ok(end) if end.code == 0 && !end.timed_out => Ok(()),

@@ -6,7 +6,7 @@ use crate::engine::event::RunEvent;
 use crate::engine::gate::{GateAsk, Gates, ended};
 use crate::engine::{EngineError, Shared};
 use crate::model::outcome::AttemptResult;
-use crate::model::plan::{ApprovalStep, DeployStep, PlannedStep, StepKind};
+use crate::model::plan::{ApprovalStep, DeployStep, PlannedStep, RestoreStep, RestoreTo, StepKind};
 use crate::model::{AttemptEnd, AttemptId, StepName, StepOutcome};
 use crate::step::container::turned;
 use crate::store::RunRow;
@@ -87,6 +87,14 @@ impl Driver<'_> {
                 message: approval.message.as_deref().map(|message| self.fill(message)).transpose()?,
                 ..approval.clone()
             }),
+            StepKind::Backup(backup) => StepKind::Backup(backup.clone()),
+            StepKind::Restore(restore) => {
+                let to = match restore.to.option() {
+                    (option, Some(text)) => RestoreTo::from_option(option, self.fill(text)?),
+                    (_, None) => None,
+                };
+                StepKind::Restore(RestoreStep { to: to.unwrap_or(RestoreTo::Latest), ..restore.clone() })
+            }
             StepKind::Container => return Err("a step with an image waits for nobody".into()),
         };
         let deploy_images = match &kind {

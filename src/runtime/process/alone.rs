@@ -38,6 +38,8 @@ pub struct Task<'a> {
     pub folder: &'a Path,
     /// Variables on top of `PATH` and `HOME`. They reach the shim through a pipe, and no file.
     pub environment: &'a [(String, String)],
+    /// Servers that it started go on when it has ended by itself; without, everything that it left is ended.
+    pub leaves_servers: bool,
 }
 
 impl Alone {
@@ -116,6 +118,9 @@ impl Alone {
     }
 }
 
+/// Tells the shim to leave what the command started.
+pub(super) const LEAVES: &str = "MAINSTAY_LEAVES_SERVERS";
+
 fn order(task: &Task<'_>) -> Result<Order, RuntimeError> {
     use std::os::unix::ffi::OsStrExt;
     let bytes = |text: &str| text.as_bytes().to_vec();
@@ -123,9 +128,11 @@ fn order(task: &Task<'_>) -> Result<Order, RuntimeError> {
     let nonce = getrandom::u64().map_err(|e| io_error("get random bytes")(std::io::Error::other(e.to_string())))?;
     let nonce = (b"MAINSTAY_NONCE".to_vec(), format!("{nonce:016x}").into_bytes());
     let environment = task.environment.iter().map(|(name, value)| (bytes(name), bytes(value)));
+    // Before the nonce, where no variable of a command can come to stand.
+    let leaves = task.leaves_servers.then(|| (bytes(LEAVES), bytes("1")));
     Ok(Order {
         argv: vec![bytes("/bin/sh"), bytes("-e"), bytes("-c"), bytes(task.script)],
-        env: std::iter::once(nonce).chain(environment).collect(),
+        env: leaves.into_iter().chain([nonce]).chain(environment).collect(),
         cwd: task.folder.as_os_str().as_bytes().to_vec(),
         output: Vec::new(),
     })

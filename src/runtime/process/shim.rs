@@ -45,7 +45,7 @@ pub fn shim_main(words: &[OsString]) -> io::Result<()> {
         return Err(io::Error::other("it is started by the daemon, with one folder"));
     };
     let attempt = Attempt::new(PathBuf::from(folder));
-    let (nonce, order) = read_word()?;
+    let (leaves_servers, nonce, order) = read_word()?;
     // Its own session: a terminal's or the daemon's end does not reach it.
     let _ = nix::unistd::setsid();
     nix::sys::prctl::set_child_subreaper(true)?;
@@ -57,23 +57,27 @@ pub fn shim_main(words: &[OsString]) -> io::Result<()> {
     let mut log = Log::open(&attempt)?;
     attempt.write_shim(&Shim::this()?)?;
     say_ready()?;
-    let code = carry_out(&order, &nonce, &signals, &mut log)?;
+    let code = carry_out(&order, &nonce, leaves_servers, &signals, &mut log)?;
     attempt.write_exit(code)?;
     drop(lock);
     Ok(())
 }
 
-/// The word, and the nonce that comes with it and is not for the step.
-fn read_word() -> io::Result<(String, Order)> {
+/// The word, and before it what comes with it and is not for the step: whether it leaves servers, and the nonce.
+fn read_word() -> io::Result<(bool, String, Order)> {
     let mut text = Vec::new();
     io::stdin().take(WORD_MAX_BYTES as u64).read_to_end(&mut text)?;
     let order = text.split(|b| *b == b'\n').find_map(wire::parse_word);
     let mut order = order.ok_or_else(|| io::Error::other("no whole word came"))?;
+    let leaves_servers = order.env.first().is_some_and(|(name, _)| name == super::alone::LEAVES.as_bytes());
+    if leaves_servers {
+        order.env.remove(0);
+    }
     match order.env.first() {
         Some((name, nonce)) if name == b"MAINSTAY_NONCE" => {
             let nonce = String::from_utf8_lossy(nonce).into_owned();
             order.env.remove(0);
-            Ok((nonce, order))
+            Ok((leaves_servers, nonce, order))
         }
         _ => Err(io::Error::other("the word has no nonce")),
     }
@@ -91,7 +95,7 @@ fn say_ready() -> io::Result<()> {
     Ok(())
 }
 
-fn carry_out(order: &Order, nonce: &str, signals: &File, log: &mut Log) -> io::Result<i32> {
+fn carry_out(order: &Order, nonce: &str, leaves_servers: bool, signals: &File, log: &mut Log) -> io::Result<i32> {
     command::make_output(&order.output);
     log.put(Stream::Stdout, command::begin_mark(nonce).as_bytes())?;
     let mut child = match command::spawn(order, Some(())) {
@@ -110,7 +114,9 @@ fn carry_out(order: &Order, nonce: &str, signals: &File, log: &mut Log) -> io::R
         fcntl(pipe.as_fd(), FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
     }
     let code = supervise(pid, signals, &mut pipes, log)?;
-    end_the_rest();
+    if !leaves_servers {
+        end_the_rest();
+    }
     let ended = Instant::now();
     while pipes.iter().any(Option::is_some) && ended.elapsed() < DRAIN_WITHIN {
         capture(&mut pipes, -1, 10, log)?;

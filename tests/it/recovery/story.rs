@@ -121,6 +121,52 @@ impl Lab {
         assert!(self.until(durable), "{}", self.log());
     }
 
+    /// Commits these pipelines to the watched repository.
+    fn commit(&self, pipelines: &[(&str, &str)]) {
+        let work = self.at("shop");
+        std::fs::create_dir_all(work.join(".mainstay")).unwrap();
+        for (name, text) in pipelines {
+            std::fs::write(work.join(format!(".mainstay/{name}.yml")), text).unwrap();
+        }
+        let git = |dir: &Path, args: &[&str]| {
+            let mut git = Command::new("git");
+            git.args(["-c", "user.name=Ana", "-c", "user.email=ana@example.com"]).args(args).current_dir(dir);
+            let said = git.env("GIT_CONFIG_GLOBAL", "/dev/null").output().unwrap();
+            assert!(said.status.success(), "git {args:?}: {}", String::from_utf8_lossy(&said.stderr));
+        };
+        if !work.join(".git").exists() {
+            git(&work, &["init", "-q", "-b", "main", "."]);
+            git(self.folder.path(), &["init", "-q", "--bare", "-b", "main", "shop.git"]);
+        }
+        git(&work, &["add", "-A"]);
+        git(&work, &["commit", "-q", "-m", "pipelines"]);
+        git(&work, &["push", "-q", "../shop.git", "HEAD:main"]);
+    }
+
+    /// Starts a pipeline by hand.
+    fn start(&self, pipeline: &str, more: &[&str]) -> u64 {
+        let started = self.json(&[&["trigger", "shop", "--pipeline", pipeline], more].concat());
+        started["runs"][0].as_u64().unwrap_or_else(|| panic!("{started:#}"))
+    }
+
+    /// A run once it is over.
+    fn ended(&self, run: u64) -> Value {
+        let until = Instant::now() + Duration::from_secs(90);
+        loop {
+            let shown = self.said(&["--json", "show", &run.to_string()]);
+            let shown: Value = serde_json::from_str(&shown.out).unwrap_or_default();
+            if !matches!(shown["status"].as_str(), None | Some("queued" | "running")) {
+                return shown;
+            }
+            assert!(Instant::now() < until, "run {run} does not end: {shown:#}\n{}", self.log());
+            std::thread::sleep(Duration::from_millis(100));
+        }
+    }
+
+    fn run(&self, pipeline: &str, more: &[&str]) -> Value {
+        self.ended(self.start(pipeline, more))
+    }
+
     fn kill_daemon(&mut self) {
         let mut child = self.daemon.take().unwrap();
         child.kill().unwrap();
@@ -222,6 +268,119 @@ async fn r27_from_a_bucket_and_a_key_everything_comes_back() {
     let refused = lab.said(&[&["restore", "--latest"], &other[..]].concat());
     assert!(refused.code == 1 || refused.code == 2, "{}", refused.err);
     assert!(!lab.at("nowhere").exists(), "{}", refused.err);
+}
+
+/// Pipelines back up and restore what their source's file allows, and what was restored serves on when the run is over.
+#[tokio::test]
+async fn pipelines_back_up_and_restore_what_they_may() {
+    let server = Server::start(15, Options::default()).await;
+    let mut lab = Lab::new(&server, "  url: repository\n");
+    let (data, port) = (lab.at("restored"), free_port());
+    let source = std::fs::read_to_string(lab.at("backups/shop-db.yml")).unwrap();
+    let source = source.replace("port: 5499", &format!("port: {port}, target: {}", data.display()));
+    let allowed = "from: [{ repo: shop, branches: [main], pipelines: [save, back] }]\n";
+    std::fs::write(lab.at("backups/shop-db.yml"), source + allowed).unwrap();
+    let config = std::fs::read_to_string(lab.at("mainstay.yml")).unwrap();
+    let more = "  identity: identity.txt\nruntime: process\nrepos: { shop: { url: shop.git, poll: 1h } }\n";
+    std::fs::write(lab.at("mainstay.yml"), config + more).unwrap();
+    lab.commit(&[
+        ("save", "on: { manual: {} }\nsteps: { save: { backup: { source: shop-db } } }\n"),
+        (
+            "back",
+            "on: { manual: { inputs: { when: {} } } }\nsteps: { back: { restore: { source: shop-db, at: '${{ inputs.when }}' } } }\n",
+        ),
+        ("other", "on: { manual: {} }\nsteps: { save: { backup: { source: shop-db } } }\n"),
+        ("nobody", "on: { manual: {} }\nsteps: { save: { backup: { source: shop } } }\n"),
+    ]);
+    server.sql("create table orders (id int primary key, what text)").await;
+    sell(&server, 0, 30).await;
+    lab.serve();
+
+    let refused = lab.run("other", &[]);
+    assert_eq!(refused["status"], "failure", "{refused:#}");
+    let why = refused["steps"][0]["attempts"][0]["end"]["detail"].as_str().unwrap();
+    assert!(why.contains("refs/heads/main, pipeline other may not"), "{why}");
+    let unknown = lab.run("nobody", &[]);
+    let why = unknown["steps"][0]["attempts"][0]["end"]["detail"].as_str().unwrap();
+    assert!(why.contains("none of this name; it has shop-db"), "{why}");
+
+    let saved = lab.run("save", &[]);
+    assert_eq!(saved["status"], "success", "{saved:#}\n{}", lab.log());
+    let backup = saved["steps"][0]["outputs"]["backup"].as_str().unwrap();
+    assert!(lab.mainstay(&["backups"]).contains(backup));
+
+    sell(&server, 30, 10).await;
+    tokio::time::sleep(Duration::from_millis(20)).await;
+    let when = server.value("select clock_timestamp() at time zone 'UTC'").await.replace(' ', "T") + "Z";
+    tokio::time::sleep(Duration::from_millis(20)).await;
+    server.sql("drop table orders").await;
+    server.sql("create table later (n int)").await;
+    lab.until_safe(&server).await;
+    let wrong = lab.run("back", &["--input", "when=yesterday"]);
+    assert_eq!(wrong["steps"][0]["attempts"][0]["end"]["how"], "refused", "{wrong:#}");
+    assert!(!data.exists());
+
+    // The daemon dies in the middle of the restore, or after it: whoever comes next finds how it ended.
+    lab.restored.push(data.clone());
+    let input = format!("when={when}");
+    let id = lab.start("back", &["--input", &input]);
+    let until = Instant::now() + Duration::from_secs(30);
+    while !data.exists() {
+        assert!(Instant::now() < until, "the restore has not begun\n{}", lab.log());
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    lab.kill_daemon();
+    lab.serve();
+    let back = lab.ended(id);
+    assert_eq!(back["status"], "success", "{back:#}\n{}", lab.log());
+    assert!(back["steps"][0]["outputs"]["report"].as_str().unwrap().contains("restored to"), "{back:#}");
+    assert_eq!(lab.orders(port).await, "40");
+    let again = lab.run("back", &["--input", &input]);
+    assert_eq!(
+        again["steps"][0]["attempts"][0]["end"]["how"], "refused",
+        "a place that serves was written into: {again:#}"
+    );
+}
+
+/// Right before a release the data have a point by its name, and go back to it without the daemon that made it.
+#[tokio::test]
+async fn the_data_go_back_to_where_a_release_ended() {
+    let mut server = Server::start(15, Options::default()).await;
+    let mut lab = Lab::new(&server, "  url: repository\n");
+    let config = std::fs::read_to_string(lab.at("mainstay.yml")).unwrap();
+    let more = "runtime: process\nrepos: { shop: { url: shop.git, poll: 1h } }\nenvironments:\n  live:\n    from: [{ repo: shop, branches: [main] }]\n    \
+                downtime: allowed\n    watch: 200ms\n    target: { command: { repo: shop, up: ['true'], status: ['echo up=1'], down: ['true'] } }\n";
+    std::fs::write(lab.at("mainstay.yml"), config + more).unwrap();
+    let pipeline = |image: &str| {
+        format!(
+            "on: {{ manual: {{}} }}\nsteps: {{ live: {{ deploy: {{ environment: live, images: {{ api: {image} }} }} }} }}\n"
+        )
+    };
+    lab.commit(&[("live", &pipeline("one"))]);
+    server.sql("create table orders (id int primary key, what text)").await;
+    lab.serve();
+    lab.mainstay(&["backup", "shop-db"]);
+    sell(&server, 0, 10).await;
+    assert_eq!(lab.run("live", &[])["status"], "success", "{}", lab.log());
+    sell(&server, 10, 10).await;
+    lab.commit(&[("live", &pipeline("two"))]);
+    assert_eq!(lab.run("live", &[])["status"], "success", "{}", lab.log());
+    // What the second release did to the data.
+    server.sql("delete from orders").await;
+    let second = lab.json(&["releases", "live"]);
+    let point = second[0]["release"]["recovery_point"].as_str().unwrap_or_else(|| panic!("{second:#}"));
+    assert!(point.starts_with("mainstay:live/2: shop-db at 0/"), "{point}");
+    lab.until_safe(&server).await;
+    server.stop(Stop::Kill).await;
+    lab.kill_daemon();
+    std::fs::remove_dir_all(lab.at("state")).unwrap();
+
+    let (data, port) = (lab.at("restored"), free_port());
+    let (target, at) = (data.display().to_string(), port.to_string());
+    lab.restored.push(data);
+    let place = ["--target", &target, "--port", &at, "--identity", "identity.txt"];
+    lab.mainstay(&[&["restore", "shop-db", "--to-release", "live/1"], &place[..]].concat());
+    assert_eq!(lab.orders(port).await, "20");
 }
 
 /// The commands of `docs/repository-format.md`, as they stand there, bring the database back without Mainstay.

@@ -96,7 +96,8 @@ impl Compose {
         let host = self.parts.config.host.clone().or_else(|| std::env::var("DOCKER_HOST").ok());
         environment.extend(host.map(|host| ("DOCKER_HOST".to_owned(), host)));
         let name = format!("{}-{}", apply.name, if act == Act::Create { "create" } else { "up" });
-        let task = Task { name: &name, script: &script, folder: &folder, environment: &environment };
+        let task =
+            Task { name: &name, script: &script, folder: &folder, environment: &environment, leaves_servers: false };
         let left = || until.saturating_duration_since(Instant::now()).max(Duration::from_secs(1));
         let error = |error: RuntimeError| bad(format!("failed to {error}"), Left::Mixed);
         if self.alone.has_begun(&name).map_err(error)? {
