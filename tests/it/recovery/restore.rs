@@ -4,6 +4,7 @@
 
 mod broken;
 mod killed;
+mod rules;
 mod swept;
 mod targets;
 mod world;

@@ -288,7 +288,10 @@ impl Swept {
         for (at, when) in points {
             self.write().await;
             // What an earlier one has stored may make a call less.
-            let Some(call) = self.back_up(at, when) else { continue };
+            let Some(call) = self.back_up(at, when) else {
+                seen = self.whole().await;
+                continue;
+            };
             let now = self.whole().await;
             assert!(seen.is_subset(&now) && now.len() <= seen.len() + 1, "killed {when:?} {call}");
             counted.kills += 1;
@@ -374,7 +377,8 @@ async fn r11_r16_killed_at_any_call_to_the_store_nothing_kept_is_lost() {
         world.restores(Arc::new(S3::open(world.settings.clone()).await.unwrap()), &seen, "whole").await;
     }
     let Counted { kills: of_backups, there } = counted;
-    assert!(of_backups >= if all { calls } else { SAMPLE - 1 }, "{of_backups}");
+    // The last calls may be more than are made.
+    assert!(of_backups >= if all { 2 * calls - 8 } else { SAMPLE - 1 }, "{of_backups} of {calls}");
     println!(
         "recovery: {of_backups} kills of a backup at its {calls} calls, {there} after its manifest; 0 broken, 0 lost"
     );
