@@ -1,6 +1,10 @@
 //! From a repository back to a server that answers: on real servers, whole and broken repositories, and killed restores.
 
+#![allow(clippy::print_stdout, reason = "what was counted is part of the answer")]
+
 mod broken;
 mod killed;
+mod rules;
+mod swept;
 mod targets;
 mod world;

@@ -1,5 +1,9 @@
 //! The whole of it as its users see it: the real program, a daemon, a server that is lost, and what comes back.
 
+#![allow(clippy::print_stdout, reason = "what was counted is part of the answer")]
+
+mod kills;
+
 use crate::support::postgres::{Options, Server, Stop};
 use crate::support::store::{BUCKET, S3Server};
 use mainstay::backup::repository::folder::Folder;

@@ -6,6 +6,7 @@ pub(crate) mod daemon;
 pub(crate) mod dockerd;
 pub(crate) mod engine;
 pub(crate) mod failpoints;
+pub(crate) mod faulty;
 pub(crate) mod forge;
 pub(crate) mod http;
 pub(crate) mod nodes;

@@ -306,4 +306,5 @@ fn a_writer_killed_at_any_moment_leaves_whole_objects_and_a_lease_that_reads() {
         });
     }
     assert!(before > 0, "no process lived long enough to store anything");
+    println!("recovery: {KILLS} kills of a process that writes into a folder; 0 objects torn");
 }

@@ -1,13 +1,11 @@
 //! What is missing, damaged or out of reach never makes a smaller database that opens.
 
 use super::world::{World, gone, server_at};
+use crate::support::faulty::{Call, Faults, Faulty, What};
 use crate::support::postgres::{Options as ServerOptions, Server};
 use async_trait::async_trait;
-use mainstay::backup::repository::{
-    Abilities, Deleted, Item, Key, Leased, Listed, Put, Replaced, Repository, RepositoryError, Stored,
-};
+use mainstay::backup::repository::{Item, Key, Repository, RepositoryError};
 use mainstay::backup::restore::{Feeding, RestoreError, Target};
-use mainstay::backup::seal::{Receipt, Sealed};
 use mainstay::model::Lsn;
 use std::fs;
 use std::path::PathBuf;
@@ -34,49 +32,30 @@ async fn stored_segments(world: &World) -> Vec<(Key, PathBuf)> {
     parts.map(|part| (part.key.clone(), world.folder.path().join("repository").join(part.key.to_string()))).collect()
 }
 
-/// A repository in which one object is out of reach from some moment on.
+/// Segments are out of reach: the one of this name alone, or all from it on.
 struct Cut {
-    inner: Arc<dyn Repository>,
-    from: String,
+    from: Key,
+    only: bool,
+}
+
+impl Cut {
+    fn before(world: &World, from: &Key, only: bool) -> Arc<Faulty<Cut>> {
+        Faulty::over(world.repository.clone(), Cut { from: from.clone(), only })
+    }
 }
 
 #[async_trait]
-impl Repository for Cut {
-    fn place(&self) -> String {
-        self.inner.place()
-    }
-    async fn abilities(&self) -> Result<Abilities, RepositoryError> {
-        self.inner.abilities().await
-    }
-    async fn put_new(&self, key: &Key, object: &Sealed) -> Result<Put, RepositoryError> {
-        self.inner.put_new(key, object).await
-    }
-    async fn get(&self, key: &Key) -> Result<Stored, RepositoryError> {
-        let name = key.to_string();
-        if matches!(key, Key::Of(_, Item::Segment(_))) && name >= self.from {
+impl Faults for Cut {
+    async fn before(&self, call: &Call<'_>) -> Result<(), RepositoryError> {
+        let Call { what: What::Get, key: Some(key @ Key::Of(_, Item::Segment(_))), .. } = call else { return Ok(()) };
+        let (name, from) = (key.to_string(), self.from.to_string());
+        if name == from || (!self.only && name > from) {
             // As a store that is down answers, when every try within the time allowed has failed.
             tokio::time::sleep(Duration::from_millis(300)).await;
-            return Err(RepositoryError::Unreachable {
-                doing: format!("read {name}"),
-                detail: "connection refused".into(),
-            });
+            let (doing, detail) = (format!("read {name}"), "connection refused".into());
+            return Err(RepositoryError::Unreachable { doing, detail });
         }
-        self.inner.get(key).await
-    }
-    async fn receipt(&self, key: &Key) -> Result<Receipt, RepositoryError> {
-        self.inner.receipt(key).await
-    }
-    async fn list(&self, prefix: &str) -> Result<Vec<Listed>, RepositoryError> {
-        self.inner.list(prefix).await
-    }
-    async fn delete(&self, key: &Key) -> Result<Deleted, RepositoryError> {
-        self.inner.delete(key).await
-    }
-    async fn lease(&self, key: &Key) -> Result<Option<Leased>, RepositoryError> {
-        self.inner.lease(key).await
-    }
-    async fn replace_lease(&self, key: &Key, object: &Sealed, seen: Option<&str>) -> Result<Replaced, RepositoryError> {
-        self.inner.replace_lease(key, object, seen).await
+        Ok(())
     }
 }
 
@@ -127,49 +106,15 @@ async fn r22_no_fault_in_the_log_opens_a_smaller_database() {
         assert!(refused.to_string().contains("is missing"), "{refused}");
         fs::write(path, &good).unwrap();
 
-        let cut = Arc::new(Cut { inner: world.repository.clone(), from: key.to_string() });
+        let cut = Cut::before(&world, key, false);
         // The end of the log is read first, and is out of reach too: nothing starts.
         never_open(&world, cut, &plan).await;
-        let only = Arc::new(Only(Cut { inner: world.repository.clone(), from: key.to_string() }, key.clone()));
+        let only = Cut::before(&world, key, true);
         let error = never_open(&world, only, &plan).await;
         assert!(error.to_string().contains("connection refused"), "{error}");
 
         let restored = world.back_to(Target::Latest).await;
         assert_eq!(restored.rows().await, 8, "PostgreSQL {version}: whole again");
-    }
-}
-
-/// One object out of reach, all others as they were.
-struct Only(Cut, Key);
-
-#[async_trait]
-impl Repository for Only {
-    fn place(&self) -> String {
-        self.0.place()
-    }
-    async fn abilities(&self) -> Result<Abilities, RepositoryError> {
-        self.0.abilities().await
-    }
-    async fn put_new(&self, key: &Key, object: &Sealed) -> Result<Put, RepositoryError> {
-        self.0.put_new(key, object).await
-    }
-    async fn get(&self, key: &Key) -> Result<Stored, RepositoryError> {
-        if *key == self.1 { self.0.get(key).await } else { self.0.inner.get(key).await }
-    }
-    async fn receipt(&self, key: &Key) -> Result<Receipt, RepositoryError> {
-        self.0.receipt(key).await
-    }
-    async fn list(&self, prefix: &str) -> Result<Vec<Listed>, RepositoryError> {
-        self.0.list(prefix).await
-    }
-    async fn delete(&self, key: &Key) -> Result<Deleted, RepositoryError> {
-        self.0.delete(key).await
-    }
-    async fn lease(&self, key: &Key) -> Result<Option<Leased>, RepositoryError> {
-        self.0.lease(key).await
-    }
-    async fn replace_lease(&self, key: &Key, object: &Sealed, seen: Option<&str>) -> Result<Replaced, RepositoryError> {
-        self.0.replace_lease(key, object, seen).await
     }
 }
 

@@ -34,7 +34,7 @@ pub(super) struct World {
     pub(super) cluster: Cluster,
     /// Seen by every user: servers run as `postgres`.
     pub(super) folder: tempfile::TempDir,
-    sealer: Sealer,
+    pub(super) sealer: Sealer,
     frontiers: AtomicU64,
     restores: AtomicU64,
 }

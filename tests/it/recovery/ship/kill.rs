@@ -145,7 +145,6 @@ async fn a_process_killed_at_any_call_to_the_store_loses_nothing() {
             assert!(begin.0 + log.len() as u64 >= told.0, "killed at {killed:?}: the server was told {told}");
         }
     }
-    println!("killed at: {}", killed.join(", "));
     stop.store(true, Ordering::Relaxed);
     load.await.unwrap();
     let shipper = Shipper::start(place.job(&server));
@@ -153,4 +152,57 @@ async fn a_process_killed_at_any_call_to_the_store_loses_nothing() {
     assert!(place.is_the_servers(&server, &cluster, Timeline(1), size()).await >= end);
     assert!(place.gaps(&cluster).await.is_empty());
     assert!(shipper.stop(PATIENCE).await);
+    println!("recovery: {} kills of a process that ships; 0 bytes lost", killed.len());
+}
+
+/// The store takes a minute for whatever is put of the log, longer than one try has, and acts all the same. The server is
+/// answered meanwhile, is told nothing that is not stored, and how far behind it is can be seen; then everything is there.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn soak_r10_a_put_of_a_minute_loses_nothing_and_the_lag_is_shown() {
+    const MINUTE: Duration = Duration::from_secs(60);
+    let store = S3Server::shared();
+    let proxy = StoreProxy::start(&store.address());
+    let settings = store.settings();
+    let place = Place::of(tempfile::tempdir().unwrap(), Arc::new(S3::open(settings.clone()).await.unwrap()));
+    for version in Server::versions() {
+        let options = Options { segment_mib: Some(1), ..Options::with(&["wal_sender_timeout = '5s'"]) };
+        let server = Server::start(version, options).await;
+        let stop = Arc::new(AtomicBool::new(false));
+        let load = busy(&server, stop.clone()).await;
+        let mut job = place.job(&server);
+        // Each version is a cluster of its own; the time that one try and all of them have is what it is for everybody.
+        job.new_cluster = true;
+        let usual = S3Settings::new(crate::support::store::BUCKET);
+        let (attempt, trying) = (usual.attempt, usual.trying);
+        let slow = S3Settings { endpoint: Some(proxy.endpoint()), attempt, trying, ..settings.clone() };
+        job.repository = Arc::new(S3::open(slow).await.unwrap());
+        let shipper = Shipper::start(job);
+        until_shipped(&shipper, &server, 1).await;
+        let cluster = cluster(&server).await;
+        let walsender = "SELECT pid FROM pg_stat_replication";
+        let pid = server.value(walsender).await;
+        for log in ["/piece/", "/wal/"] {
+            proxy.rule(Rule::new(Fault::Delay(MINUTE)).method("PUT").key(log));
+        }
+        let began = Instant::now();
+        let (mut waited, mut behind) = (Duration::ZERO, 0);
+        while began.elapsed() < MINUTE - Duration::from_secs(5) {
+            tokio::time::sleep(Duration::from_secs(2)).await;
+            assert_eq!(server.value(walsender).await, pid, "the connection was lost after {:?}", began.elapsed());
+            let slot: Lsn = server.value("SELECT restart_lsn FROM pg_replication_slots").await.parse().unwrap();
+            let (begin, log) = place.log(&cluster, Timeline(1), size()).await;
+            assert!(begin.0 + log.len() as u64 >= slot.0, "the server was told {slot}");
+            let status = shipper.status().borrow().clone();
+            (waited, behind) = (waited.max(status.waiting), behind.max(status.lag_bytes().unwrap_or(0)));
+        }
+        assert!(waited > Duration::from_secs(40) && behind > 0, "{waited:?}, {behind} bytes are shown");
+        proxy.calm();
+        stop.store(true, Ordering::Relaxed);
+        load.await.unwrap();
+        let end = until_shipped(&shipper, &server, 1).await;
+        assert!(place.is_the_servers(&server, &cluster, Timeline(1), size()).await >= end);
+        assert!(place.gaps(&cluster).await.is_empty());
+        assert!(shipper.stop(PATIENCE).await);
+        println!("recovery: PostgreSQL {version}, a put of 60 s: shown {waited:?} and {behind} bytes behind; 0 lost");
+    }
 }
