@@ -374,4 +374,4 @@ impl Holdings {
 }
 
 #[cfg(test)]
-pub(super) mod make;
+pub(crate) mod make;

@@ -1,6 +1,6 @@
 //! The task that tends one source: take the lease, ship, and take a base backup whenever one is due.
 
-use super::{Opening, Setup, once, view};
+use super::{Kind, Opening, Setup, once, view};
 use crate::backup::catalog::index::Catalogue;
 use crate::backup::catalog::manifest::Manifest;
 use crate::backup::catalog::retention::Policy;
@@ -33,7 +33,7 @@ type Backup = JoinHandle<Result<Manifest, once::BackUpError>>;
 pub(super) async fn tend(
     source: Source,
     opening: Opening,
-    mut wishes: mpsc::Receiver<()>,
+    mut wishes: mpsc::Receiver<Kind>,
     view: watch::Sender<SourceView>,
     mut stop: watch::Receiver<bool>,
 ) {
@@ -73,32 +73,35 @@ async fn too_long_after(mut stop: watch::Receiver<bool>) {
 /// From opening the repository to a stop or a failure.
 async fn once_over(
     opening: &Opening,
-    wishes: &mut mpsc::Receiver<()>,
+    wishes: &mut mpsc::Receiver<Kind>,
     view: &watch::Sender<SourceView>,
     mut stop: watch::Receiver<bool>,
 ) -> Result<(), String> {
     let setup = opening().await?;
     let lease = take_lease(&setup, view).await?;
-    let mut last = newest(&setup).await?;
+    let (mut last, whole_began) = newest(&setup).await?.unzip();
     let shipper = Shipper::start(once::shipping(&setup));
     let (mut shipped, mut standing) = (shipper.status(), lease.standing());
-    let mut tended = Tended { setup: &setup, view, backup: None, tried: None, answered: None };
+    let mut tended =
+        Tended { setup: &setup, view, backup: None, tried: None, answered: None, whole_began, wanted: None, kind: Kind::Whole };
     tended.show_last(last.as_ref());
     let ended = loop {
         tended.show(&shipped.borrow_and_update().clone());
         if let Standing::Lost(who) = &*standing.borrow_and_update() {
             break Err(format!("go on: {who}"));
         }
-        if tended.backup.is_none() && tended.is_due(last.as_ref(), &shipped.borrow(), Timestamp::now()) {
-            tended.begin(shipper.status());
+        if tended.backup.is_none() {
+            let now = Timestamp::now();
+            if let Some(kind) = tended.wanted.take() {
+                tended.begin(shipper.status(), kind);
+            } else if tended.is_due(last.as_ref(), &shipped.borrow(), now) {
+                let kind = tended.kind(last.as_ref(), &shipped.borrow(), now);
+                tended.begin(shipper.status(), kind);
+            }
         }
         tokio::select! {
             () = stopped(&mut stop) => break Ok(()),
-            Some(()) = wishes.recv() => {
-                if tended.backup.is_none() {
-                    tended.begin(shipper.status());
-                }
-            }
+            Some(kind) = wishes.recv() => tended.wish(kind),
             ended = ended(&mut tended.backup) => {
                 if let Some(taken) = tended.end(ended) {
                     last = Some(taken);
@@ -171,12 +174,14 @@ async fn ended(backup: &mut Option<Backup>) -> Result<Manifest, String> {
     }
 }
 
-/// The newest backup that can be used.
-async fn newest(setup: &Setup) -> Result<Option<Manifest>, String> {
+/// The newest backup that can be used, and when the whole one that it rests on began.
+async fn newest(setup: &Setup) -> Result<Option<(Manifest, Timestamp)>, String> {
     let read = Catalogue::read(setup.repository.as_ref(), &setup.checker, &setup.source.name).await;
     let catalogue = read.map_err(|error| error.to_string())?;
-    let holdings = catalogue.newest_cluster();
-    Ok(holdings.and_then(|holdings| holdings.newest_usable()).map(|backup| backup.manifest.clone()))
+    let Some(holdings) = catalogue.newest_cluster() else { return Ok(None) };
+    let chain = holdings.newest_usable().and_then(|backup| holdings.chain(backup.id()).ok()).unwrap_or_default();
+    let ends = chain.first().zip(chain.last());
+    Ok(ends.map(|(whole, newest)| (newest.manifest.clone(), whole.manifest.began)))
 }
 
 struct Tended<'a> {
@@ -187,6 +192,12 @@ struct Tended<'a> {
     tried: Option<(Timestamp, u32)>,
     /// The gap that the last backup was the answer to.
     answered: Option<String>,
+    /// When the newest whole backup began.
+    whole_began: Option<Timestamp>,
+    /// What somebody wants and what is under way does not answer.
+    wanted: Option<Kind>,
+    /// What is under way.
+    kind: Kind,
 }
 
 impl Tended<'_> {
@@ -201,19 +212,41 @@ impl Tended<'_> {
     fn show_last(&self, last: Option<&Manifest>) {
         let next = self.scheduled(last);
         self.view.send_modify(|view| {
-            view.last_backup = last.map(|manifest| LastBackup {
-                id: manifest.backup.to_string(),
-                began: manifest.began,
-                ended: manifest.ended,
-            });
+            view.last_backup = last.map(LastBackup::from);
             view.next_backup = next;
         });
     }
 
-    /// When the schedule asks for the next one.
+    /// When the schedules ask for the next one.
     fn scheduled(&self, last: Option<&Manifest>) -> Option<Timestamp> {
+        let incremental = self.setup.source.incremental.as_ref();
+        let began = last.map_or_else(Timestamp::now, |manifest| manifest.began);
+        let incremental = incremental.and_then(|incremental| incremental.schedule.next_after(began));
+        [self.whole_scheduled(), incremental].into_iter().flatten().min()
+    }
+
+    /// When the schedule asks for the next whole one.
+    fn whole_scheduled(&self) -> Option<Timestamp> {
         let schedule = self.setup.source.schedule.as_ref()?;
-        schedule.next_after(last.map_or_else(Timestamp::now, |manifest| manifest.began))
+        schedule.next_after(self.whole_began.unwrap_or_else(Timestamp::now))
+    }
+
+    /// What kind of backup is due: whole ones begin the chains, and answer lost log.
+    fn kind(&self, last: Option<&Manifest>, status: &Status, now: Timestamp) -> Kind {
+        let gap = status.needs_base.is_some() && status.needs_base != self.answered;
+        let whole = last.is_none() || gap || self.whole_scheduled().is_some_and(|due| due <= now);
+        match self.setup.source.incremental {
+            Some(_) if !whole => Kind::Incremental,
+            _ => Kind::Whole,
+        }
+    }
+
+    /// Somebody wants a backup. What is under way answers it, unless that is less than what is wanted.
+    fn wish(&mut self, kind: Kind) {
+        let kind = if self.setup.source.incremental.is_some() { kind } else { Kind::Whole };
+        if self.backup.is_none() || (self.kind == Kind::Incremental && kind == Kind::Whole) {
+            self.wanted = Some(kind);
+        }
     }
 
     /// Whether a backup is due: there is none, log is missing since the last one, or the schedule says so. One that was
@@ -230,12 +263,13 @@ impl Tended<'_> {
         (needed || scheduled) && possible && rested
     }
 
-    fn begin(&mut self, shipped: watch::Receiver<Status>) {
+    fn begin(&mut self, shipped: watch::Receiver<Status>, kind: Kind) {
+        self.kind = kind;
         self.answered.clone_from(&shipped.borrow().needs_base);
         let (setup, view, began) = (self.setup.clone(), self.view.clone(), Timestamp::now());
-        tracing::info!(source = %setup.source.name, "a base backup begins");
-        let tell = move |progress: Progress| view.send_modify(|view| view::under_way(view, began, progress));
-        self.backup = Some(tokio::spawn(async move { once::back_up(&setup, shipped, Arc::new(tell)).await }));
+        tracing::info!(source = %setup.source.name, ?kind, "a base backup begins");
+        let tell = move |progress: Progress| view.send_modify(|view| view::under_way(view, began, kind, progress));
+        self.backup = Some(tokio::spawn(async move { once::back_up(&setup, kind, shipped, Arc::new(tell)).await }));
     }
 
     fn end(&mut self, ended: Result<Manifest, String>) -> Option<Manifest> {
@@ -250,6 +284,9 @@ impl Tended<'_> {
             Ok(manifest) => {
                 tracing::info!(source = %self.setup.source.name, backup = %manifest.backup, "a base backup was taken");
                 self.tried = None;
+                if manifest.parent.is_none() {
+                    self.whole_began = Some(manifest.began);
+                }
                 Some(manifest)
             }
             Err(why) => {
