@@ -21,13 +21,17 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 /// A real folder; the process is killed at the n-th call, after it was done when n is even and before when it is odd.
-struct Deadly {
+pub(super) struct Deadly {
     inner: Folder,
     calls: AtomicUsize,
     at: usize,
 }
 
 impl Deadly {
+    pub(super) fn new(inner: Folder, at: usize) -> Deadly {
+        Deadly { inner, calls: AtomicUsize::new(0), at }
+    }
+
     fn count(&self) {
         if self.calls.fetch_add(1, Ordering::SeqCst) + 1 == self.at {
             let _ = kill(Pid::this(), Signal::SIGKILL);
@@ -81,7 +85,7 @@ async fn again(folder: &Path, data: &Path, at: usize) -> (restore::Report, Optio
     let source = SourceName::new("shop-db").unwrap();
     let holdings = restore::survey(&inner, &opener, &source, None).await.unwrap();
     let plan = restore::plan(&holdings, &Wish::new(Target::Latest)).unwrap();
-    let deadly = Arc::new(Deadly { inner, calls: AtomicUsize::new(0), at });
+    let deadly = Arc::new(Deadly::new(inner, at));
     let mut options = options(15, data, folder);
     options.feeding = Feeding { patience: Duration::from_millis(500), at_once: 1, ..options.feeding };
     let report = restore::restore(deadly, opener, &plan, &options, Arc::new(Progress::default())).await.unwrap();
