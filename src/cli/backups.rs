@@ -99,7 +99,9 @@ fn tell(ui: &Ui, catalogue: &Catalogue, windows: &[(&Holdings, Window)]) {
             ui.out(format!("  {}", ui.paint(Tone::Bad, words::clean(doubt))));
         }
         let rows: Vec<Vec<Cell>> = holdings.backups.values().rev().map(|backup| row(backup, window, now)).collect();
-        for line in table::lines(ui, &["BACKUP", "KIND", "WHEN", "TOOK", "SIZE", "STORED", "PROOF"], &rows, ui.columns()) {
+        for line in
+            table::lines(ui, &["BACKUP", "KIND", "WHEN", "TOOK", "SIZE", "STORED", "PROOF"], &rows, ui.columns())
+        {
             ui.out(format!("  {line}"));
         }
         for backup in holdings.backups.values().rev() {

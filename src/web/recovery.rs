@@ -1,7 +1,7 @@
 //! The API of recovery: how the sources stand, and the wish for a backup now.
 
-use super::{App, Problem};
 use super::api::Document;
+use super::{App, Problem};
 use crate::backup::keeper::{AskError, Kind};
 use crate::model::SourceName;
 use crate::model::source_view::{BackupAsked, BackupWish, SourceView};

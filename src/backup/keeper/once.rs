@@ -78,14 +78,7 @@ pub async fn back_up(
         (Kind::Incremental, Some(incremental)) => parent::wish(setup, &cluster, incremental).await?,
         _ => Wish::Whole,
     };
-    let job = Job {
-        cluster,
-        server,
-        repository: setup.repository.clone(),
-        sealer: setup.sealer.clone(),
-        wish,
-        tell,
-    };
+    let job = Job { cluster, server, repository: setup.repository.clone(), sealer: setup.sealer.clone(), wish, tell };
     let open = move |parent: Option<Bytes>| {
         let address = address.clone();
         async move {

@@ -158,7 +158,14 @@ async fn r14_a_server_before_17_gives_whole_backups_and_says_so() {
     let second = take(&setup, Kind::Incremental, &shipper).await;
     assert!(why(&second).contains("PostgreSQL 15 has no incremental backups"), "{}", why(&second));
     // Where the file does not ask for them, nothing is to be said.
-    let plain = Setup { source: { let mut source = setup.source.clone(); source.incremental = None; source }, ..setup };
+    let plain = Setup {
+        source: {
+            let mut source = setup.source.clone();
+            source.incremental = None;
+            source
+        },
+        ..setup
+    };
     let third = take(&plain, Kind::Incremental, &shipper).await;
     assert_eq!((third.parent, third.whole_because), (None, None));
     assert!(shipper.stop(PATIENCE).await);

@@ -138,8 +138,11 @@ async fn comes_back(version: u32) {
     restored.value("SET enable_seqscan = off; SELECT count(*) FROM big WHERE b = 'again'").await;
     let databases = "SELECT string_agg(datname, ',' ORDER BY datname) FROM pg_database";
     assert_eq!(restored.value(databases).await, "new,postgres,template0,template1");
-    let left = files(&restored.report.data).into_keys().chain(plan.tablespaces.values().flat_map(|at| files(at).into_keys()));
-    let left: Vec<_> = left.filter(|path| path.to_string_lossy().contains("mainstay-") && !path.ends_with("mainstay-restore.log")).collect();
+    let left =
+        files(&restored.report.data).into_keys().chain(plan.tablespaces.values().flat_map(|at| files(at).into_keys()));
+    let left: Vec<_> = left
+        .filter(|path| path.to_string_lossy().contains("mainstay-") && !path.ends_with("mainstay-restore.log"))
+        .collect();
     assert_eq!(left, [] as [PathBuf; 0]);
     drop(restored);
 
@@ -185,9 +188,8 @@ async fn r22_a_chain_with_a_fault_is_never_started() {
     let (world, taken) = three(17).await;
     let plan = world.plan(Target::Latest).await;
     assert_eq!(plan.ancestors.len(), 2);
-    let stored = |taken: &Taken, object: usize| {
-        world.folder.path().join("repository").join(&taken.manifest.objects[object].key)
-    };
+    let stored =
+        |taken: &Taken, object: usize| world.folder.path().join("repository").join(&taken.manifest.objects[object].key);
     let refused = async |why: &str| -> RestoreError {
         let options = world.options();
         let error = match world.restore(&plan, &options).await {

@@ -93,11 +93,7 @@ impl World {
     }
 
     /// A backup of this kind, and all of the log so far.
-    pub(super) async fn take(
-        &self,
-        wish: take::Wish,
-        change: impl FnOnce(&mut BTreeMap<String, String>),
-    ) -> Taken {
+    pub(super) async fn take(&self, wish: take::Wish, change: impl FnOnce(&mut BTreeMap<String, String>)) -> Taken {
         let address = self.server.address();
         let mut connection = self.server.replication().await;
         let mut server = connection.facts(&address, None).await.unwrap().server;
