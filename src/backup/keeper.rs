@@ -6,6 +6,7 @@
 
 mod mark;
 pub mod once;
+mod parent;
 mod tend;
 mod view;
 
@@ -17,6 +18,7 @@ use crate::config::daemon::Repository as RepositorySettings;
 use crate::model::SourceName;
 use crate::model::source_view::{BackupAsked, FailedBackup, LastBackup, SourceView};
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
@@ -37,6 +39,17 @@ pub struct Setup {
     pub checker: Checker,
     /// Who this is, in the words of a lease.
     pub owner: String,
+    /// The folder of what is kept from one backup to the next: the server's own manifest of the newest one.
+    pub state: PathBuf,
+}
+
+/// What kind of base backup is asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// All of it.
+    Whole,
+    /// What has changed since the one before, where the source's file has `incremental` and the server can say it.
+    Incremental,
 }
 
 /// A source that is to be tended.
@@ -67,7 +80,7 @@ struct Kept {
     place: RepositorySettings,
     view: watch::Receiver<SourceView>,
     /// Room for one wish: a second one is answered by the same backup.
-    wishes: mpsc::Sender<()>,
+    wishes: mpsc::Sender<Kind>,
     stop: watch::Sender<bool>,
     task: JoinHandle<()>,
 }
@@ -165,20 +178,21 @@ impl Keeper {
         sources.values().map(|kept| kept.view.borrow().clone()).collect()
     }
 
-    /// Asks for a backup of a source now.
+    /// Asks for a backup of a source now. A whole one comes after an incremental one that is under way.
     ///
     /// # Errors
     /// When there is no such source, or the daemon is stopping.
-    pub fn ask(&self, source: &SourceName) -> Result<BackupAsked, AskError> {
+    pub fn ask(&self, source: &SourceName, kind: Kind) -> Result<BackupAsked, AskError> {
         let sources = self.0.sources.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(kept) = sources.get(source) else {
             return Err(AskError::Unknown(sources.keys().map(ToString::to_string).collect()));
         };
-        let joined = kept.view.borrow().backup.is_some();
-        match kept.wishes.try_send(()) {
-            // Full: the one that waits there is answered by the same backup.
-            Ok(()) | Err(mpsc::error::TrySendError::Full(())) => Ok(BackupAsked { source: source.clone(), joined }),
-            Err(mpsc::error::TrySendError::Closed(())) => Err(AskError::Stopping),
+        let joined =
+            kept.view.borrow().backup.as_ref().is_some_and(|backup| kind == Kind::Incremental || !backup.incremental);
+        match kept.wishes.try_send(kind) {
+            // Full: it is taken out within a moment, and answered by the same backup.
+            Ok(()) | Err(mpsc::error::TrySendError::Full(_)) => Ok(BackupAsked { source: source.clone(), joined }),
+            Err(mpsc::error::TrySendError::Closed(_)) => Err(AskError::Stopping),
         }
     }
 

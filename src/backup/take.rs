@@ -23,8 +23,9 @@ pub use tar::TarError;
 pub use unpack::{Target, UnpackError, Unpacker, Withheld, Written};
 
 use super::catalog::manifest::{Manifest, ServerFacts, VERSION};
+use super::catalog::marks::{self, Adopt};
 use super::repository::{Archive, BackupId, Cluster, Item, Key, Repository, RepositoryError};
-use super::seal::{Extent, SealError, Sealer};
+use super::seal::{Checker, Extent, SealError, Sealer};
 use super::source::postgres::{BaseBackup, BaseEvent, PostgresError};
 use crate::model::{Lsn, Timeline};
 use bytes::Bytes;
@@ -77,11 +78,14 @@ pub enum Wish {
 /// The backup that the next one is the difference to.
 #[derive(Debug, Clone)]
 pub struct Parent {
-    /// What made it exist. The caller knows that it and all that it rests on are still there, and are kept while this runs.
+    /// What made it exist. The caller has just seen that it and all that it rests on are there and good; that no expiry means to
+    /// delete it is looked at here, when the difference begins and right before it exists.
     pub manifest: Manifest,
     /// The server's own manifest of it, byte for byte as [`Taken::server_manifest`] gave it: in the repository it is encrypted, and
     /// whoever takes backups cannot open it.
     pub server_manifest: Bytes,
+    /// Whom to believe of what expiries have marked.
+    pub checker: Checker,
 }
 
 /// The log that a backup needs.
@@ -197,9 +201,28 @@ pub enum TakeError {
         /// What is wrong.
         what: String,
     },
+    /// What it is the difference to is not there any more, or will not be.
+    #[error("build on backup {parent}: {error}")]
+    Parent {
+        /// What it is the difference to.
+        parent: BackupId,
+        /// Why.
+        error: NoParent,
+    },
     /// Our own side failed.
     #[error("take a base backup: {0}")]
     Broken(String),
+}
+
+/// Why nothing can be built on an earlier backup.
+#[derive(Debug, thiserror::Error)]
+pub enum NoParent {
+    /// An expiry means to delete it, or that cannot be said.
+    #[error(transparent)]
+    Marked(#[from] Adopt),
+    /// Its manifest is not there.
+    #[error("it is gone")]
+    Gone,
 }
 
 impl From<PostgresError> for TakeError {
@@ -269,6 +292,12 @@ where
         objects: stow.laid().map(|laid| laid.facts.clone()).collect(),
         made_by: concat!("mainstay ", env!("CARGO_PKG_VERSION")).to_owned(),
     };
+    if let Wish::Difference(parent) = &job.wish
+        && let Some(id) = &manifest.parent
+    {
+        let parent = adopt(&job, parent).await;
+        parent.map_err(|error| TakeError::Parent { parent: id.clone(), error })?;
+    }
     store_manifest(&job, &manifest, &mut stow).await?;
     tell(Phase::Done, bytes, stow.stored);
     Ok(Taken { manifest, server_manifest: received.server_manifest })
@@ -289,7 +318,7 @@ where
     let whole_because = match &job.wish {
         Wish::Whole => None,
         Wish::WholeBecause(why) => Some(why.clone()),
-        Wish::Difference(parent) => match no_difference(job, parent) {
+        Wish::Difference(parent) => match no_parent(job, parent).await? {
             Some(why) => Some(why),
             None => match begin(&open, Some(parent.server_manifest.clone())).await {
                 Ok((events, begun)) => {
@@ -308,7 +337,36 @@ where
     Ok(Opened { events, begun, parent: None, whole_because })
 }
 
-/// Why the server need not even be asked for the difference to this parent.
+/// Why the server need not even be asked for the difference to this parent. A repository that does not answer is no reason for a
+/// whole backup, but for none.
+async fn no_parent(job: &Job, parent: &Parent) -> Result<Option<String>, TakeError> {
+    if let Some(why) = no_difference(job, parent) {
+        return Ok(Some(why));
+    }
+    match adopt(job, parent).await {
+        Ok(()) => Ok(None),
+        Err(NoParent::Marked(Adopt::Repository(error))) => Err(TakeError::Store { error }),
+        Err(error) => {
+            let why = error.to_string();
+            Ok(Some(format!("the last backup: {}", why.lines().next().unwrap_or_default())))
+        }
+    }
+}
+
+/// Makes sure that no expiry means to delete the parent. The marks come first: an expiry takes its marks away when it has
+/// deleted what they name, and manifests go first, so that whoever sees no mark of it and then its manifest may build on it.
+async fn adopt(job: &Job, parent: &Parent) -> Result<(), NoParent> {
+    let names = marks::adopted(&job.cluster, &parent.manifest);
+    marks::refuse_marked(job.repository.as_ref(), &parent.checker, &job.cluster, &names).await?;
+    let manifest = Key::Of(job.cluster.clone(), Item::Manifest(parent.manifest.backup.clone()));
+    match job.repository.receipt(&manifest).await {
+        Ok(_) => Ok(()),
+        Err(RepositoryError::Absent { .. }) => Err(NoParent::Gone),
+        Err(error) => Err(NoParent::Marked(error.into())),
+    }
+}
+
+/// What of that is known without the repository.
 fn no_difference(job: &Job, parent: &Parent) -> Option<String> {
     let (now, then) = (&job.server, &parent.manifest.server);
     let why = |text: &str| Some(text.to_owned());

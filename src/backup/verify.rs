@@ -304,6 +304,14 @@ impl Check<'_> {
         }));
         let own = |object: &LogObject| object.first <= manifest.stop && object.last > manifest.start;
         of.findings.extend(log_wrong.iter().filter(|(object, _)| own(object)).map(|(_, finding)| finding.clone()));
+        // Without what it is the difference to it is nothing.
+        if let Err(why) = self.holdings.parent(backup) {
+            of.findings.push(Finding {
+                name: backup.object.key.to_string(),
+                kind: BadKind::Gone,
+                why: why.to_string(),
+            });
+        }
         // Without its log it never becomes consistent.
         if let Some(why) = lacks_log(self.holdings, manifest) {
             of.findings.push(Finding { name: backup.object.key.to_string(), kind: BadKind::Gone, why });

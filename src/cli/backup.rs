@@ -4,7 +4,7 @@ use super::client::Client;
 use super::desk;
 use super::exit::{Exit, Failure};
 use super::{Context, words};
-use crate::backup::keeper::{LEASE_TTL, Setup, once, phase};
+use crate::backup::keeper::{Kind, LEASE_TTL, Setup, once, phase};
 use crate::backup::repository::open::{self, Making};
 use crate::backup::ship::Shipper;
 use crate::backup::ship::lease::{Lease, LeaseError};
@@ -12,7 +12,7 @@ use crate::backup::take::Progress;
 use crate::config::backup::Source;
 use crate::model::SourceName;
 use crate::model::quantity::rounded_bytes;
-use crate::model::source_view::{BackupAsked, SourceView, UnderWay};
+use crate::model::source_view::{BackupAsked, BackupWish, LastBackup, SourceView, UnderWay};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
 use std::sync::Arc;
@@ -22,6 +22,7 @@ use std::time::Duration;
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   mainstay backup shop-db
+  mainstay backup shop-db --full     all of it, where `incremental` would take what has changed
   mainstay backup shop-db --alone    without asking a daemon
 
 Waits until the backup exists: every object is stored and read back, and so is the log that it needs. A daemon that tends
@@ -29,6 +30,9 @@ the source takes it; where none runs, this command does everything by itself and
 pub struct Args {
     /// The source: a file of `backups/` without its extension [default: the only one]
     source: Option<SourceName>,
+    /// All of it, even if the source's file has `incremental`
+    #[arg(long)]
+    full: bool,
     /// Do it here even if a daemon answers
     #[arg(long)]
     alone: bool,
@@ -66,7 +70,7 @@ async fn by_daemon(args: &Args, context: &Context, client: &Client, views: &[Sou
     let last_before = before.and_then(|view| view.last_backup.clone());
     let failed_before = before.and_then(|view| view.failed_backup.clone());
     let path = format!("sources/{name}/backup");
-    let _: BackupAsked = client.post(&path, &json!({})).await?;
+    let _: BackupAsked = client.post(&path, &BackupWish { full: args.full }).await?;
     let bar = bar(context);
     loop {
         tokio::time::sleep(LOOK).await;
@@ -77,9 +81,11 @@ async fn by_daemon(args: &Args, context: &Context, client: &Client, views: &[Sou
             show(&bar, under_way);
             continue;
         }
-        if let Some(last) = view.last_backup.filter(|last| Some(last) != last_before.as_ref()) {
+        // An incremental one that was under way comes first, and does not answer the wish for a whole one.
+        let answers = |last: &LastBackup| Some(last) != last_before.as_ref() && (!args.full || last.parent.is_none());
+        if let Some(last) = view.last_backup.filter(answers) {
             bar.finish_and_clear();
-            return Ok(done(context, &name, &last.id));
+            return Ok(done(context, &name, &last));
         }
         // One that ended between two looks was never seen under way.
         if let Some(failed) = view.failed_backup.filter(|failed| Some(failed) != failed_before.as_ref()) {
@@ -121,11 +127,12 @@ async fn by_ourselves(args: &Args, context: &Context) -> Result<Exit, Failure> {
         checker: crate::backup::seal::Checker::new(trusted),
         owner: format!("`mainstay backup`, process {}", std::process::id()),
         source,
+        state: config.state.clone(),
     };
-    take(&setup, context).await
+    take(&setup, if args.full { Kind::Whole } else { Kind::Incremental }, context).await
 }
 
-async fn take(setup: &Setup, context: &Context) -> Result<Exit, Failure> {
+async fn take(setup: &Setup, kind: Kind, context: &Context) -> Result<Exit, Failure> {
     let (repository, name) = (setup.repository.clone(), setup.source.name.clone());
     let (sealer, checker) = (setup.sealer.clone(), setup.checker.clone());
     let lease = Lease::take(repository, sealer, checker, name.clone(), &setup.owner, LEASE_TTL).await;
@@ -139,29 +146,44 @@ async fn take(setup: &Setup, context: &Context) -> Result<Exit, Failure> {
     let began = jiff::Timestamp::now();
     let tell = move |progress: Progress| {
         let phase = phase(progress.phase).to_owned();
-        show(&shown, &UnderWay { began, bytes: progress.received_bytes, of_bytes: progress.estimated_bytes, phase });
+        let (bytes, of_bytes, incremental) =
+            (progress.received_bytes, progress.estimated_bytes, kind == Kind::Incremental);
+        show(&shown, &UnderWay { began, bytes, of_bytes, phase, incremental });
     };
-    let taken = once::back_up(setup, shipper.status(), Arc::new(tell)).await;
+    let taken = once::back_up(setup, kind, shipper.status(), Arc::new(tell)).await;
     bar.finish_and_clear();
     shipper.stop(GRACE).await;
     lease.release().await;
     let manifest = taken.map_err(|error| Failure::new(exit(&error), error))?;
-    Ok(done(context, &name, &manifest.backup.to_string()))
+    Ok(done(context, &name, &LastBackup::from(&manifest)))
 }
 
 fn exit(error: &once::BackUpError) -> Exit {
     match error {
-        once::BackUpError::Postgres(_) | once::BackUpError::Repository(_) => Exit::Unreachable,
+        once::BackUpError::Postgres(_) | once::BackUpError::Repository(_) | once::BackUpError::Catalogue(_) => {
+            Exit::Unreachable
+        }
         once::BackUpError::Take(_) | once::BackUpError::Seal(_) => Exit::Bad,
     }
 }
 
-fn done(context: &Context, source: &SourceName, backup: &str) -> Exit {
-    let ui = &context.ui;
+fn done(context: &Context, source: &SourceName, backup: &LastBackup) -> Exit {
+    let (ui, id) = (&context.ui, &backup.id);
     if ui.json {
-        ui.json(&json!({ "source": source, "backup": backup }));
-    } else {
-        ui.out(format!("{source}: backup {backup} is complete"));
+        ui.json(&json!({
+            "source": source,
+            "backup": id,
+            "parent": backup.parent,
+            "whole-because": backup.whole_because,
+        }));
+        return Exit::Good;
+    }
+    match (&backup.parent, &backup.whole_because) {
+        (Some(parent), _) => ui.out(format!("{source}: backup {id} is complete: what has changed since {parent}")),
+        (None, Some(why)) => {
+            ui.out(format!("{source}: backup {id} is complete: a whole one, because {}", words::clean(why)));
+        }
+        (None, None) => ui.out(format!("{source}: backup {id} is complete")),
     }
     Exit::Good
 }

@@ -7,7 +7,7 @@ use super::ui::{Tone, Ui};
 use super::{Context, words};
 use crate::backup::catalog::holdings::{Backup, Holdings};
 use crate::backup::catalog::index::Catalogue;
-use crate::backup::catalog::manifest::ProofKind;
+use crate::backup::catalog::manifest::{Manifest, ProofKind};
 use crate::backup::catalog::window::{self, Hole, HoleKind, Point, Window};
 use crate::backup::repository::BackupId;
 use crate::model::SourceName;
@@ -99,8 +99,15 @@ fn tell(ui: &Ui, catalogue: &Catalogue, windows: &[(&Holdings, Window)]) {
             ui.out(format!("  {}", ui.paint(Tone::Bad, words::clean(doubt))));
         }
         let rows: Vec<Vec<Cell>> = holdings.backups.values().rev().map(|backup| row(backup, window, now)).collect();
-        for line in table::lines(ui, &["BACKUP", "WHEN", "TOOK", "SIZE", "STORED", "PROOF"], &rows, ui.columns()) {
+        for line in
+            table::lines(ui, &["BACKUP", "KIND", "WHEN", "TOOK", "SIZE", "STORED", "PROOF"], &rows, ui.columns())
+        {
             ui.out(format!("  {line}"));
+        }
+        for backup in holdings.backups.values().rev() {
+            if let Some(why) = &backup.manifest.whole_because {
+                ui.out(format!("  {} is not incremental: {}", backup.id(), words::clean(why)));
+            }
         }
     }
     for bad in &catalogue.bad {
@@ -154,12 +161,22 @@ fn row(backup: &Backup, window: &Window, now: Timestamp) -> Vec<Cell> {
     };
     vec![
         Cell::toned(Tone::Strong, manifest.backup.to_string()),
+        kind(manifest),
         words::ago(manifest.ended, now).into(),
         words::took(words::between(manifest.began, manifest.ended)).into(),
         rounded_bytes(bytes).into(),
         rounded_bytes(backup.stored_bytes).into(),
         proof,
     ]
+}
+
+/// Whole, or the difference to which one; names begin with their time, which is enough to find it in the list.
+fn kind(manifest: &Manifest) -> Cell {
+    match (&manifest.parent, &manifest.whole_because) {
+        (Some(parent), _) => format!("since {parent}").into(),
+        (None, Some(_)) => Cell::toned(Tone::Active, "whole, see below"),
+        (None, None) => "whole".into(),
+    }
 }
 
 fn document(catalogue: &Catalogue, windows: &[(&Holdings, Window)]) -> Value {

@@ -63,7 +63,11 @@ fn source_line(ui: &Ui, source: &SourceView, now: Timestamp) -> String {
     });
     let backup = match (&source.backup, &source.last_backup) {
         (Some(under_way), _) => format!("; backup: {}", under_way.phase),
-        (None, Some(last)) => format!("; last backup {}", words::ago(last.ended, now)),
+        (None, Some(last)) => {
+            let why = last.whole_because.as_ref();
+            let why = why.map_or_else(String::new, |why| format!(" (not incremental: {})", words::clean(why)));
+            format!("; last backup {}{why}", words::ago(last.ended, now))
+        }
         (None, None) => "; no backup yet".to_owned(),
     };
     let failed = source.failed_backup.as_ref().map_or_else(String::new, |failed| {

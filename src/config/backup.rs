@@ -34,8 +34,10 @@ pub struct Source {
     pub rpo: Option<Span>,
     /// How long a restore may take at the most; nobody watches over it when `None`.
     pub rto: Option<Span>,
-    /// When a base backup is taken, whether there is need of one or not.
+    /// When a base backup is taken, whether there is need of one or not; with `incremental`, when a whole one is.
     pub schedule: Option<Schedule>,
+    /// Between whole backups only what has changed is taken, where the server can say that; never when `None`.
+    pub incremental: Option<Incremental>,
     /// How often what is new in the log is stored.
     pub ship_every: Span,
     /// Mainstay is a synchronous standby: what is new is stored at once, and commits wait for it.
@@ -88,6 +90,15 @@ pub enum LagPolicy {
     },
 }
 
+/// Backups of what has changed since the one before (PostgreSQL 17 and later).
+#[derive(Debug, Clone, PartialEq)]
+pub struct Incremental {
+    /// When one is taken.
+    pub schedule: Schedule,
+    /// So many rest on one whole backup at the most; the next one is whole.
+    pub chain: u32,
+}
+
 /// What an expiry leaves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Keep {
@@ -121,6 +132,9 @@ const LAG_LEAST: ByteSize = ByteSize(16 << 20);
 /// What a server takes as the name of a slot.
 const SLOT_MAX_BYTES: usize = 63;
 const BACKUPS_MAX: u64 = 1_000;
+/// A day of hourly ones. Each is one more that a restore needs, and that must be good.
+const CHAIN: u32 = 24;
+const CHAIN_MAX: u64 = 200;
 
 /// What a source's file is read with.
 #[derive(Clone, Copy)]
@@ -278,7 +292,8 @@ fn source(reader: &mut Reader<'_, '_>, name: &SourceName, root: &Node, around: &
         reader.check.error_with_hint(node.place, message, "a shorter `ship-every`, or `synchronous: true`");
     }
     let rto = span(reader, &fields, "rto", SECOND);
-    let schedule = fields.get("schedule").and_then(|node| schedule(reader, node));
+    let whole = fields.get("schedule").and_then(|node| schedule(reader, node));
+    let incremental = fields.get("incremental").and_then(|node| incremental(reader, node));
     let slot = match fields.get("slot") {
         Some(node) => slot(reader, node),
         None => Some(usual_slot(name)),
@@ -294,7 +309,8 @@ fn source(reader: &mut Reader<'_, '_>, name: &SourceName, root: &Node, around: &
         postgres: postgres?,
         rpo,
         rto,
-        schedule,
+        schedule: whole,
+        incremental,
         ship_every,
         synchronous,
         step_down,
@@ -363,6 +379,21 @@ fn schedule(reader: &mut Reader<'_, '_>, node: &Node) -> Option<Schedule> {
         return None;
     }
     reader.check.parsed(node, "`schedule`")
+}
+
+fn incremental(reader: &mut Reader<'_, '_>, node: &Node) -> Option<Incremental> {
+    let fields = reader.check.fields(node, "`incremental`", INCREMENTAL_KEYS, &[])?;
+    let schedule = match fields.get("schedule") {
+        Some(node) => schedule(reader, node),
+        None => {
+            let message = "`incremental` needs `schedule`: when what has changed is taken";
+            let hint = "each hour, between the whole ones of the night: `schedule: \"30 * * * *\"`";
+            reader.check.error_with_hint(node.place, message, hint);
+            None
+        }
+    };
+    let chain = fields.get("chain").and_then(|node| reader.check.number(node, "`chain`", 1..=CHAIN_MAX));
+    Some(Incremental { schedule: schedule?, chain: chain.map_or(CHAIN, |n| n as u32) })
 }
 
 /// The rule of PostgreSQL.

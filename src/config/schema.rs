@@ -554,6 +554,7 @@ mod tests {
             (&daemon["$defs"]["Inbound"], settings::INBOUND_KEYS),
             (&daemon["$defs"]["Repository"], settings::REPOSITORY_KEYS),
             (&backup, sources::TOP_KEYS),
+            (&backup["$defs"]["Incremental"], sources::INCREMENTAL_KEYS),
             (&backup["$defs"]["KeepBackups"], sources::KEEP_KEYS),
             (&backup["$defs"]["WalLag"], sources::WAL_LAG_KEYS),
             (&backup["$defs"]["Restore"], sources::RESTORE_KEYS),

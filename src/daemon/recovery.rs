@@ -64,7 +64,7 @@ fn opening(source: &Source, repository: &Repository, state: &Path, (sealer, chec
         async move {
             let opened = open::open(&place, Making::First(&state)).await;
             let repository = opened.map_err(|error| error.to_string())?;
-            Ok(Setup { source, repository, sealer, checker, owner })
+            Ok(Setup { source, repository, sealer, checker, owner, state })
         }
         .boxed()
     })

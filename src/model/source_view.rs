@@ -87,6 +87,9 @@ pub struct UnderWay {
     pub of_bytes: Option<u64>,
     /// What is done now, in words.
     pub phase: String,
+    /// Only what has changed since the backup before was asked for.
+    #[serde(default)]
+    pub incremental: bool,
 }
 
 /// A backup that exists.
@@ -100,6 +103,12 @@ pub struct LastBackup {
     /// When its last byte was stored.
     #[schemars(with = "String")]
     pub ended: Timestamp,
+    /// The backup that it is the difference to; none when it is whole.
+    #[serde(default)]
+    pub parent: Option<String>,
+    /// Why it is whole although only what had changed was asked for.
+    #[serde(default)]
+    pub whole_because: Option<String>,
 }
 
 /// A try at a backup that came to nothing. What it stored is no backup, and is let go in time.
@@ -110,6 +119,14 @@ pub struct FailedBackup {
     pub at: Timestamp,
     /// Why, in words that begin with `failed to`.
     pub words: String,
+}
+
+/// The wish for a backup.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct BackupWish {
+    /// All of it, even where the source's file has `incremental`.
+    pub full: bool,
 }
 
 /// The daemon's answer to the wish for a backup.

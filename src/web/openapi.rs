@@ -73,7 +73,8 @@ pub(super) fn sources(g: &mut SchemaGenerator) -> Bodies {
     Bodies::answer(g.subschema_for::<Vec<source_view::SourceView>>())
 }
 pub(super) fn backup(g: &mut SchemaGenerator) -> Bodies {
-    Bodies::answer(g.subschema_for::<source_view::BackupAsked>())
+    let request = g.subschema_for::<source_view::BackupWish>();
+    Bodies::answer(g.subschema_for::<source_view::BackupAsked>()).taking(request)
 }
 pub(super) fn tokens(g: &mut SchemaGenerator) -> Bodies {
     Bodies::answer(g.subschema_for::<Vec<api::TokenView>>())

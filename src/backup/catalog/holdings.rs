@@ -173,6 +173,16 @@ pub enum Unusable {
         /// What it needs.
         parent: BackupId,
     },
+    /// It cannot be the difference to what it names.
+    #[error("{backup} cannot be the difference to {parent}: {why}")]
+    NotNext {
+        /// The difference.
+        backup: BackupId,
+        /// What it names.
+        parent: BackupId,
+        /// What does not fit.
+        why: &'static str,
+    },
     /// Its chain comes back to itself, or its parent is newer.
     #[error("the chain of {0} does not go back in time")]
     Circle(BackupId),
@@ -242,23 +252,38 @@ impl Holdings {
         self.key(object.item(self.segment_size.unwrap_or(SegmentSize::USUAL)))
     }
 
+    /// What a backup is the difference to; `None` for a whole one.
+    ///
+    /// # Errors
+    /// When that is not there, or does not fit. Whether it is good is not looked at.
+    pub fn parent(&self, backup: &Backup) -> Result<Option<&Backup>, Unusable> {
+        let Some(id) = &backup.manifest.parent else { return Ok(None) };
+        if backup.id() <= id {
+            return Err(Unusable::Circle(backup.id().clone()));
+        }
+        let Some(parent) = self.backups.get(id) else {
+            return Err(Unusable::Orphan { backup: backup.id().clone(), parent: id.clone() });
+        };
+        let (now, then) = (&backup.manifest.server, &parent.manifest.server);
+        let why = if now.major() != then.major() {
+            "it is of another major version"
+        } else if (now.block_size, now.data_checksums) != (then.block_size, then.data_checksums) {
+            "its pages are of another length, or only one of the two has checksums"
+        } else {
+            return Ok(Some(parent));
+        };
+        Err(Unusable::NotNext { backup: backup.id().clone(), parent: id.clone(), why })
+    }
+
     /// A backup with all that it is the difference to, the whole one first.
     ///
     /// # Errors
     /// When one of them cannot be used.
     pub fn chain(&self, backup: &BackupId) -> Result<Vec<&Backup>, Unusable> {
         let mut chain: Vec<&Backup> = Vec::new();
-        let mut next = Some(backup);
-        while let Some(id) = next {
-            let Some(one) = self.backups.get(id) else {
-                return Err(match chain.last() {
-                    None => Unusable::Unknown(id.clone()),
-                    Some(child) => Unusable::Orphan { backup: child.id().clone(), parent: id.clone() },
-                });
-            };
-            if chain.last().is_some_and(|child| child.id() <= id) {
-                return Err(Unusable::Circle(backup.clone()));
-            }
+        let mut next = Some(self.backups.get(backup).ok_or_else(|| Unusable::Unknown(backup.clone()))?);
+        while let Some(one) = next {
+            let id = one.id();
             if !one.missing.is_empty() {
                 return Err(Unusable::Missing { backup: id.clone(), missing: one.missing.clone() });
             }
@@ -269,7 +294,7 @@ impl Holdings {
                 return Err(Unusable::SegmentSize(id.clone()));
             }
             chain.push(one);
-            next = one.manifest.parent.as_ref();
+            next = self.parent(one)?;
         }
         chain.reverse();
         Ok(chain)
@@ -349,4 +374,4 @@ impl Holdings {
 }
 
 #[cfg(test)]
-pub(super) mod make;
+pub(crate) mod make;

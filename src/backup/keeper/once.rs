@@ -1,13 +1,14 @@
 //! One base backup beside a shipper: connect, ask for facts, take it, wait for its log. Called by the keeper when one is due,
 //! and by `mainstay backup` where no daemon does it.
 
-use super::Setup;
+use super::{Kind, Setup, parent};
+use crate::backup::catalog::index::CatalogueError;
 use crate::backup::catalog::manifest::{Manifest, ServerFacts};
 use crate::backup::repository::{Cluster, Key, Put, RepositoryError};
 use crate::backup::seal::{Extent, SealError};
 use crate::backup::ship::{Activity, Job as ShipJob, Status};
 use crate::backup::source::postgres::{Address, BaseBackup, BaseOptions, Connection, Facts, PostgresError, Purpose};
-use crate::backup::take::{self, Job, LogSpan, TakeError, Taken, Telling, Wish};
+use crate::backup::take::{self, Job, LogSpan, TakeError, Telling, Wish};
 use crate::model::SourceName;
 use bytes::Bytes;
 use futures_util::FutureExt as _;
@@ -33,6 +34,9 @@ pub enum BackUpError {
     /// The repository.
     #[error(transparent)]
     Repository(#[from] RepositoryError),
+    /// What the repository holds.
+    #[error(transparent)]
+    Catalogue(#[from] CatalogueError),
     /// The seal.
     #[error("seal the source's file: {0}")]
     Seal(#[from] SealError),
@@ -56,22 +60,25 @@ pub fn shipping(setup: &Setup) -> ShipJob {
     }
 }
 
-/// Takes a base backup of a source whose log is being shipped.
+/// Takes a base backup of a source whose log is being shipped. An incremental one becomes a whole one where it cannot be had:
+/// its manifest says why.
 ///
 /// # Errors
 /// When there is none in the end; the error says why.
-pub async fn back_up(setup: &Setup, shipped: watch::Receiver<Status>, tell: Telling) -> Result<Manifest, BackUpError> {
+pub async fn back_up(
+    setup: &Setup,
+    kind: Kind,
+    shipped: watch::Receiver<Status>,
+    tell: Telling,
+) -> Result<Manifest, BackUpError> {
     let address = setup.source.postgres.clone();
     let server = ask(&setup.source.name, &address).await?;
     let cluster = Cluster { source: setup.source.name.clone(), system: server.system };
-    let job = Job {
-        cluster,
-        server,
-        repository: setup.repository.clone(),
-        sealer: setup.sealer.clone(),
-        wish: Wish::Whole,
-        tell,
+    let wish = match (kind, &setup.source.incremental) {
+        (Kind::Incremental, Some(incremental)) => parent::wish(setup, &cluster, incremental).await?,
+        _ => Wish::Whole,
     };
+    let job = Job { cluster, server, repository: setup.repository.clone(), sealer: setup.sealer.clone(), wish, tell };
     let open = move |parent: Option<Bytes>| {
         let address = address.clone();
         async move {
@@ -83,9 +90,14 @@ pub async fn back_up(setup: &Setup, shipped: watch::Receiver<Status>, tell: Tell
         .boxed()
     };
     let durable = move |span: LogSpan| until_durable(shipped, span).boxed();
-    let Taken { manifest, .. } = take::take(job, open, durable).await?;
+    let taken = take::take(job, open, durable).await?;
+    parent::keep(setup, &taken).await;
+    if let Some(why) = &taken.manifest.whole_because {
+        let (source, backup) = (&setup.source.name, &taken.manifest.backup);
+        tracing::warn!(%source, %backup, "the backup is a whole one and not an incremental one: {why}");
+    }
     store_source(setup).await?;
-    Ok(manifest)
+    Ok(taken.manifest)
 }
 
 async fn ask(source: &SourceName, address: &Address) -> Result<ServerFacts, PostgresError> {

@@ -1,6 +1,6 @@
 //! The task that tends one source: take the lease, ship, and take a base backup whenever one is due.
 
-use super::{Opening, Setup, once, view};
+use super::{Kind, Opening, Setup, once, view};
 use crate::backup::catalog::index::Catalogue;
 use crate::backup::catalog::manifest::Manifest;
 use crate::backup::catalog::retention::Policy;
@@ -33,7 +33,7 @@ type Backup = JoinHandle<Result<Manifest, once::BackUpError>>;
 pub(super) async fn tend(
     source: Source,
     opening: Opening,
-    mut wishes: mpsc::Receiver<()>,
+    mut wishes: mpsc::Receiver<Kind>,
     view: watch::Sender<SourceView>,
     mut stop: watch::Receiver<bool>,
 ) {
@@ -73,32 +73,43 @@ async fn too_long_after(mut stop: watch::Receiver<bool>) {
 /// From opening the repository to a stop or a failure.
 async fn once_over(
     opening: &Opening,
-    wishes: &mut mpsc::Receiver<()>,
+    wishes: &mut mpsc::Receiver<Kind>,
     view: &watch::Sender<SourceView>,
     mut stop: watch::Receiver<bool>,
 ) -> Result<(), String> {
     let setup = opening().await?;
     let lease = take_lease(&setup, view).await?;
-    let mut last = newest(&setup).await?;
+    let (mut last, whole_began) = newest(&setup).await?.unzip();
     let shipper = Shipper::start(once::shipping(&setup));
     let (mut shipped, mut standing) = (shipper.status(), lease.standing());
-    let mut tended = Tended { setup: &setup, view, backup: None, tried: None, answered: None };
+    let mut tended = Tended {
+        setup: &setup,
+        view,
+        backup: None,
+        tried: None,
+        answered: None,
+        whole_began,
+        wanted: None,
+        kind: Kind::Whole,
+    };
     tended.show_last(last.as_ref());
     let ended = loop {
         tended.show(&shipped.borrow_and_update().clone());
         if let Standing::Lost(who) = &*standing.borrow_and_update() {
             break Err(format!("go on: {who}"));
         }
-        if tended.backup.is_none() && tended.is_due(last.as_ref(), &shipped.borrow(), Timestamp::now()) {
-            tended.begin(shipper.status());
+        if tended.backup.is_none() {
+            let now = Timestamp::now();
+            if let Some(kind) = tended.wanted.take() {
+                tended.begin(shipper.status(), kind);
+            } else if tended.is_due(last.as_ref(), &shipped.borrow(), now) {
+                let kind = tended.kind(last.as_ref(), &shipped.borrow(), now);
+                tended.begin(shipper.status(), kind);
+            }
         }
         tokio::select! {
             () = stopped(&mut stop) => break Ok(()),
-            Some(()) = wishes.recv() => {
-                if tended.backup.is_none() {
-                    tended.begin(shipper.status());
-                }
-            }
+            Some(kind) = wishes.recv() => tended.wish(kind),
             ended = ended(&mut tended.backup) => {
                 if let Some(taken) = tended.end(ended) {
                     last = Some(taken);
@@ -171,12 +182,14 @@ async fn ended(backup: &mut Option<Backup>) -> Result<Manifest, String> {
     }
 }
 
-/// The newest backup that can be used.
-async fn newest(setup: &Setup) -> Result<Option<Manifest>, String> {
+/// The newest backup that can be used, and when the whole one that it rests on began.
+async fn newest(setup: &Setup) -> Result<Option<(Manifest, Timestamp)>, String> {
     let read = Catalogue::read(setup.repository.as_ref(), &setup.checker, &setup.source.name).await;
     let catalogue = read.map_err(|error| error.to_string())?;
-    let holdings = catalogue.newest_cluster();
-    Ok(holdings.and_then(|holdings| holdings.newest_usable()).map(|backup| backup.manifest.clone()))
+    let Some(holdings) = catalogue.newest_cluster() else { return Ok(None) };
+    let chain = holdings.newest_usable().and_then(|backup| holdings.chain(backup.id()).ok()).unwrap_or_default();
+    let ends = chain.first().zip(chain.last());
+    Ok(ends.map(|(whole, newest)| (newest.manifest.clone(), whole.manifest.began)))
 }
 
 struct Tended<'a> {
@@ -187,6 +200,12 @@ struct Tended<'a> {
     tried: Option<(Timestamp, u32)>,
     /// The gap that the last backup was the answer to.
     answered: Option<String>,
+    /// When the newest whole backup began.
+    whole_began: Option<Timestamp>,
+    /// What somebody wants and what is under way does not answer.
+    wanted: Option<Kind>,
+    /// What is under way.
+    kind: Kind,
 }
 
 impl Tended<'_> {
@@ -201,19 +220,41 @@ impl Tended<'_> {
     fn show_last(&self, last: Option<&Manifest>) {
         let next = self.scheduled(last);
         self.view.send_modify(|view| {
-            view.last_backup = last.map(|manifest| LastBackup {
-                id: manifest.backup.to_string(),
-                began: manifest.began,
-                ended: manifest.ended,
-            });
+            view.last_backup = last.map(LastBackup::from);
             view.next_backup = next;
         });
     }
 
-    /// When the schedule asks for the next one.
+    /// When the schedules ask for the next one.
     fn scheduled(&self, last: Option<&Manifest>) -> Option<Timestamp> {
+        let incremental = self.setup.source.incremental.as_ref();
+        let began = last.map_or_else(Timestamp::now, |manifest| manifest.began);
+        let incremental = incremental.and_then(|incremental| incremental.schedule.next_after(began));
+        [self.whole_scheduled(), incremental].into_iter().flatten().min()
+    }
+
+    /// When the schedule asks for the next whole one.
+    fn whole_scheduled(&self) -> Option<Timestamp> {
         let schedule = self.setup.source.schedule.as_ref()?;
-        schedule.next_after(last.map_or_else(Timestamp::now, |manifest| manifest.began))
+        schedule.next_after(self.whole_began.unwrap_or_else(Timestamp::now))
+    }
+
+    /// What kind of backup is due: whole ones begin the chains, and answer lost log.
+    fn kind(&self, last: Option<&Manifest>, status: &Status, now: Timestamp) -> Kind {
+        let gap = status.needs_base.is_some() && status.needs_base != self.answered;
+        let whole = last.is_none() || gap || self.whole_scheduled().is_some_and(|due| due <= now);
+        match self.setup.source.incremental {
+            Some(_) if !whole => Kind::Incremental,
+            _ => Kind::Whole,
+        }
+    }
+
+    /// Somebody wants a backup. What is under way answers it, unless that is less than what is wanted.
+    fn wish(&mut self, kind: Kind) {
+        let kind = if self.setup.source.incremental.is_some() { kind } else { Kind::Whole };
+        if self.backup.is_none() || (self.kind == Kind::Incremental && kind == Kind::Whole) {
+            self.wanted = Some(kind);
+        }
     }
 
     /// Whether a backup is due: there is none, log is missing since the last one, or the schedule says so. One that was
@@ -230,12 +271,13 @@ impl Tended<'_> {
         (needed || scheduled) && possible && rested
     }
 
-    fn begin(&mut self, shipped: watch::Receiver<Status>) {
+    fn begin(&mut self, shipped: watch::Receiver<Status>, kind: Kind) {
+        self.kind = kind;
         self.answered.clone_from(&shipped.borrow().needs_base);
         let (setup, view, began) = (self.setup.clone(), self.view.clone(), Timestamp::now());
-        tracing::info!(source = %setup.source.name, "a base backup begins");
-        let tell = move |progress: Progress| view.send_modify(|view| view::under_way(view, began, progress));
-        self.backup = Some(tokio::spawn(async move { once::back_up(&setup, shipped, Arc::new(tell)).await }));
+        tracing::info!(source = %setup.source.name, ?kind, "a base backup begins");
+        let tell = move |progress: Progress| view.send_modify(|view| view::under_way(view, began, kind, progress));
+        self.backup = Some(tokio::spawn(async move { once::back_up(&setup, kind, shipped, Arc::new(tell)).await }));
     }
 
     fn end(&mut self, ended: Result<Manifest, String>) -> Option<Manifest> {
@@ -250,6 +292,9 @@ impl Tended<'_> {
             Ok(manifest) => {
                 tracing::info!(source = %self.setup.source.name, backup = %manifest.backup, "a base backup was taken");
                 self.tried = None;
+                if manifest.parent.is_none() {
+                    self.whole_began = Some(manifest.began);
+                }
                 Some(manifest)
             }
             Err(why) => {
@@ -259,6 +304,108 @@ impl Tended<'_> {
                 self.tried = Some((Timestamp::now(), failures));
                 None
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backup::catalog::holdings::make::{at, empty, id};
+    use crate::backup::repository::folder::Folder;
+    use crate::backup::seal::{Checker, Sealer, new_key_set};
+    use crate::config::backup::{Around, parse};
+
+    fn setup(folder: &std::path::Path, more: &str) -> Setup {
+        let store = crate::config::secret::SecretStore::new(folder);
+        let around = Around { env: &|_| None, folder, store: &store, repos: None };
+        let text = format!("postgres: \"postgres://backup@127.0.0.1/?sslmode=disable\"\n{more}\n");
+        let source = parse(&"shop-db".parse().unwrap(), "shop-db.yml", &text, &around).unwrap();
+        let keys = new_key_set().unwrap();
+        Setup {
+            source,
+            repository: Arc::new(Folder::create(folder.join("repository")).unwrap()),
+            sealer: Sealer::new(std::slice::from_ref(&keys.recipient), keys.signing.clone()).unwrap(),
+            checker: Checker::new(vec![keys.signing.public()]),
+            owner: "a test".into(),
+            state: folder.to_owned(),
+        }
+    }
+
+    /// What is due at an hour when the whole backup began at hour 1 and the last one at another. These hours are 13 minutes past
+    /// those of UTC.
+    fn due(more: &str, last: i64, now: i64, gap: bool) -> Option<Kind> {
+        let dir = tempfile::tempdir().unwrap();
+        let setup = setup(dir.path(), more);
+        let (view, _) = watch::channel(view::starting(&setup.source));
+        let holdings = empty().with_backup(1, 1, 1, 2, None).with_backup(last, 1, 3, 4, (last > 1).then_some(1));
+        let last = &holdings.backups[&id(last)].manifest;
+        let tended = Tended {
+            setup: &setup,
+            view: &view,
+            backup: None,
+            tried: None,
+            answered: None,
+            whole_began: Some(at(1)),
+            wanted: None,
+            kind: Kind::Whole,
+        };
+        let needs_base = gap.then(|| "log was lost".to_owned());
+        let status = Status { activity: Activity::Streaming, needs_base, ..Status::default() };
+        tended.is_due(Some(last), &status, at(now)).then(|| tended.kind(Some(last), &status, at(now)))
+    }
+
+    #[test]
+    fn whole_ones_and_incremental_ones_have_schedules_of_their_own() {
+        // Every two hours; a whole one each day at noon.
+        let both = "schedule: '0 12 * * *'\nincremental: { schedule: '0 */2 * * *' }";
+        let noon = (1..26).find(|hour| at(*hour).strftime("%H").to_string() == "12").unwrap();
+        let (whole, incremental) = (Some(Kind::Whole), Some(Kind::Incremental));
+        assert_eq!(due(both, 1, 1, false), None);
+        assert!((2..=3).any(|hour| hour < noon && due(both, 1, hour, false) == incremental), "an even hour came");
+        // After the noon it is a whole one, however new the last incremental one is.
+        assert_eq!(due(both, noon - 1, noon, false), whole);
+        assert_eq!(due(both, 1, 26, false), whole);
+        // Without a schedule for whole ones they come from the bound of the chain.
+        let only = "incremental: { schedule: '0 */2 * * *' }";
+        assert_eq!((due(only, 1, 26, false), due(only, 1, 1, false)), (incremental, None));
+        assert_eq!(due("schedule: '0 12 * * *'", 1, 26, false), whole);
+        assert_eq!(due("", 1, 26, false), None);
+        // Log was lost: what is built on now has nothing missing under it.
+        for more in [both, only, ""] {
+            assert_eq!(due(more, 1, 1, true), whole);
+        }
+    }
+
+    #[test]
+    fn a_wish_for_a_whole_one_waits_for_an_incremental_one() {
+        let dir = tempfile::tempdir().unwrap();
+        for (more, running, asked, wanted) in [
+            ("incremental: { schedule: '0 * * * *' }", None, Kind::Incremental, Some(Kind::Incremental)),
+            ("incremental: { schedule: '0 * * * *' }", Some(Kind::Incremental), Kind::Incremental, None),
+            ("incremental: { schedule: '0 * * * *' }", Some(Kind::Incremental), Kind::Whole, Some(Kind::Whole)),
+            ("incremental: { schedule: '0 * * * *' }", Some(Kind::Whole), Kind::Incremental, None),
+            ("", Some(Kind::Whole), Kind::Whole, None),
+            ("", None, Kind::Incremental, Some(Kind::Whole)),
+        ] {
+            let place = tempfile::tempdir_in(dir.path()).unwrap();
+            let setup = setup(place.path(), more);
+            let (view, _) = watch::channel(view::starting(&setup.source));
+            let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+            let backup = running.map(|_| runtime.spawn(std::future::pending()));
+            let (kind, whole_began) = (running.unwrap_or(Kind::Whole), None);
+            let mut tended = Tended {
+                setup: &setup,
+                view: &view,
+                backup,
+                tried: None,
+                answered: None,
+                whole_began,
+                wanted: None,
+                kind,
+            };
+            tended.wish(asked);
+            assert_eq!(tended.wanted, wanted, "{more:?} {running:?} {asked:?}");
         }
     }
 }

@@ -1,9 +1,11 @@
 //! What people see of a source, made from what its parts say.
 
+use super::Kind;
+use crate::backup::catalog::manifest::Manifest;
 use crate::backup::ship::{Activity, Status};
 use crate::backup::take::{Phase, Progress};
 use crate::config::backup::{Source, WalLag};
-use crate::model::source_view::{LogView, SourceState, SourceView, UnderWay};
+use crate::model::source_view::{LastBackup, LogView, SourceState, SourceView, UnderWay};
 use jiff::Timestamp;
 
 /// Nothing is known yet.
@@ -60,10 +62,23 @@ pub(super) fn shipping(view: &mut SourceView, status: &Status, lag: &WalLag) {
 }
 
 /// Takes over how far a backup is.
-pub(super) fn under_way(view: &mut SourceView, began: Timestamp, progress: Progress) {
+pub(super) fn under_way(view: &mut SourceView, began: Timestamp, kind: Kind, progress: Progress) {
     let phase = phase(progress.phase);
     let of_bytes = progress.estimated_bytes.or_else(|| view.backup.as_ref().and_then(|before| before.of_bytes));
-    view.backup = Some(UnderWay { began, bytes: progress.received_bytes, of_bytes, phase: phase.into() });
+    let incremental = kind == Kind::Incremental;
+    view.backup = Some(UnderWay { began, bytes: progress.received_bytes, of_bytes, phase: phase.into(), incremental });
+}
+
+impl From<&Manifest> for LastBackup {
+    fn from(manifest: &Manifest) -> LastBackup {
+        LastBackup {
+            id: manifest.backup.to_string(),
+            began: manifest.began,
+            ended: manifest.ended,
+            parent: manifest.parent.as_ref().map(ToString::to_string),
+            whole_because: manifest.whole_because.clone(),
+        }
+    }
 }
 
 /// A phase in words, such as fit behind "backup: ".

@@ -1,11 +1,12 @@
-//! The base: its chunks into the data directory and the tablespaces, many at once, and `pg_control` last.
+//! The base: its chunks into the data directory and the tablespaces, many at once, and `pg_control` last. Where it is a
+//! difference, what it is the difference to comes first, oldest first, and each is put on top of the one before.
 
-use super::RestoreError;
 use super::fetch::{Fetch, Opened};
 use super::place::{Place, give, give_all, sync};
 use super::plan::{Plan, PlannedObject};
 use super::settings::{write, write_bytes};
-use crate::backup::catalog::manifest::{ChunkPlace, Index};
+use super::{RestoreError, chain, room};
+use crate::backup::catalog::manifest::{ArchiveFacts, ChunkPlace, Index, Manifest};
 use crate::backup::repository::{Archive, Item, Key};
 use crate::backup::take::{Target, Unpacker, Withheld};
 use std::collections::{BTreeMap, BTreeSet};
@@ -31,15 +32,31 @@ pub(super) async fn restore(fetch: &Fetch, plan: &Plan, place: &mut Place, force
     for space in plan.tablespaces.values() {
         place.tablespace(space, force)?;
     }
-    let index = read_index(fetch, plan).await?;
-    let mut held = chunks(fetch, plan, &index, place).await?;
-    if !held.contains_key(PG_CONTROL.as_bytes()) {
-        // An earlier run wrote the chunk that it is in, and did not come as far as writing it down.
-        place.done.clear();
-        held = chunks(fetch, plan, &index, place).await?;
+    let mut roots: BTreeMap<Archive, PathBuf> =
+        plan.tablespaces.iter().map(|(oid, path)| (Archive::Tablespace(*oid), path.clone())).collect();
+    roots.insert(Archive::Base, place.data.clone());
+    let below = plan.ancestors.iter();
+    let below: Vec<Part<'_>> =
+        below.map(|one| Part { manifest: &one.manifest, chunks: &one.chunks, index: &one.index }).collect();
+    let newest = Part { manifest: &plan.base, chunks: &plan.chunks, index: &plan.index };
+    if !below.first().unwrap_or(&newest).is_begun(place) {
+        room::check(roots.iter().filter_map(|(archive, root)| Some((&**root, *plan.room.get(archive)?))))?;
     }
-    let control = held.remove(PG_CONTROL.as_bytes());
-    let control = control.ok_or_else(|| RestoreError::Incomplete(format!("the backup has no {PG_CONTROL}")))?;
+
+    for (number, part) in below.iter().enumerate() {
+        let line = chain::in_place(&part.manifest.backup);
+        if place.done.contains(&line) {
+            fetch.progress.base(part.stored_bytes());
+            continue;
+        }
+        put(fetch, part, &roots, number > 0, place).await?;
+        place.note(&line)?;
+        crate::failpoint!("restore-ancestor-in-place");
+    }
+    let (mut held, control) = put(fetch, &newest, &roots, !below.is_empty(), place).await?;
+    if !below.is_empty() {
+        chain::check_label(&place.data, plan.base.start)?;
+    }
     tablespaces(plan, place, held.remove(TABLESPACE_MAP.as_bytes()))?;
     give_all(&place.data, place.owner())?;
     durable(plan, place, &control).await
@@ -56,11 +73,75 @@ async fn durable(plan: &Plan, place: &mut Place, control: &Withheld) -> Result<(
     place.base_complete()
 }
 
-async fn read_index(fetch: &Fetch, plan: &Plan) -> Result<Index, RestoreError> {
-    let opened = open(fetch, &plan.index).await?;
-    fetch.progress.base(plan.index.stored_bytes);
+/// One backup of a chain; the only one, mostly.
+struct Part<'a> {
+    manifest: &'a Manifest,
+    chunks: &'a [PlannedObject],
+    index: &'a PlannedObject,
+}
+
+impl Part<'_> {
+    fn stored_bytes(&self) -> u64 {
+        self.chunks.iter().chain([self.index]).map(|object| object.stored_bytes).sum()
+    }
+
+    /// Whether an earlier run has unpacked anything of it.
+    fn is_begun(&self, place: &Place) -> bool {
+        self.chunks.iter().any(|object| place.done.contains(&object.key.to_string()))
+    }
+
+    /// Lets all of it be unpacked again.
+    fn forget(&self, place: &mut Place) {
+        for object in self.chunks {
+            place.done.remove(&object.key.to_string());
+        }
+    }
+}
+
+/// Unpacks a backup, a difference beside the others and then on top of them; gives what was held back, and its `pg_control`.
+async fn put(
+    fetch: &Fetch,
+    part: &Part<'_>,
+    roots: &BTreeMap<Archive, PathBuf>,
+    difference: bool,
+    place: &mut Place,
+) -> Result<(BTreeMap<Vec<u8>, Withheld>, Withheld), RestoreError> {
+    let Manifest { backup, archives, server, .. } = part.manifest;
+    let archives: Vec<ArchiveFacts> =
+        archives.iter().filter(|facts| roots.contains_key(&facts.archive)).cloned().collect();
+    let mut into = roots.clone();
+    if difference {
+        into = chain::beside(roots, &archives.iter().map(|facts| facts.archive).collect());
+        if place.done.contains(&chain::begun(backup)) {
+            // Files of it were moved and pages of it written, maybe not all: it is put on top once more, from its beginning.
+            part.forget(place);
+        }
+        if !part.is_begun(place) {
+            chain::make(&into, place.owner())?;
+        }
+    }
+    let mut index = read_index(fetch, part).await?;
+    // Tablespaces that are dropped by the end of the chain are not fetched.
+    index.chunks.retain(|chunk| roots.contains_key(&chunk.archive));
+    let mut held = chunks(fetch, part, &index, &archives, &into, place).await?;
+    if !held.contains_key(PG_CONTROL.as_bytes()) {
+        // An earlier run wrote the chunk that it is in, and did not come as far as writing it down.
+        part.forget(place);
+        held = chunks(fetch, part, &index, &archives, &into, place).await?;
+    }
+    let control = held.remove(PG_CONTROL.as_bytes());
+    let control = control.ok_or_else(|| RestoreError::Incomplete(format!("backup {backup} has no {PG_CONTROL}")))?;
+    if difference {
+        chain::put_on_top(place, backup, server, roots, into).await?;
+    }
+    Ok((held, control))
+}
+
+async fn read_index(fetch: &Fetch, part: &Part<'_>) -> Result<Index, RestoreError> {
+    let opened = open(fetch, part.index).await?;
+    fetch.progress.base(part.index.stored_bytes);
     serde_json::from_slice(&opened.bytes).map_err(|error| {
-        RestoreError::Incomplete(format!("the index of backup {} does not read: {error}", plan.base.backup))
+        RestoreError::Incomplete(format!("the index of backup {} does not read: {error}", part.manifest.backup))
     })
 }
 
@@ -79,21 +160,20 @@ async fn open(fetch: &Fetch, object: &PlannedObject) -> Result<Opened, RestoreEr
 /// Unpacks every chunk that is not done; gives the files that were held back.
 async fn chunks(
     fetch: &Fetch,
-    plan: &Plan,
+    part: &Part<'_>,
     index: &Index,
+    archives: &[ArchiveFacts],
+    roots: &BTreeMap<Archive, PathBuf>,
     place: &mut Place,
 ) -> Result<BTreeMap<Vec<u8>, Withheld>, RestoreError> {
-    let mut roots: BTreeMap<Archive, PathBuf> =
-        plan.tablespaces.iter().map(|(oid, path)| (Archive::Tablespace(*oid), path.clone())).collect();
-    roots.insert(Archive::Base, place.data.clone());
     let withheld = BTreeSet::from([PG_CONTROL.as_bytes().to_vec(), TABLESPACE_MAP.as_bytes().to_vec()]);
-    let target = Target { roots, withheld, owner: place.owner() };
-    let unpacker = Arc::new(Unpacker::new(target, index, &plan.base.archives).map_err(unpack)?);
+    let target = Target { roots: roots.clone(), withheld, owner: place.owner() };
+    let unpacker = Arc::new(Unpacker::new(target, index, archives).map_err(unpack)?);
     let places: BTreeMap<(Archive, u32), &ChunkPlace> =
         index.chunks.iter().map(|chunk| ((chunk.archive, chunk.number), chunk)).collect();
-    let last = plan.base.archives.iter().find(|facts| facts.archive == Archive::Base).map_or(0, |facts| facts.chunks);
+    let last = archives.iter().find(|facts| facts.archive == Archive::Base).map_or(0, |facts| facts.chunks);
     let mut running = JoinSet::new();
-    for object in &plan.chunks {
+    for object in part.chunks {
         let Key::Of(_, Item::Chunk { archive, number, .. }) = &object.key else { continue };
         // What is held back is held in memory. Servers send `tablespace_map` first and `pg_control` last.
         let holds = *archive == Archive::Base && (*number == 0 || *number + 1 >= last);

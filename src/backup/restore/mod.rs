@@ -7,7 +7,8 @@
 //! |---|---|
 //! | `plan`, `log`, `show` | which objects, how far, how long; no I/O |
 //! | `place` | where it is written, and what an interrupted run has done |
-//! | `fetch`, `base` | objects, many at once; `pg_control` last |
+//! | `fetch`, `base`, `chain` | objects, many at once; differences put on top of what they are to; `pg_control` last |
+//! | `room` | does it fit on the disk |
 //! | `feeder`, `feed.sh` | the log, ahead of the server; it ends only where the catalogue proves that it ends |
 //! | `tail` | the last record of the log, which the server is told to reach |
 //! | `settings` | recovery, and nothing of the former life |
@@ -19,6 +20,7 @@
 //! it refuses to open. So a log that ends early, for whatever reason, is an error and never a smaller database.
 
 mod base;
+mod chain;
 mod checks;
 pub mod feeder;
 pub mod fetch;
@@ -26,6 +28,7 @@ mod log;
 pub mod place;
 pub mod plan;
 mod report;
+mod room;
 mod settings;
 mod show;
 pub mod start;
@@ -34,7 +37,7 @@ pub mod tail;
 pub use checks::{Check, Checked};
 pub use feeder::Feeding;
 pub use fetch::{Moment, Progress};
-pub use plan::{Plan, PlanError, Program, Rates, Target, Wish, plan};
+pub use plan::{Ancestor, Plan, PlanError, Program, Rates, Target, Wish, plan};
 pub use report::{Report, Seconds};
 pub use start::LocalServer;
 
@@ -42,7 +45,7 @@ use super::catalog::holdings::Holdings;
 use super::catalog::index::{Catalogue, CatalogueError};
 use super::repository::{Item, Key, Repository, RepositoryError};
 use super::seal::{Opener, SealError};
-use super::take::UnpackError;
+use super::take::{CombineError, UnpackError};
 use crate::model::{Lsn, SourceName, SystemId};
 use feeder::{Feeder, Stage};
 use fetch::Fetch;
@@ -120,6 +123,12 @@ pub enum RestoreError {
     /// The base cannot be written.
     #[error("unpack the base: {0}")]
     Unpack(UnpackError),
+    /// A difference cannot be put on top of what it is to.
+    #[error(transparent)]
+    Combine(#[from] CombineError),
+    /// There is no room for it.
+    #[error(transparent)]
+    Room(#[from] room::NoRoom),
     /// A segment is not what it is called.
     #[error("read the log: {segment}: {source}")]
     Log {
@@ -183,7 +192,8 @@ pub async fn check_keys(repository: &dyn Repository, opener: &Opener, plan: &Pla
     // Recipients change at a moment: the ends of the base and of the log are on both sides of it.
     let mut log = plan.log.segments.iter().flat_map(|segment| &segment.parts).map(|part| &part.key);
     let ends = [Some(&plan.index.key), plan.chunks.last().map(|chunk| &chunk.key), log.clone().next(), log.next_back()];
-    for key in ends.into_iter().flatten() {
+    let below = plan.ancestors.iter().map(|one| Some(&one.index.key));
+    for key in below.chain(ends).flatten() {
         let receipt = match repository.receipt(key).await {
             // A piece that something larger stands for by now: its own keys are looked at when it is fetched.
             Err(RepositoryError::Absent { .. }) if matches!(key, Key::Of(_, Item::Piece { .. })) => continue,

@@ -171,7 +171,8 @@ impl Place {
         self.note(&line)
     }
 
-    fn note(&mut self, line: &str) -> Result<(), RestoreError> {
+    /// Writes a line down, for a run that goes on after this one.
+    pub(super) fn note(&mut self, line: &str) -> Result<(), RestoreError> {
         // One write, so that a line is there or not; a torn one is no chunk's name and is done again.
         self.state.write_all(format!("{line}\n").as_bytes()).map_err(io("write", &self.data.join(STATE)))
     }

@@ -10,7 +10,7 @@ use crate::backup::catalog::holdings::{Backup, Holdings};
 use crate::backup::catalog::manifest::{Manifest, ProofKind};
 use crate::backup::catalog::path::{End, NoPath, Path, path};
 use crate::backup::catalog::window::{acknowledged, line};
-use crate::backup::repository::{BackupId, Item, Key};
+use crate::backup::repository::{Archive, BackupId, Item, Key};
 use crate::model::{Lsn, SourceName, SystemId, Timeline};
 use jiff::Timestamp;
 use serde::{Serialize, Serializer};
@@ -113,6 +113,18 @@ pub struct PlannedObject {
     pub plain_sha256: String,
 }
 
+/// A backup that the base is the difference to, itself or through others.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Ancestor {
+    /// It.
+    pub manifest: Manifest,
+    /// Its objects, without those of tablespaces that the base has no more.
+    pub chunks: Vec<PlannedObject>,
+    /// Where its chunks stand in their archives.
+    pub index: PlannedObject,
+}
+
 /// Where the log ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
@@ -155,16 +167,21 @@ pub struct Plan {
     pub timeline: Timeline,
     /// The timelines on the way to it, oldest first, each with the place where it is left; the last is not left.
     pub line: Vec<(Timeline, Option<Lsn>)>,
-    /// The backup it begins with.
+    /// The backup it begins with; the newest of its chain when it is a difference.
     pub base: Manifest,
+    /// What that is the difference to, the whole one first; empty when it is whole itself.
+    pub ancestors: Vec<Ancestor>,
     /// Its objects.
     pub chunks: Vec<PlannedObject>,
     /// Where its chunks stand in their archives.
     pub index: PlannedObject,
     /// Where its tablespaces go.
     pub tablespaces: BTreeMap<u32, PathBuf>,
-    /// What is fetched for the base, in stored bytes.
+    /// What is fetched for the base, its ancestors included, in stored bytes.
     pub base_bytes: u64,
+    /// What the base takes on disk at the most while it is put together, in bytes, by archive: a difference lies beside what it
+    /// is put on top of until that is done.
+    pub room: BTreeMap<Archive, u64>,
     /// What is fetched of the log up to the target, in stored bytes.
     pub log_bytes: u64,
     /// The log.
@@ -238,11 +255,20 @@ pub enum PlanError {
     /// The manifest does not name what it must.
     #[error("the manifest of backup {0} does not name its {1}")]
     Manifest(BackupId, &'static str),
-    /// The backup is the difference to another one.
+    /// A backup cannot be the difference to what it names.
     #[error(
-        "backup {0} is the difference to another one, which this Mainstay does not put together\nhint: choose a whole backup with `--backup`"
+        "backup {backup} begins at {start}, and {parent}, to which it should be the difference, at {parent_start}\nhint: choose another backup with `--backup`"
     )]
-    Difference(BackupId),
+    Difference {
+        /// The difference.
+        backup: BackupId,
+        /// Where it begins.
+        start: Lsn,
+        /// What it names.
+        parent: BackupId,
+        /// Where that begins.
+        parent_start: Lsn,
+    },
     /// A tablespace is named that is none.
     #[error("the backup has no tablespace with OID {0}\nhint: it has {1}")]
     Tablespace(u32, String),
@@ -359,9 +385,6 @@ fn candidates<'a>(holdings: &'a Holdings, wanted: Option<&BackupId>) -> Result<V
 
 fn with(holdings: &Holdings, wish: &Wish, backup: &Backup, timeline: Timeline) -> Result<Plan, PlanError> {
     let manifest = &backup.manifest;
-    if manifest.parent.is_some() {
-        return Err(PlanError::Difference(backup.id().clone()));
-    }
     let end = match &wish.target {
         Target::Latest | Target::Point(_) => End::Newest,
         Target::Backup(_) => End::Consistent,
@@ -372,9 +395,12 @@ fn with(holdings: &Holdings, wish: &Wish, backup: &Backup, timeline: Timeline) -
     };
     let path = path(holdings, backup.id(), timeline, end)?;
     let log = planned(holdings, &path, !matches!(end, End::Newest)).map_err(PlanError::Path)?;
-    let (chunks, index) = base_objects(holdings, manifest)?;
+    let (chunks, index) = base_objects(holdings, manifest, manifest)?;
+    let ancestors = ancestors(holdings, &path.chain)?;
     let tablespaces = tablespaces(manifest, &wish.tablespaces)?;
-    let base_bytes = chunks.iter().map(|chunk| chunk.stored_bytes).sum::<u64>() + index.stored_bytes;
+    let below = ancestors.iter().flat_map(|one| one.chunks.iter().chain([&one.index]));
+    let base_bytes = below.chain(&chunks).chain([&index]).map(|object| object.stored_bytes).sum();
+    let room = room(&path.chain);
     let log_bytes = path.log_bytes();
     let must_reach = match &wish.target {
         // How far a time or a name lies is seen on the way.
@@ -393,10 +419,12 @@ fn with(holdings: &Holdings, wish: &Wish, backup: &Backup, timeline: Timeline) -
         line: path.line.iter().map(|step| (step.timeline, (step.ends.0 < u64::MAX).then_some(step.ends))).collect(),
         warnings: warnings(holdings, backup, &path, &end),
         base: manifest.clone(),
+        ancestors,
         chunks,
         index,
         tablespaces,
         base_bytes,
+        room,
         log_bytes,
         log,
         must_reach,
@@ -433,7 +461,45 @@ fn end_of_time(
     }
 }
 
-fn base_objects(holdings: &Holdings, manifest: &Manifest) -> Result<(Vec<PlannedObject>, PlannedObject), PlanError> {
+/// All of a chain but its newest.
+fn ancestors(holdings: &Holdings, chain: &[&Backup]) -> Result<Vec<Ancestor>, PlanError> {
+    let mut ancestors = Vec::new();
+    for pair in chain.windows(2) {
+        let (parent, child) = (&pair[0].manifest, &pair[1].manifest);
+        // What was read whole before its parent began may lack what that one has.
+        if child.start <= parent.start || child.timeline < parent.timeline {
+            let (backup, parent, start, parent_start) =
+                (child.backup.clone(), parent.backup.clone(), child.start, parent.start);
+            return Err(PlanError::Difference { backup, start, parent, parent_start });
+        }
+        let (chunks, index) = base_objects(holdings, parent, &chain[chain.len() - 1].manifest)?;
+        ancestors.push(Ancestor { manifest: parent.clone(), chunks, index });
+    }
+    Ok(ancestors)
+}
+
+/// What lies on disk at once at the most: what comes first, and the largest difference beside it.
+fn room(chain: &[&Backup]) -> BTreeMap<Archive, u64> {
+    let mut room: BTreeMap<Archive, (u64, u64)> = BTreeMap::new();
+    for facts in &chain[chain.len() - 1].manifest.archives {
+        room.insert(facts.archive, (0, 0));
+    }
+    for facts in chain.iter().flat_map(|backup| &backup.manifest.archives) {
+        match room.get_mut(&facts.archive) {
+            Some((first @ 0, _)) => *first = facts.bytes,
+            Some((_, beside)) => *beside = facts.bytes.max(*beside),
+            None => {}
+        }
+    }
+    room.into_iter().map(|(archive, (first, beside))| (archive, first.saturating_add(beside))).collect()
+}
+
+/// The objects of a backup, of the archives that `newest` of its chain has too.
+fn base_objects(
+    holdings: &Holdings,
+    manifest: &Manifest,
+    newest: &Manifest,
+) -> Result<(Vec<PlannedObject>, PlannedObject), PlanError> {
     let id = &manifest.backup;
     let facts: BTreeMap<&str, _> = manifest.objects.iter().map(|object| (object.key.as_str(), object)).collect();
     let find = |item: Item, what| -> Result<PlannedObject, PlanError> {
@@ -443,7 +509,8 @@ fn base_objects(holdings: &Holdings, manifest: &Manifest) -> Result<(Vec<Planned
         Ok(PlannedObject { key, stored_bytes, plain_bytes, plain_sha256: found.plain.sha256.clone() })
     };
     let mut chunks = Vec::new();
-    for facts in &manifest.archives {
+    let wanted = |archive| newest.archives.iter().any(|facts| facts.archive == archive);
+    for facts in manifest.archives.iter().filter(|facts| wanted(facts.archive)) {
         for number in 0..facts.chunks {
             chunks.push(find(Item::Chunk { backup: id.clone(), archive: facts.archive, number }, "chunks")?);
         }
@@ -452,7 +519,6 @@ fn base_objects(holdings: &Holdings, manifest: &Manifest) -> Result<(Vec<Planned
 }
 
 fn tablespaces(manifest: &Manifest, moved: &BTreeMap<u32, PathBuf>) -> Result<BTreeMap<u32, PathBuf>, PlanError> {
-    use crate::backup::repository::Archive;
     let mut places = BTreeMap::new();
     for facts in &manifest.archives {
         if let Archive::Tablespace(oid) = facts.archive {

@@ -19,14 +19,16 @@ impl fmt::Display for Plan {
         writeln!(f, "restore {} to {}", self.source, self.target)?;
         let (base, server) = (&self.base, &self.base.server);
         writeln!(f, "  cluster   {}, PostgreSQL {}, timeline {}", self.system, server.major(), self.timeline)?;
-        let chunks = self.chunks.len();
-        writeln!(
-            f,
-            "  base      {} of {}: {chunks} objects, {}",
-            base.backup,
-            base.ended,
-            rounded_bytes(self.base_bytes)
-        )?;
+        let mut word = "base";
+        let below = self.ancestors.iter().map(|one| (&one.manifest, &one.chunks, &one.index));
+        for (backup, chunks, index) in below.chain([(base, &self.chunks, &self.index)]) {
+            let stored = chunks.iter().chain([index]).map(|object| object.stored_bytes).sum();
+            let (name, ended, count) = (&backup.backup, backup.ended, chunks.len());
+            writeln!(f, "  {word:<9} {name} of {ended}: {count} objects, {}", rounded_bytes(stored))?;
+            // What lies on top of the whole one.
+            word = "+ changes";
+        }
+        writeln!(f, "  on disk   {}", rounded_bytes(self.room.values().sum()))?;
         let from = base.start;
         writeln!(
             f,

@@ -76,8 +76,8 @@ fn damaged(path: &Path, what: impl Into<String>) -> CombineError {
 ///
 /// `onto` has the folders of the earlier backup's archives, and a new folder for each archive that only the later one has. `difference`
 /// has the folders of the unpacked difference, best on the same file systems; it is used up. Both have their
-/// `backup_label`. Names in `keep`, at the top of the data directory, are left as they are. Nothing is synced: the answer
-/// names what was written.
+/// `backup_label`. Names in `keep`, at the top of each folder, are left as they are. Nothing is synced: the answer names what
+/// was written.
 ///
 /// Interrupted, it may be called again with the difference unpacked anew.
 ///
@@ -96,20 +96,19 @@ pub fn combine(
     };
     let place = base(onto)?.join("backup_label");
     let label = next_label(&place, &base(difference)?.join("backup_label"))?;
-    let mut keep = keep.clone();
-    keep.insert("backup_label".into());
+    let mut of_base = keep.clone();
+    of_base.insert("backup_label".into());
 
-    let nothing = BTreeSet::new();
     let mut work = Work { pages, written: Written::default() };
     for (archive, from) in difference {
         let missing = || CombineError::NotNext(format!("no folder is given for archive {archive}"));
         let to = onto.get(archive).ok_or_else(missing)?;
-        let keep = if *archive == Archive::Base { &keep } else { &nothing };
+        let keep = if *archive == Archive::Base { &of_base } else { keep };
         work.folder(from, to, *archive, Path::new(""), keep)?;
     }
     // Tablespaces that were dropped in between.
     for (_, gone) in onto.iter().filter(|(archive, _)| !difference.contains_key(archive)) {
-        work.sweep(gone, &BTreeSet::new())?;
+        work.sweep(gone, keep)?;
     }
     // Last: until then this is no whole backup.
     fs::write(&place, label).map_err(io("write", &place))?;

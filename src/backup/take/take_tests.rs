@@ -331,7 +331,9 @@ async fn r14_a_difference_that_cannot_be_had_becomes_a_whole_backup_that_says_wh
     let folder: Arc<dyn Repository> = Arc::new(Folder::create(place.path().join("r")).unwrap());
     let first = take(job(folder.clone(), Wish::Whole), streams(whole()), at_once).await.unwrap();
     assert_eq!((&first.manifest.parent, &first.manifest.whole_because), (&None, &None));
-    let parent = Parent { manifest: first.manifest.clone(), server_manifest: first.server_manifest.clone() };
+    let checker = Checker::new(vec![KEYS.signing.public()]);
+    let (manifest, server_manifest) = (first.manifest.clone(), first.server_manifest.clone());
+    let parent = Parent { manifest, server_manifest, checker };
     let wish = |parent: &Parent| Wish::Difference(Box::new(parent.clone()));
 
     let second = take(job(folder.clone(), wish(&parent)), streams(whole()), at_once).await.unwrap();

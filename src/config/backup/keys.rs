@@ -8,6 +8,7 @@ pub(in crate::config) const TOP_KEYS: &[&str] = &[
     "rpo",
     "rto",
     "schedule",
+    "incremental",
     "ship-every",
     "synchronous",
     "step-down",
@@ -18,6 +19,7 @@ pub(in crate::config) const TOP_KEYS: &[&str] = &[
     "restore",
 ];
 pub(in crate::config) const TOP_LATER: &[&str] = &["redis", "drill"];
+pub(in crate::config) const INCREMENTAL_KEYS: &[&str] = &["schedule", "chain"];
 pub(in crate::config) const KEEP_KEYS: &[&str] = &["window", "backups"];
 pub(in crate::config) const WAL_LAG_KEYS: &[&str] = &["policy", "warn", "alarm", "drop"];
 pub(in crate::config) const RESTORE_KEYS: &[&str] = &["into", "target", "user", "bin", "port", "then", "checks"];

@@ -37,6 +37,7 @@ fn with_nothing_but_a_server_it_works() {
     assert_eq!((source.keep.window.to_string().as_str(), source.keep.backups), ("14d", 7));
     assert_eq!(source.wal_lag, WalLag::default());
     assert!(source.from.is_empty() && source.restore.is_none() && source.secret_values().is_empty());
+    assert!(source.incremental.is_none());
     assert_eq!(source.written, "postgres: 'postgres://b@[::1]'\n\n");
 }
 
@@ -51,6 +52,7 @@ kind: physical
 rpo: 0s
 rto: 1h
 schedule: "0 2 * * * Europe/Paris"
+incremental: { schedule: "30 * * * *", chain: 12 }
 synchronous: true
 step-down: 30s
 slot: shop_1
@@ -76,6 +78,8 @@ restore:
     );
     assert_eq!((source.rpo, source.rto), (Some(Span(Duration::ZERO)), Some("1h".parse().unwrap())));
     assert_eq!(source.schedule.as_ref().unwrap().as_str(), "0 2 * * * Europe/Paris");
+    let incremental = source.incremental.as_ref().unwrap();
+    assert_eq!((incremental.schedule.as_str(), incremental.chain), ("30 * * * *", 12));
     assert_eq!((source.synchronous, source.step_down), (true, Some("30s".parse().unwrap())));
     assert_eq!(source.slot, "shop_1");
     assert_eq!((source.keep.window, source.keep.backups), ("30d".parse().unwrap(), 3));
@@ -101,6 +105,23 @@ restore:
     assert_eq!(masked, ["hush-hush"]);
     assert!(!format!("{source:?}").contains("hush-hush"), "{source:?}");
     assert_eq!(source.written, text);
+}
+
+#[test]
+fn incremental_backups_have_a_schedule_and_a_bound() {
+    assert_eq!(source("incremental: { schedule: '0 * * * *' }").incremental.unwrap().chain, 24);
+    for (text, says) in [
+        ("incremental: true", "`incremental`"),
+        ("incremental: { chain: 3 }", "needs `schedule`"),
+        ("incremental: { schedule: ['0 * * * *'] }", "one schedule"),
+        ("incremental: { schedule: 'hourly' }", "`schedule`"),
+        ("incremental: { schedule: '0 * * * *', chain: 0 }", "`chain`"),
+        ("incremental: { schedule: '0 * * * *', chain: 201 }", "`chain`"),
+        ("incremental: { schedule: '0 * * * *', every: 3 }", "every"),
+    ] {
+        let error = read(&format!("postgres: 'postgres://b@[::1]'\n{text}\n")).unwrap_err().to_string();
+        assert!(error.contains(says), "{text}: {error}");
+    }
 }
 
 #[test]

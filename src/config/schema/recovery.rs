@@ -66,6 +66,8 @@ pub(super) struct SourceFile {
     rto: Option<Span>,
     /// When a base backup is taken: `0 2 * * * Europe/Paris`.
     schedule: Option<String>,
+    /// Backups of what has changed since the one before, between the whole ones of `schedule`; PostgreSQL 17 and later.
+    incremental: Option<Incremental>,
     /// How often what is new in the log is stored, 100ms to 1h; 1s when it is not said.
     ship_every: Option<Span>,
     /// Commits wait until they are in the repository.
@@ -88,6 +90,17 @@ pub(super) struct SourceFile {
 #[serde(rename_all = "lowercase")]
 enum Kind {
     Physical,
+}
+
+/// Backups of what has changed since the one before.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+struct Incremental {
+    /// When one is taken: `30 * * * *`.
+    schedule: String,
+    /// So many rest on one whole backup at the most, then a whole one is taken; 24 when it is not said.
+    #[schemars(range(min = 1, max = 200))]
+    chain: Option<u32>,
 }
 
 /// What is done about a slot that holds back too much of the log on the server's disk.

@@ -3,6 +3,7 @@
 #![allow(clippy::print_stdout, reason = "what was counted is part of the answer")]
 
 mod broken;
+mod chain;
 mod killed;
 mod rules;
 mod swept;

@@ -15,7 +15,7 @@ use std::collections::BTreeMap;
 ///
 /// The first five must be at least as large on a server that recovers, or it stops; then what else must be there for it to
 /// start or to mean the same; then where its files are, for a person.
-const SETTINGS: [&str; 32] = [
+const SETTINGS: [&str; 33] = [
     "max_connections",
     "max_worker_processes",
     "max_wal_senders",
@@ -26,6 +26,7 @@ const SETTINGS: [&str; 32] = [
     "session_preload_libraries",
     "local_preload_libraries",
     "summarize_wal",
+    "segment_size",
     "track_commit_timestamp",
     "full_page_writes",
     "wal_log_hints",
@@ -220,8 +221,8 @@ async fn extensions(
     Ok((0..rows.rows.len()).filter_map(pair).collect())
 }
 
-/// A setting of memory as `SHOW` prints it: `16MB`, `1GB`, `8192`.
-pub(super) fn size(text: &str) -> Option<u64> {
+/// A setting of memory or of a length in bytes, as `SHOW` prints it: `16MB`, `1GB`, `8192`. `None` when it is none.
+pub fn size(text: &str) -> Option<u64> {
     let at = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
     let number: u64 = text[..at].parse().ok()?;
     let unit = match text[at..].trim() {

@@ -21,7 +21,7 @@ pub use address::{Address, AddressError, ChannelBinding, Host, Roots, Target, Tl
 pub use base::{BaseBackup, BaseOptions};
 pub use connect::{Connection, Purpose};
 pub use error::{PostgresError, ServerError, ServerWords};
-pub use facts::Facts;
+pub use facts::{Facts, size};
 pub use slot::{SlotState, WalStatus};
 pub use wal::{Progress, Reporter, WalOptions, WalStream};
 pub use wire::{ANSWER_BYTES, FRAME_BYTES, Rows};

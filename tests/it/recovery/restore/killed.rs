@@ -20,12 +20,17 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 /// The process is killed at the n-th read, after it was done when n is even and before when it is odd.
-struct Deadly {
+pub(super) struct Deadly {
     calls: AtomicUsize,
     at: usize,
 }
 
 impl Deadly {
+    /// That folder, where the n-th read is the last.
+    pub(super) fn over(inner: Folder, at: usize) -> Arc<Faulty<Deadly>> {
+        Faulty::over(Arc::new(inner), Deadly { calls: AtomicUsize::new(0), at })
+    }
+
     fn count(&self, call: &Call<'_>) {
         if call.what == What::Get && self.calls.fetch_add(1, Ordering::SeqCst) + 1 == self.at {
             let _ = kill(Pid::this(), Signal::SIGKILL);
@@ -57,7 +62,7 @@ async fn again(folder: &Path, data: &Path, at: usize) -> (restore::Report, Optio
     let source = SourceName::new("shop-db").unwrap();
     let holdings = restore::survey(&inner, &opener, &source, None).await.unwrap();
     let plan = restore::plan(&holdings, &Wish::new(Target::Latest)).unwrap();
-    let deadly = Faulty::over(Arc::new(inner), Deadly { calls: AtomicUsize::new(0), at });
+    let deadly = Deadly::over(inner, at);
     let mut options = options(15, data, folder);
     options.feeding = Feeding { patience: Duration::from_millis(500), at_once: 1, ..options.feeding };
     let report = restore::restore(deadly, opener, &plan, &options, Arc::new(Progress::default())).await.unwrap();

@@ -14,7 +14,7 @@ use mainstay::backup::restore::{
 };
 use mainstay::backup::seal::{Checker, KeySet, Opener, Sealer, new_key_set};
 use mainstay::backup::source::postgres::{Address, BaseBackup, BaseOptions, Connection, Purpose};
-use mainstay::backup::take;
+use mainstay::backup::take::{self, Taken};
 use mainstay::model::{Lsn, SegmentName, SourceName, Timeline};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, User};
@@ -79,6 +79,21 @@ impl World {
 
     /// The same, of a server that says something else of itself.
     pub(super) async fn backup_with(&self, change: impl FnOnce(&mut BTreeMap<String, String>)) -> Manifest {
+        self.take(take::Wish::Whole, change).await.manifest
+    }
+
+    /// What has changed since an earlier one, and all of the log so far.
+    pub(super) async fn difference(&self, to: &Taken) -> Taken {
+        let checker = Checker::new(vec![self.keys.signing.public()]);
+        let (manifest, server_manifest) = (to.manifest.clone(), to.server_manifest.clone());
+        let parent = take::Parent { manifest, server_manifest, checker };
+        let taken = self.take(take::Wish::Difference(Box::new(parent)), |_| {}).await;
+        assert_eq!(taken.manifest.parent.as_ref(), Some(&to.manifest.backup), "{:?}", taken.manifest.whole_because);
+        taken
+    }
+
+    /// A backup of this kind, and all of the log so far.
+    pub(super) async fn take(&self, wish: take::Wish, change: impl FnOnce(&mut BTreeMap<String, String>)) -> Taken {
         let address = self.server.address();
         let mut connection = self.server.replication().await;
         let mut server = connection.facts(&address, None).await.unwrap().server;
@@ -88,21 +103,23 @@ impl World {
             server,
             repository: self.repository.clone(),
             sealer: self.sealer.clone(),
-            wish: take::Wish::Whole,
+            wish,
             tell: Arc::new(|_| {}),
         };
-        let open = move |_: Option<Bytes>| -> futures_util::future::BoxFuture<'static, _> {
+        let open = move |parent: Option<Bytes>| -> futures_util::future::BoxFuture<'static, _> {
             let address = address.clone();
             Box::pin(async move {
                 let connection = Connection::open(&address, None, Purpose::Replication).await?;
                 let options = BaseOptions { fast_checkpoint: true, ..BaseOptions::default() };
-                Ok(take::events(BaseBackup::start(connection, &options, None).await?))
+                let mut manifest = parent.map(std::io::Cursor::new);
+                let parent = manifest.as_mut().map(|reader| reader as _);
+                Ok(take::events(BaseBackup::start(connection, &options, parent).await?))
             })
         };
         // The log is stored right after: what is tested here is the way back.
         let taken = take::take(job, open, |_| Box::pin(async { Ok(()) })).await.unwrap();
         self.ship().await;
-        taken.manifest
+        taken
     }
 
     /// Stores the server's log as far as it is flushed: segments, a piece, history files, a frontier.

@@ -108,8 +108,12 @@ impl Bench {
         take(job, open, at_once).await
     }
 
+    pub(super) fn checker(&self) -> Checker {
+        Checker::new(vec![self.keys.signing.public()])
+    }
+
     fn opener(&self) -> Opener {
-        Opener::new(self.keys.identity.clone(), Checker::new(vec![self.keys.signing.public()]))
+        Opener::new(self.keys.identity.clone(), self.checker())
     }
 
     /// Opens everything that a manifest names.

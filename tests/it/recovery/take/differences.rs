@@ -7,8 +7,9 @@ use mainstay::backup::source::postgres::BaseOptions;
 use mainstay::backup::take::{Pages, Parent, Taken, USUAL_SEGMENT_BYTES, Wish, combine};
 use std::collections::BTreeSet;
 
-fn parent(taken: &Taken) -> Wish {
-    let parent = Parent { manifest: taken.manifest.clone(), server_manifest: taken.server_manifest.clone() };
+fn parent(bench: &Bench, taken: &Taken) -> Wish {
+    let (manifest, server_manifest) = (taken.manifest.clone(), taken.server_manifest.clone());
+    let parent = Parent { manifest, server_manifest, checker: bench.checker() };
     Wish::Difference(Box::new(parent))
 }
 
@@ -17,7 +18,7 @@ async fn r14_a_server_without_summaries_gives_a_whole_backup_and_says_why() {
     let server = Server::start(17, Options::default()).await;
     let bench = Bench::new().await;
     let first = bench.backup_as(&server, Wish::Whole, BaseOptions::default()).await.unwrap();
-    let second = bench.backup_as(&server, parent(&first), BaseOptions::default()).await.unwrap();
+    let second = bench.backup_as(&server, parent(&bench, &first), BaseOptions::default()).await.unwrap();
     assert!(second.manifest.parent.is_none());
     let why = second.manifest.whole_because.unwrap();
     assert!(why.contains("summarize_wal"), "{why}");
@@ -62,7 +63,7 @@ async fn chain(version: u32) {
     ] {
         server.sql(sql).await;
     }
-    let first = bench.backup_as(&server, parent(&whole), BaseOptions::default()).await.unwrap();
+    let first = bench.backup_as(&server, parent(&bench, &whole), BaseOptions::default()).await.unwrap();
     for sql in [
         "UPDATE big SET b = 'again' WHERE a = 30000",
         "INSERT INTO small SELECT a, 'second' FROM generate_series(1, 3000) a",
@@ -71,7 +72,7 @@ async fn chain(version: u32) {
         server.sql(sql).await;
     }
     let sum = server.value(SUM).await;
-    let second = bench.backup_as(&server, parent(&first), BaseOptions::default()).await.unwrap();
+    let second = bench.backup_as(&server, parent(&bench, &first), BaseOptions::default()).await.unwrap();
 
     for (taken, before) in [(&first, &whole), (&second, &first)] {
         assert_eq!(taken.manifest.parent.as_ref(), Some(&before.manifest.backup), "{:?}", taken.manifest.whole_because);
