@@ -101,6 +101,17 @@ impl fmt::Debug for Container {
     }
 }
 
+impl fmt::Display for Container {
+    /// What is made where, for the plan.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}, for {}", self.words(), self.wanted.image)?;
+        match &self.wanted.server {
+            Some(server) => write!(f, " in the container {} at {}:{}", server.name, server.listen, server.port),
+            None => Ok(()),
+        }
+    }
+}
+
 fn refused(what: impl ToString, why: impl Into<String>) -> RestoreError {
     RestoreError::Container { what: what.to_string(), why: why.into() }
 }
@@ -243,7 +254,7 @@ impl Container {
         if volume || matches!(self.wanted.keep, Keep::Folder(_)) {
             self.same_place(&root).await?;
             self.holds_nothing_else(&root, force)?;
-            place::check(&root.join(&self.below), &plan.digest(), force, Watched::ByEngine)?;
+            place::check(&self.data(&root), &plan.digest(), force, Watched::ByEngine)?;
         }
         Ok(())
     }
@@ -273,7 +284,7 @@ impl Container {
                 return Err(error);
             }
         }
-        let data = root.join(&self.below);
+        let data = self.data(&root);
         let foreign = self.holds_nothing_else(&root, false).is_err()
             || place::check(&data, &plan.digest(), false, Watched::ByEngine).is_err();
         if foreign {
@@ -324,11 +335,19 @@ impl Container {
         }
     }
 
+    /// The data directory in it.
+    fn data(&self, root: &Path) -> PathBuf {
+        match self.below.as_os_str().is_empty() {
+            true => root.to_owned(),
+            false => root.join(&self.below),
+        }
+    }
+
     /// What an interrupted restore of this source into this place has left.
     pub(super) fn left_over(&self, one: &Seen, root: &Path) -> bool {
         let named = self.wanted.server.as_ref().is_some_and(|server| server.name == one.name);
         let ours = one.labels.get(LABEL).is_some_and(|source| source == self.wanted.source.as_str());
-        named && ours && self.used_by(one, root) && root.join(&self.below).join(STATE).exists()
+        named && ours && self.used_by(one, root) && self.data(root).join(STATE).exists()
     }
 
     /// Whether a container uses the place: by the volume's name, or a folder that is it or lies in it. Folders above it are

@@ -21,10 +21,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 /// A real folder; the process is killed at the n-th call, after it was done when n is even and before when it is odd.
-struct Deadly {
-    inner: Folder,
-    calls: AtomicUsize,
-    at: usize,
+pub(super) struct Deadly {
+    pub(super) inner: Folder,
+    pub(super) calls: AtomicUsize,
+    pub(super) at: usize,
 }
 
 impl Deadly {
