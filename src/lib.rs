@@ -10,6 +10,7 @@
 //! | [`daemon`] | wires the rooms together, owns the loops and the shutdown, makes the targets | all below |
 //! | [`web`] | the HTTP API, webhooks, mailed links, live log stream | approval, deploy, engine, logs, store |
 //! | [`deploy`] | environments, deploys, health rules, targets, reverts | approval, notify's messages and forges, git, runtime, logs, step, config, store |
+//! | [`backup`] | from a database into a repository, and back: into a folder, a server, a container | runtime, config, signing |
 //! | [`approval`] | who may say yes, what counts, mailed links | config, store |
 //! | [`notify`] | messages to people and systems, and the sending of them; pull requests | config, store |
 //! | [`trigger`] | the world becomes one durable inbox row | git, store |

@@ -1,25 +1,28 @@
 //! `mainstay restore`: from a repository back to a server that answers. Needs no daemon, no configuration and nothing of the
 //! host that was lost.
 
+mod job;
+
+use self::job::{Contained, Job};
 use super::desk::{self, Desk, Where};
 use super::exit::{Exit, Failure};
 use super::ui::Tone;
 use super::{Context, words};
 use crate::backup::catalog::index::Catalogue;
 use crate::backup::repository::{BackupId, Key, RepositoryError};
+use crate::backup::restore::place::Watched;
 use crate::backup::restore::start::program;
 use crate::backup::restore::{
-    Check, Checked, Feeding, Into as Files, LocalServer, Options, Plan, Progress, Report, RestoreError, Target, Wish,
-    plan, restore, survey,
+    Checked, Feeding, Into as Files, Options, Plan, Progress, Report, RestoreError, Target, Wish, plan, restore, survey,
 };
 use crate::backup::restore::{check_keys, place};
-use crate::config::backup::{Around, Restore, RestoreInto, RestoreServer, parse_restore};
+use crate::config::backup::{Around, Restore, parse_restore};
 use crate::config::secret::SecretStore;
 use crate::deploy::points;
 use crate::model::{EnvironmentName, Lsn, SourceName, SystemId, Timeline};
+use crate::runtime::RuntimeError;
 use indicatif::{ProgressBar, ProgressStyle};
 use jiff::Timestamp;
-use nix::unistd::{Uid, User};
 use serde_json::json;
 use std::path::PathBuf;
 use std::process::Stdio;
@@ -32,6 +35,7 @@ use std::time::Duration;
   mainstay restore shop-db --latest --dry-run              the plan: which objects, how far, how long
   mainstay restore --latest --repository s3://shop-recovery/mainstay --identity identity.txt
   mainstay restore shop-db --at 2026-11-23T02:59:59Z --target /srv/pg/before --port 5433 --identity identity.txt
+  mainstay restore shop-db --latest --into container --image postgres:17 --identity identity.txt
 
 `restore:` in the source's file says where to and what then; it lies in the repository, too. Options here go before it.
 Only an empty or new folder is written into; --force moves aside what is there. An interrupted restore cannot be started
@@ -78,9 +82,11 @@ pub struct Args {
     /// The port of the restored server
     #[arg(long, value_name = "N")]
     port: Option<u16>,
-    /// Whose the files are and who the server runs as [default: whoever restores; for root `postgres`]
+    /// Whose the files are and who the server runs as [default: whoever restores; for root, and in an image, `postgres`]
     #[arg(long, value_name = "NAME")]
     user: Option<String>,
+    #[command(flatten)]
+    contained: Contained,
     /// Move aside what is in the target
     #[arg(long)]
     force: bool,
@@ -121,8 +127,6 @@ impl std::str::FromStr for ReleaseOf {
 
 /// A source's file is a page of text.
 const SOURCE_FILE: &str = "the source's file in the repository";
-/// Who exists in every cluster that nobody renamed its first role in.
-const SUPERUSER: &str = "postgres";
 
 /// Runs the command.
 ///
@@ -134,7 +138,7 @@ pub async fn run(args: &Args, context: &Context) -> Result<Exit, Failure> {
     let source = desk.source(args.source.as_ref(), "restore SOURCE --latest").await?;
     let holdings = survey(desk.repository.as_ref(), &opener, &source, args.system).await.map_err(failed)?;
     let written = written(&desk, &source, context).await?;
-    let mut job = Job::new(args, written)?;
+    let mut job = Job::new(args, &source, written)?;
     if args.place.repository.is_some() && !args.then && !job.then.is_empty() {
         // Whoever may sign could have written them, and here they would run as who restores.
         context.ui.say("commands that the source's file has run after a restore are only shown; `--then` runs them:");
@@ -143,26 +147,42 @@ pub async fn run(args: &Args, context: &Context) -> Result<Exit, Failure> {
     let mut wish = Wish::new(args.state());
     wish.timeline = args.timeline.map(Timeline);
     let newest = holdings.newest_usable().map(|backup| backup.manifest.server.major());
-    let into = job.files(newest)?;
-    if let Files::Server(server) = &into {
-        wish.program = Some(program(&server.bin).await.map_err(failed)?);
-    }
+    let mut into = job.files(newest, &desk, context).await?;
+    wish.program = match &into {
+        Files::Folder { .. } => None,
+        Files::Server(server) => Some(program(&server.bin).await.map_err(failed)?),
+        Files::Container(container) => Some(container.program()),
+    };
     let planned = plan(&holdings, &wish).map_err(|error| failed(error.into()))?;
     let ui = &context.ui;
     if args.dry_run {
-        place::check(&job.target, &planned.digest(), args.force).map_err(failed)?;
+        match &into {
+            Files::Container(container) => container.check(&planned, args.force).await,
+            _ => place::check(job.target(), &planned.digest(), args.force, Watched::ByItsFile),
+        }
+        .map_err(failed)?;
         check_keys(desk.repository.as_ref(), &opener, &planned).await.map_err(failed)?;
         match ui.json {
             true => ui.json(&planned),
-            false => ui.out(planned.to_string().trim_end()),
+            false => {
+                ui.out(planned.to_string().trim_end());
+                if let Files::Container(container) = &into {
+                    ui.out(format!("  into      {container}"));
+                }
+            }
         }
         return Ok(Exit::Good);
     }
     ui.say(planned.to_string().trim_end());
+    check_keys(desk.repository.as_ref(), &opener, &planned).await.map_err(failed)?;
+    let data = match &mut into {
+        Files::Container(container) => container.place(&planned, args.force).await.map_err(failed)?,
+        _ => job.target().to_owned(),
+    };
     let checks = job.checks();
-    let options = Options { data: job.target.clone(), into, force: args.force, feeding: Feeding::default(), checks };
+    let options = Options { data, into, force: args.force, feeding: Feeding::default(), checks };
     let report = carried_out(context, &desk, opener, &planned, &options).await?;
-    let then = after(context, &job, &report, &options).await;
+    let then = after(context, &job, &report).await;
     tell(context, &report, &then);
     Ok(if then.iter().all(|one| one.good) { Exit::Good } else { Exit::Bad })
 }
@@ -199,102 +219,6 @@ async fn written(desk: &Desk, source: &SourceName, context: &Context) -> Result<
     let env = |name: &str| std::env::var(name).ok();
     let around = Around { env: &env, folder: &folder, store: &store, repos: None };
     parse_restore(SOURCE_FILE, &text, &around).map_err(|findings| Failure::new(Exit::Wrong, findings))
-}
-
-/// What is to be done with the files, from the file and the options together.
-struct Job {
-    target: PathBuf,
-    /// `None`: files only.
-    server: Option<RestoreServer>,
-    bin: Option<PathBuf>,
-    owner: Option<(u32, u32)>,
-    then: Vec<String>,
-}
-
-impl Job {
-    fn new(args: &Args, written: Option<Restore>) -> Result<Job, Failure> {
-        let (into, target, user, then) = match written {
-            Some(Restore { into, target, user, then }) => (into, target, user, then),
-            None => (RestoreInto::Folder, None, None, Vec::new()),
-        };
-        // Somewhere else than where the file says is a look aside: what follows a real restore does not follow it.
-        let aside = args.target.is_some() && args.target != target;
-        let target = args.target.clone().or(target).ok_or_else(|| {
-            Failure::wrong("restore: nothing says where to").hint("name a new or empty folder with `--target DIR`")
-        })?;
-        let mut server = match into {
-            RestoreInto::Server(server) => Some(server),
-            RestoreInto::Folder => None,
-        };
-        if args.files_only {
-            server = None;
-        } else if args.bin.is_some() || args.port.is_some() {
-            let bare = RestoreServer { bin: None, port: 5432, checks: Vec::new() };
-            let mut wanted = server.unwrap_or(bare);
-            wanted.port = args.port.unwrap_or(wanted.port);
-            server = Some(wanted);
-        }
-        let bin = args.bin.clone().or_else(|| server.as_ref().and_then(|server| server.bin.clone()));
-        let owner = owner(args.user.as_deref().or(user.as_deref()))?;
-        Ok(Job { target, server, bin, owner, then: if aside { Vec::new() } else { then } })
-    }
-
-    fn checks(&self) -> Vec<Check> {
-        let written = self.server.iter().flat_map(|server| &server.checks);
-        written.map(|check| Check { sql: check.sql.clone(), database: check.database.clone() }).collect()
-    }
-
-    fn files(&self, major: Option<u32>) -> Result<Files, Failure> {
-        let Some(server) = &self.server else { return Ok(Files::Folder { owner: self.owner }) };
-        let bin = match (&self.bin, major) {
-            (Some(bin), _) => bin.clone(),
-            (None, major) => found(major).ok_or_else(|| {
-                let what = major.map_or_else(|| "PostgreSQL".to_owned(), |major| format!("PostgreSQL {major}"));
-                Failure::wrong(format!("find the programs of {what} on this machine"))
-                    .hint("name the folder of `postgres` with `--bin DIR`, or take `--files-only`")
-            })?,
-        };
-        Ok(Files::Server(LocalServer {
-            bin,
-            user: self.owner,
-            port: server.port,
-            role: SUPERUSER.to_owned(),
-            socket: None,
-        }))
-    }
-}
-
-/// Where Debian and others put the programs of a major version.
-fn found(major: Option<u32>) -> Option<PathBuf> {
-    let usual = major.into_iter().flat_map(|major| {
-        [
-            format!("/usr/lib/postgresql/{major}/bin"),
-            format!("/usr/pgsql-{major}/bin"),
-            format!("/usr/local/pgsql-{major}/bin"),
-        ]
-    });
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    let folders = usual.map(PathBuf::from).chain(std::env::split_paths(&path).collect::<Vec<_>>());
-    folders.into_iter().find(|folder| folder.join("postgres").is_file())
-}
-
-/// User and group that the files are to belong to; `None` for our own.
-fn owner(name: Option<&str>) -> Result<Option<(u32, u32)>, Failure> {
-    let root = Uid::effective().is_root();
-    let Some(name) = name.or(root.then_some(SUPERUSER)) else { return Ok(None) };
-    let found = User::from_name(name).map_err(|error| Failure::wrong(format!("look up the user {name}: {error}")))?;
-    let user = found.ok_or_else(|| {
-        Failure::wrong(format!("give the files to {name}: there is no such user on this machine"))
-            .hint("PostgreSQL refuses to run as root; name who it runs as with `--user NAME`")
-    })?;
-    if user.uid == Uid::effective() {
-        return Ok(None);
-    }
-    if !root {
-        return Err(Failure::new(Exit::Refused, anyhow::anyhow!("give the files to {name}: only root can do that"))
-            .hint(format!("run this as root or as {name}")));
-    }
-    Ok(Some((user.uid.as_raw(), user.gid.as_raw())))
 }
 
 async fn carried_out(
@@ -346,7 +270,7 @@ struct Followed {
 }
 
 /// What the checks found, then the commands; the first that fails ends it.
-async fn after(context: &Context, job: &Job, report: &Report, options: &Options) -> Vec<Followed> {
+async fn after(context: &Context, job: &Job, report: &Report) -> Vec<Followed> {
     let checks = report.checks.iter();
     let asked = |one: &Checked| Followed { what: one.sql.clone(), good: one.passed, said: one.answer.clone() };
     let mut followed: Vec<Followed> = checks.map(asked).collect();
@@ -358,8 +282,12 @@ async fn after(context: &Context, job: &Job, report: &Report, options: &Options)
         let mut command = tokio::process::Command::new("sh");
         command.args(["-e", "-c", line]).stdin(Stdio::null());
         command.env("MAINSTAY_SOURCE", report.source.as_str()).env("MAINSTAY_DATA", &report.data);
-        if let Files::Server(server) = &options.into {
-            command.env("MAINSTAY_PORT", server.port.to_string());
+        if let Some(port) = job.port() {
+            command.env("MAINSTAY_PORT", port.to_string());
+        }
+        if let Some(made) = &report.container {
+            let named = [("MAINSTAY_CONTAINER", &made.name), ("MAINSTAY_VOLUME", &made.volume)];
+            command.envs(named.into_iter().filter_map(|(key, name)| Some((key, name.as_ref()?))));
         }
         // Stdout is for the report.
         command.stdout(Stdio::from(std::io::stderr()));
@@ -394,7 +322,10 @@ fn tell(context: &Context, report: &Report, followed: &[Followed]) {
         "  {:.1} s: base {:.1} s, log {:.1} s; the plan said {} s",
         secs.total, secs.base, secs.log, secs.planned
     ));
-    ui.out(format!("  in {}", report.data.display()));
+    match report.container.as_ref().and_then(|made| made.name.as_ref().zip(made.published.as_ref())) {
+        Some((name, published)) => ui.out(format!("  in the container {name}, published at {published}")),
+        None => ui.out(format!("  in {}", report.data.display())),
+    }
     if let Some(aside) = &report.moved_aside {
         ui.out(format!("  what was there is in {}", aside.display()));
     }
@@ -414,7 +345,12 @@ fn tell(context: &Context, report: &Report, followed: &[Followed]) {
 /// The exit code of a restore that did not come about.
 fn failed(error: RestoreError) -> Failure {
     let exit = match &error {
-        RestoreError::Plan(_) | RestoreError::Place { .. } => Exit::Wrong,
+        RestoreError::Plan(_) | RestoreError::Place { .. } | RestoreError::Container { .. } => Exit::Wrong,
+        RestoreError::Engine(RuntimeError::Unreachable { .. }) => Exit::Unreachable,
+        RestoreError::Engine(RuntimeError::Image { .. }) => {
+            return Failure::new(Exit::Unreachable, anyhow::anyhow!("restore: {error}"))
+                .hint("name an image that the engine has or can pull: `docker image ls` shows those that it has");
+        }
         RestoreError::Repository(RepositoryError::Unreachable { .. } | RepositoryError::Refused { .. }) => {
             Exit::Unreachable
         }

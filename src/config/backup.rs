@@ -7,7 +7,7 @@ mod keys;
 mod restore;
 
 pub use folder::{Backups, BadBackups, Checked, FOLDER, check, load, without_keys};
-pub use restore::{Restore, RestoreInto, RestoreServer, SqlCheck};
+pub use restore::{Restore, RestoreContainer, RestoreInto, RestoreServer, RestoreVolume, SqlCheck, is_engine_name};
 
 pub(super) use keys::*;
 

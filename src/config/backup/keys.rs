@@ -22,6 +22,6 @@ pub(in crate::config) const TOP_LATER: &[&str] = &["redis", "drill"];
 pub(in crate::config) const INCREMENTAL_KEYS: &[&str] = &["schedule", "chain"];
 pub(in crate::config) const KEEP_KEYS: &[&str] = &["window", "backups"];
 pub(in crate::config) const WAL_LAG_KEYS: &[&str] = &["policy", "warn", "alarm", "drop"];
-pub(in crate::config) const RESTORE_KEYS: &[&str] = &["into", "target", "user", "bin", "port", "then", "checks"];
-pub(in crate::config) const RESTORE_LATER: &[&str] = &["image"];
+pub(in crate::config) const RESTORE_KEYS: &[&str] =
+    &["into", "target", "user", "bin", "port", "then", "checks", "image", "volume", "name", "listen", "network"];
 pub(in crate::config) const CHECK_KEYS: &[&str] = &["sql", "database"];

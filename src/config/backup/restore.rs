@@ -1,9 +1,10 @@
 //! `restore`: what `mainstay restore` does with a source when it is not told.
 
-use super::keys::{CHECK_KEYS, RESTORE_KEYS, RESTORE_LATER};
+use super::keys::{CHECK_KEYS, RESTORE_KEYS};
 use crate::config::check::{Fields, shown_text};
 use crate::config::daemon::{Reader, plain_path};
 use crate::config::yaml::{Node, Value};
+use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 
 /// What a restore does when it is not told.
@@ -11,9 +12,10 @@ use std::path::PathBuf;
 pub struct Restore {
     /// How far it goes.
     pub into: RestoreInto,
-    /// The new data folder; the command says it when `None`.
+    /// The new data folder; the command says it when `None`, or there is a volume in its place.
     pub target: Option<PathBuf>,
-    /// The user of the machine that the files belong to, and that the server runs as; whoever restores when `None`.
+    /// The user that the files belong to, and that the server runs as: of the machine, and whoever restores when `None`; with
+    /// an image, of that.
     pub user: Option<String>,
     /// Commands that follow a good restore, each run by `sh -e`.
     pub then: Vec<String>,
@@ -26,6 +28,38 @@ pub enum RestoreInto {
     Folder,
     /// To a server that answers.
     Server(RestoreServer),
+    /// To a volume of the container engine that a server of an image can be started on.
+    Volume(RestoreVolume),
+    /// To a container of an image whose server answers.
+    Container(RestoreContainer),
+}
+
+/// A volume for an image.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RestoreVolume {
+    /// The image of PostgreSQL that will run on it.
+    pub image: String,
+    /// Its name; made from that of the source when `None`.
+    pub volume: Option<String>,
+}
+
+/// A container that is left running.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RestoreContainer {
+    /// The image of PostgreSQL.
+    pub image: String,
+    /// The volume of its data; the container's name when `None` and there is no folder.
+    pub volume: Option<String>,
+    /// The container's name; made from that of the source when `None`.
+    pub name: Option<String>,
+    /// The address of the machine that it is published at.
+    pub listen: IpAddr,
+    /// And the port.
+    pub port: u16,
+    /// The engine's network that it joins in place of the usual one.
+    pub network: Option<String>,
+    /// What it is asked; each must answer true.
+    pub checks: Vec<SqlCheck>,
 }
 
 /// A server that is started in the restored folder.
@@ -51,48 +85,138 @@ pub struct SqlCheck {
 const USUAL_PORT: u16 = 5432;
 /// Each is asked while people wait for their database.
 const CHECKS_MAX: usize = 100;
-/// What a folder without a server has no use for.
-const SERVER_KEYS: [&str; 3] = ["bin", "port", "checks"];
+/// Whoever wants others to reach it says so.
+const USUAL_LISTEN: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
+/// The engine takes longer ones, and hosts do not.
+const NAME_MAX_BYTES: usize = 63;
+const IMAGE_MAX_BYTES: usize = 255;
 
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 enum Into {
     Folder,
     Server,
+    Volume,
     Container,
 }
 
-pub(super) fn read(reader: &mut Reader<'_, '_>, node: &Node) -> Option<Restore> {
-    let fields = reader.check.fields(node, "`restore`", RESTORE_KEYS, RESTORE_LATER)?;
-    reader.needs(&fields, node, "`restore`", &["into"]);
-    let words = [("folder", Into::Folder), ("server", Into::Server), ("container", Into::Container)];
-    let into = fields.get("into").and_then(|n| reader.check.word(n, "`into`", &words));
-    if let (Some(Into::Container), Some(node)) = (into, fields.get("into")) {
-        reader.check.error_with_hint(
-            node.place,
-            "`container` is part of the language, but not of this version",
-            "`server` starts a server of this machine, `folder` makes its data folder only",
-        );
-    }
-    if let Some(Into::Folder) = into {
-        for (key, _) in SERVER_KEYS.iter().filter_map(|key| fields.entry(key)) {
-            reader.check.error_with_hint(
-                key.place,
-                format!("`{}` is about a server, and this restore ends with a folder", key.name),
-                "write `into: server`, or leave it out",
-            );
+impl Into {
+    const WORDS: [(&'static str, Into); 4] =
+        [("folder", Into::Folder), ("server", Into::Server), ("volume", Into::Volume), ("container", Into::Container)];
+
+    /// The keys that mean something with some of them only, and with which.
+    fn of_key(key: &str) -> &'static [Into] {
+        match key {
+            "bin" => &[Into::Server],
+            "port" | "checks" => &[Into::Server, Into::Container],
+            "image" | "volume" => &[Into::Volume, Into::Container],
+            "name" | "listen" | "network" => &[Into::Container],
+            "target" => &[Into::Folder, Into::Server, Into::Container],
+            _ => &[Into::Folder, Into::Server, Into::Volume, Into::Container],
         }
     }
+
+    fn word(self) -> &'static str {
+        Into::WORDS.iter().find(|(_, into)| *into == self).map_or("", |(word, _)| word)
+    }
+}
+
+pub(super) fn read(reader: &mut Reader<'_, '_>, node: &Node) -> Option<Restore> {
+    let fields = reader.check.fields(node, "`restore`", RESTORE_KEYS, &[])?;
+    reader.needs(&fields, node, "`restore`", &["into"]);
+    let into = fields.get("into").and_then(|n| reader.check.word(n, "`into`", &Into::WORDS));
+    if let Some(into) = into {
+        belongs(reader, &fields, into);
+        if matches!(into, Into::Volume | Into::Container) {
+            reader.needs(&fields, node, "a restore into a container engine", &["image"]);
+        }
+    }
+    if let (Some((key, _)), Some(Into::Container), Some(_)) = (fields.entry("volume"), into, fields.get("target")) {
+        reader.check.error_with_hint(
+            key.place,
+            "the data goes into a volume or into a folder, not into both",
+            "leave out `volume` or `target`",
+        );
+    }
     let target = fields.get("target").and_then(|n| folder(reader, n, "`target`"));
-    let user = fields.get("user").and_then(|n| user(reader, n));
+    let of_image = matches!(into, Some(Into::Volume | Into::Container));
+    let user = fields.get("user").and_then(|n| user(reader, n, of_image));
     let bin = fields.get("bin").and_then(|n| folder(reader, n, "`bin`"));
     let port = fields.get("port").and_then(|n| reader.check.number(n, "`port`", 1..=65_535));
+    let port = port.map_or(USUAL_PORT, |n| n as u16);
     let checks = checks(reader, &fields);
     let then = fields.get("then").map(|n| reader.check.lines(n, "`then`")).unwrap_or_default();
+    let image = fields.get("image").and_then(|n| image(reader, n));
+    let mut named = |key: &str| fields.get(key).and_then(|n| engine_name(reader, n, &format!("`{key}`")));
+    let (volume, name, network) = (named("volume"), named("name"), named("network"));
+    let listen = fields.get("listen").and_then(|n| listen(reader, n)).unwrap_or(USUAL_LISTEN);
     let into = match into? {
-        Into::Server => RestoreInto::Server(RestoreServer { bin, port: port.map_or(USUAL_PORT, |n| n as u16), checks }),
-        Into::Folder | Into::Container => RestoreInto::Folder,
+        Into::Folder => RestoreInto::Folder,
+        Into::Server => RestoreInto::Server(RestoreServer { bin, port, checks }),
+        Into::Volume => RestoreInto::Volume(RestoreVolume { image: image?, volume }),
+        Into::Container => {
+            let image = image?;
+            RestoreInto::Container(RestoreContainer { image, volume, name, listen, port, network, checks })
+        }
     };
     Some(Restore { into, target, user, then })
+}
+
+/// Tells of keys that mean nothing with what is wanted.
+fn belongs(reader: &mut Reader<'_, '_>, fields: &Fields<'_>, into: Into) {
+    let foreign = RESTORE_KEYS.iter().filter(|key| !Into::of_key(key).contains(&into));
+    for (key, _) in foreign.filter_map(|key| fields.entry(key)) {
+        let with: Vec<_> = Into::of_key(&key.name).iter().map(|into| format!("`into: {}`", into.word())).collect();
+        reader.check.error_with_hint(
+            key.place,
+            format!("`{}` means nothing with `into: {}`", key.name, into.word()),
+            format!("it belongs to {}", with.join(", ")),
+        );
+    }
+}
+
+fn image(reader: &mut Reader<'_, '_>, node: &Node) -> Option<String> {
+    let text = reader.check.line(node, "`image`")?;
+    if text.len() > IMAGE_MAX_BYTES
+        || text.chars().any(|c| c.is_whitespace() || c.is_control())
+        || text.starts_with('-')
+    {
+        let message = format!("`{}` is not the name of an image", shown_text(node, text));
+        reader.check.error_with_hint(node.place, message, "such as `postgres:17`");
+        return None;
+    }
+    Some(text.to_owned())
+}
+
+/// The name of a container, volume or network.
+fn engine_name(reader: &mut Reader<'_, '_>, node: &Node, what: &str) -> Option<String> {
+    let text = reader.check.line(node, what)?;
+    if !is_engine_name(text) {
+        let message = format!("{what}: `{}` is not a name for the container engine", shown_text(node, text));
+        reader.check.error_with_hint(
+            node.place,
+            message,
+            format!("letters, digits, `_`, `.` and `-`, beginning with a letter or digit, 2 to {NAME_MAX_BYTES}"),
+        );
+        return None;
+    }
+    Some(text.to_owned())
+}
+
+/// Whether a container, volume or network may have this name.
+pub fn is_engine_name(text: &str) -> bool {
+    (2..=NAME_MAX_BYTES).contains(&text.len())
+        && text.starts_with(|c: char| c.is_ascii_alphanumeric())
+        && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"_.-".contains(&b))
+}
+
+fn listen(reader: &mut Reader<'_, '_>, node: &Node) -> Option<IpAddr> {
+    let text = reader.check.line(node, "`listen`")?;
+    let parsed = text.parse().ok();
+    if parsed.is_none() {
+        let message = format!("`{}` is not an address of a machine", shown_text(node, text));
+        reader.check.error_with_hint(node.place, message, "such as `0.0.0.0`, which is every address that it has");
+    }
+    parsed
 }
 
 /// A folder that need not be there: a restore may be for another machine.
@@ -106,12 +230,15 @@ fn folder(reader: &mut Reader<'_, '_>, node: &Node, what: &str) -> Option<PathBu
     Some(path)
 }
 
-fn user(reader: &mut Reader<'_, '_>, node: &Node) -> Option<String> {
+fn user(reader: &mut Reader<'_, '_>, node: &Node, of_image: bool) -> Option<String> {
     let text = reader.check.line(node, "`user`")?;
+    let number = |text: &str| text.parse::<u32>().is_ok();
+    // Images have users without a name.
+    let numbers = of_image && text.split_once(':').map_or(number(text), |(user, group)| number(user) && number(group));
     let plain = text.len() <= 32
         && text.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_')
         && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b));
-    if !plain {
+    if !plain && !numbers {
         let message = format!("`{}` is not the name of a user of a machine", shown_text(node, text));
         reader.check.error(node.place, message);
         return None;

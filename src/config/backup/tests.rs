@@ -136,6 +136,36 @@ fn a_restore_may_end_with_a_folder() {
 }
 
 #[test]
+fn a_restore_may_end_with_a_container_or_its_volume() {
+    let restore = |text: &str| source(text).restore.unwrap();
+    let RestoreInto::Container(least) = restore("restore: { into: container, image: 'postgres:17' }").into else {
+        panic!()
+    };
+    let usual = RestoreContainer {
+        image: "postgres:17".into(),
+        volume: None,
+        name: None,
+        listen: [127, 0, 0, 1].into(),
+        port: 5432,
+        network: None,
+        checks: Vec::new(),
+    };
+    assert_eq!(least, usual);
+    let text = "restore: { into: container, image: x, volume: shop_db.2, name: shop-db, listen: 0.0.0.0, port: 5433, \
+                network: shop, user: '999:999', checks: { sql: select true } }";
+    let all = restore(text);
+    assert_eq!(all.user.as_deref(), Some("999:999"));
+    let RestoreInto::Container(all) = all.into else { panic!() };
+    assert_eq!((all.volume.as_deref(), all.name.as_deref()), (Some("shop_db.2"), Some("shop-db")));
+    assert_eq!((all.listen.to_string().as_str(), all.port, all.network.as_deref()), ("0.0.0.0", 5433, Some("shop")));
+    assert_eq!(all.checks.len(), 1);
+    let folder = restore("restore: { into: container, image: x, target: /srv/x }");
+    assert_eq!(folder.target.as_deref(), Some(Path::new("/srv/x")));
+    let volume = RestoreVolume { image: "x".into(), volume: Some("v1".into()) };
+    assert_eq!(restore("restore: { into: volume, image: x, volume: v1 }").into, RestoreInto::Volume(volume));
+}
+
+#[test]
 fn a_bare_machine_reads_how_to_restore_and_needs_nothing_else_of_the_file() {
     let folder = tempfile::tempdir().unwrap();
     let read = |text: &str| with(folder.path(), |around| parse_restore("x.yml", text, around));
@@ -214,11 +244,20 @@ fn each_mistake_has_its_sentence_and_its_place() {
         ("from: [{ repo: shopp, branches: main }]", "there is no repository `shopp`", "shopp"),
         ("from: [{ repo: shop }]", "an entry of `from` needs `branches`", "{ repo"),
         ("restore: {}", "`restore` needs `into`", "{}"),
-        ("restore: { into: container }", "`container` is part of the language, but not", "container"),
+        ("restore: { into: container }", "needs `image`", "{ into"),
+        ("restore: { into: volume, image: x, target: /x }", "`target` means nothing with `into: volume`", "target"),
+        ("restore: { into: volume, image: x, port: 1 }", "`port` means nothing with `into: volume`", "port"),
+        ("restore: { into: server, image: x }", "`image` means nothing with `into: server`", "image"),
+        ("restore: { into: container, image: x, bin: /x }", "`bin` means nothing with `into: container`", "bin"),
+        ("restore: { into: container, image: 'a b' }", "is not the name of an image", "'a b'"),
+        ("restore: { into: container, image: x, name: -x }", "is not a name for the container engine", "-x"),
+        ("restore: { into: container, image: x, listen: here }", "is not an address", "here"),
+        ("restore: { into: container, image: x, user: '1:x' }", "is not the name of a user", "'1:x'"),
+        ("restore: { into: server, user: '999' }", "is not the name of a user", "'999'"),
+        ("restore: { into: container, image: x, volume: v1, target: /x }", "a volume or into a folder", "volume"),
         ("restore: { into: sever }", "`sever` is not known for `into`", "sever"),
-        ("restore: { into: server, image: x }", "`image` is part of the language, but not", "image"),
-        ("restore: { into: folder, port: 1 }", "`port` is about a server", "port"),
-        ("restore: { into: folder, checks: [] }", "`checks` is about a server", "checks"),
+        ("restore: { into: folder, port: 1 }", "`port` means nothing with `into: folder`", "port"),
+        ("restore: { into: folder, checks: [{ sql: x }] }", "`checks` means nothing with `into: folder`", "checks"),
         ("restore: { into: server, port: 0 }", "from 1 to 65535", "0 }"),
         ("restore: { into: server, target: / }", "a folder other than `/`", "/ }"),
         ("restore: { into: server, user: '0 x' }", "not the name of a user", "'0 x"),

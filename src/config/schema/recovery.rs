@@ -137,19 +137,30 @@ struct KeepBackups {
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct Restore {
-    /// `folder`: a data folder. `server`: a server of this machine that answers.
+    /// `folder`: a data folder. `server`: a server of this machine that answers. `volume`: a volume of the container engine.
+    /// `container`: a container that is left running.
     into: Into,
     /// The new data folder; the command says it when it is not said here.
     target: Option<String>,
-    /// The user that the files belong to.
+    /// The user that the files belong to; with an image, one of the image.
     user: Option<String>,
     /// With `server`: the folder with `postgres` and `pg_ctl`.
     bin: Option<String>,
-    /// With `server`: its port; 5432 when it is not said.
+    /// With `server` and `container`: the port of this machine; 5432 when it is not said.
     port: Option<u16>,
+    /// With `volume` and `container`: the image of PostgreSQL, such as `postgres:17`.
+    image: Option<String>,
+    /// With `volume` and `container`: the volume of the data.
+    volume: Option<String>,
+    /// With `container`: its name; that of the source and `-restored` when it is not said.
+    name: Option<String>,
+    /// With `container`: the address of this machine that its port is published at; 127.0.0.1 when it is not said.
+    listen: Option<String>,
+    /// With `container`: the engine's network that it joins.
+    network: Option<String>,
     /// Commands that follow a good restore.
     then: Option<OneOrMany<String>>,
-    /// With `server`: what it is asked.
+    /// With `server` and `container`: what it is asked.
     checks: Option<OneOrMany<SqlCheck>>,
 }
 
@@ -158,6 +169,8 @@ struct Restore {
 enum Into {
     Folder,
     Server,
+    Volume,
+    Container,
 }
 
 #[derive(Debug, Deserialize, JsonSchema)]

@@ -4,6 +4,7 @@
 
 mod broken;
 mod chain;
+mod contained;
 mod killed;
 mod rules;
 mod swept;

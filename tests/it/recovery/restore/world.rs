@@ -188,9 +188,14 @@ impl World {
         restore::plan(&self.holdings().await, &wish)
     }
 
+    /// How many places were given out.
+    pub(super) fn next(&self) -> u64 {
+        self.restores.fetch_add(1, Ordering::Relaxed)
+    }
+
     /// A new place, and how a server is started there.
     pub(super) fn options(&self) -> Options {
-        let number = self.restores.fetch_add(1, Ordering::Relaxed);
+        let number = self.next();
         // Paths with spaces and quotes are paths.
         let data = self.folder.path().join(format!("it's \"restored\" {number}"));
         options(self.server.version(), &data, self.folder.path())
