@@ -82,6 +82,13 @@ pub(super) fn read(reader: &mut Reader<'_, '_>, node: &Node) -> Option<Restore> 
             );
         }
     }
+    if let Some((key, _)) = fields.entry("password") {
+        reader.check.error_with_hint(
+            key.place,
+            "`password` goes with the address of a server that logical copies are restored into",
+            "leave it out: a restored server is asked over its own socket",
+        );
+    }
     let target = fields.get("target").and_then(|n| folder(reader, n, "`target`"));
     let user = fields.get("user").and_then(|n| user(reader, n));
     let bin = fields.get("bin").and_then(|n| folder(reader, n, "`bin`"));
@@ -96,7 +103,7 @@ pub(super) fn read(reader: &mut Reader<'_, '_>, node: &Node) -> Option<Restore> 
 }
 
 /// A folder that need not be there: a restore may be for another machine.
-fn folder(reader: &mut Reader<'_, '_>, node: &Node, what: &str) -> Option<PathBuf> {
+pub(super) fn folder(reader: &mut Reader<'_, '_>, node: &Node, what: &str) -> Option<PathBuf> {
     let text = reader.check.line(node, what)?;
     let path = plain_path(&reader.folder.join(text));
     if path.file_name().is_none() || text.chars().any(char::is_control) {
@@ -119,7 +126,7 @@ fn user(reader: &mut Reader<'_, '_>, node: &Node) -> Option<String> {
     Some(text.to_owned())
 }
 
-fn checks(reader: &mut Reader<'_, '_>, fields: &Fields<'_>) -> Vec<SqlCheck> {
+pub(super) fn checks(reader: &mut Reader<'_, '_>, fields: &Fields<'_>) -> Vec<SqlCheck> {
     let Some(node) = fields.get("checks") else { return Vec::new() };
     let items = match &node.value {
         // One check may stand without the brackets of a list.
