@@ -18,6 +18,7 @@ mod tests_tar;
 mod unpack;
 
 pub use chunks::CHUNK_LIMIT;
+pub(in crate::backup) use stow::Stow;
 pub use combine::{CombineError, Pages, USUAL_SEGMENT_BYTES, combine};
 pub use tar::TarError;
 pub use unpack::{Target, UnpackError, Unpacker, Withheld, Written};
@@ -35,7 +36,6 @@ use jiff::Timestamp;
 use receive::{Begun, Received, Way};
 use std::error::Error;
 use std::sync::Arc;
-use stow::Stow;
 
 /// The first server that can give the difference to an earlier backup.
 const FIRST_WITH_DIFFERENCES: u32 = 17;

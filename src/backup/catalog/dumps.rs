@@ -224,3 +224,51 @@ impl Dumps {
         dump.object.key == *key || one_of(&dump.extra) || one_of(&dump.proof_objects) || (named && !missing)
     }
 }
+
+/// Logical copies for tests of what does no I/O.
+#[cfg(test)]
+pub(crate) mod make {
+    use super::*;
+    use crate::backup::catalog::holdings::Holdings;
+    pub(crate) use crate::backup::catalog::holdings::make::{at, id};
+    use crate::backup::catalog::holdings::make::{empty, object};
+    use crate::backup::catalog::manifest::VERSION;
+    use crate::backup::seal::Extent;
+
+    /// A copy begun at each of these hours, of one database, an hour long.
+    pub(crate) fn with_copies(hours: &[i64]) -> Holdings {
+        let mut holdings = empty();
+        for hour in hours {
+            let (began, id) = (at(*hour), id(*hour));
+            let of = |stream| {
+                let item = Item::Dump(id.clone(), DumpItem::Chunk { stream, number: 0 });
+                let key = holdings.key(item).to_string();
+                ObjectFacts { key, plain: Extent::of(b"plain"), stored: Extent::of(b"stored") }
+            };
+            let objects = vec![of(DumpStream::Globals), of(DumpStream::Database(5))];
+            let stream = StreamFacts { chunks: 1, bytes: 5 };
+            let text = |text: &str| text.to_owned();
+            let (name, encoding, collate, ctype) = (text("shop"), text("UTF8"), text("C"), text("C"));
+            let manifest = DumpManifest {
+                version: VERSION,
+                backup: id.clone(),
+                system: holdings.cluster.system,
+                server_version: 150_018,
+                program: text("pg_dump (PostgreSQL) 15.18"),
+                began,
+                ended: at(*hour + 1),
+                globals: stream,
+                role_passwords: true,
+                databases: vec![DatabaseDump { oid: 5, name, encoding, collate, ctype, stream }],
+                objects,
+                made_by: text("a test"),
+            };
+            manifest.sound(&holdings.cluster, &id).unwrap();
+            let object = object(&holdings, Item::Dump(id.clone(), DumpItem::Manifest));
+            let (missing, extra, proofs, proof_objects) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+            let dump = Dump { manifest, object, stored_bytes: 1_000, missing, extra, proofs, proof_objects };
+            holdings.dumps.good.insert(id, dump);
+        }
+        holdings
+    }
+}

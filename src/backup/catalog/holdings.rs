@@ -373,4 +373,4 @@ impl Holdings {
 }
 
 #[cfg(test)]
-pub(super) mod make;
+pub(in crate::backup) mod make;

@@ -38,13 +38,23 @@ pub struct Checked {
 pub(super) async fn ask(server: &LocalServer, data: &Path, checks: &[Check]) -> Vec<Checked> {
     let mut checked = Vec::with_capacity(checks.len());
     for check in checks {
-        let asked = tokio::time::timeout(WITHIN, one(server, data, check)).await;
-        let answer = asked.unwrap_or_else(|_| Err(format!("no answer within {} s", WITHIN.as_secs())));
-        let passed = answer.as_deref() == Ok("t");
-        let answer = answer.unwrap_or_else(|why| why);
-        checked.push(Checked { sql: check.sql.clone(), database: check.database.clone(), passed, answer });
+        checked.push(judged(check, one(server, data, check)).await);
     }
     checked
+}
+
+/// Asks one question at a server of which the address is known.
+pub(in crate::backup) async fn ask_at(address: &Address, check: &Check) -> Checked {
+    let address = Address { database: Some(check.database.clone()), ..address.clone() };
+    judged(check, answer(&address, check)).await
+}
+
+async fn judged(check: &Check, asking: impl Future<Output = Result<String, String>>) -> Checked {
+    let asked = tokio::time::timeout(WITHIN, asking).await;
+    let answer = asked.unwrap_or_else(|_| Err(format!("no answer within {} s", WITHIN.as_secs())));
+    let passed = answer.as_deref() == Ok("t");
+    let answer = answer.unwrap_or_else(|why| why);
+    Checked { sql: check.sql.clone(), database: check.database.clone(), passed, answer }
 }
 
 async fn one(server: &LocalServer, data: &Path, check: &Check) -> Result<String, String> {
@@ -52,7 +62,11 @@ async fn one(server: &LocalServer, data: &Path, check: &Check) -> Result<String,
     let (role, database) = (escaped(&server.role), escaped(&check.database));
     let url = format!("postgres://{role}@{}:{}/{database}", escaped(&place), server.port);
     let address = Address::parse(&url).map_err(|error| error.to_string())?;
-    let mut connection = Connection::open(&address, None, Purpose::Sql).await.map_err(|error| error.to_string())?;
+    answer(&address, check).await
+}
+
+async fn answer(address: &Address, check: &Check) -> Result<String, String> {
+    let mut connection = Connection::open(address, None, Purpose::Sql).await.map_err(|error| error.to_string())?;
     let rows = connection.query(&check.sql).await.map_err(|error| error.to_string())?;
     connection.close().await;
     match &rows.rows[..] {

@@ -31,6 +31,7 @@ mod show;
 pub mod start;
 pub mod tail;
 
+pub(in crate::backup) use checks::ask_at;
 pub use checks::{Check, Checked};
 pub use feeder::Feeding;
 pub use fetch::{Moment, Progress};
