@@ -18,8 +18,8 @@ mod tests_tar;
 mod unpack;
 
 pub use chunks::CHUNK_LIMIT;
-pub(in crate::backup) use stow::Stow;
 pub use combine::{CombineError, Pages, USUAL_SEGMENT_BYTES, combine};
+pub(in crate::backup) use stow::Stow;
 pub use tar::TarError;
 pub use unpack::{Target, UnpackError, Unpacker, Withheld, Written};
 

@@ -27,6 +27,8 @@ const LOCK_WAIT: &str = "--lock-wait-timeout=600s";
 const ARCHIVE_BEGINS: &[u8] = b"PGDMP";
 /// How every output of `pg_dumpall` ends, before one empty line or more.
 const GLOBALS_END: &[u8] = b"-- PostgreSQL database cluster dump complete\n--";
+/// The SQLSTATE of a connection to a database that is not there.
+const NO_SUCH_DATABASE: &str = "3D000";
 /// Roles, their settings and their memberships: more is no such thing. Kept in memory by a restore.
 pub(super) const GLOBALS_MAX_BYTES: u64 = 64 << 20;
 
@@ -62,7 +64,9 @@ pub enum DumpError {
     #[error(transparent)]
     Stow(#[from] TakeError),
     /// A database that is to be copied is not there, or lets nobody in.
-    #[error("copy the database {0}: there is none of this name that accepts connections\nhint: `databases` in the source's file names it")]
+    #[error(
+        "copy the database {0}: there is none of this name that accepts connections\nhint: `databases` in the source's file names it"
+    )]
     NoDatabase(String),
     /// There is none at all.
     #[error("copy databases: the server has none that accepts connections, but for templates")]
@@ -130,11 +134,16 @@ pub async fn dump(job: Job) -> Result<DumpManifest, DumpError> {
     Ok(manifest)
 }
 
-async fn ask(job: &Job) -> Result<Seen, PostgresError> {
-    let mut connection = open(&job.address, job.meeting()).await?;
+async fn ask(job: &Job) -> Result<Seen, DumpError> {
+    let mut connection = open(&job.address, job.meeting()).await.map_err(|error| match error {
+        PostgresError::Unreachable { refusal: Some(error), .. } if error.code == NO_SUCH_DATABASE => {
+            DumpError::NoDatabase(job.meeting().to_owned())
+        }
+        error => error.into(),
+    })?;
     let seen = look(&mut connection).await;
     connection.close().await;
-    seen
+    Ok(seen?)
 }
 
 impl Job {
@@ -278,7 +287,9 @@ fn ends_unrestricted(last: &[u8]) -> bool {
 async fn one(job: &Job, programs: &Programs, found: &Found, out: &mut Out<'_>) -> Result<StreamFacts, DumpError> {
     let mut command = programs.command("pg_dump", &job.address);
     // Not compressed: that comes with sealing, and better.
-    command.args(["--format=custom", "--compress=0", "--no-password", LOCK_WAIT, "--dbname"]).arg(database(&found.name));
+    command
+        .args(["--format=custom", "--compress=0", "--no-password", LOCK_WAIT, "--dbname"])
+        .arg(database(&found.name));
     let (facts, first, _) = run("pg_dump", command, DumpStream::Database(found.oid), out).await?;
     if first != ARCHIVE_BEGINS {
         let (stream, what) = (format!("the database {}", found.name), "pg_dump wrote no archive".to_owned());

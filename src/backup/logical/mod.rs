@@ -24,4 +24,4 @@ mod sql;
 pub use dump::{DumpError, Job, dump};
 pub use plan::{NoCopy, Plan, Wanted, plan};
 pub use programs::{ProgramError, Programs};
-pub use restore::{Options, Report, Restored, RestoreError, restore, survey};
+pub use restore::{Options, Report, RestoreError, Restored, restore, survey};

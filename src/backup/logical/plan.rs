@@ -43,7 +43,9 @@ pub struct Plan {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum NoCopy {
     /// There is none.
-    #[error("there is no logical copy of {0}\nhint: `mainstay backup {0}` makes one; `mainstay backups {0}` shows what there is")]
+    #[error(
+        "there is no logical copy of {0}\nhint: `mainstay backup {0}` makes one; `mainstay backups {0}` shows what there is"
+    )]
     None(String),
     /// None had ended by then.
     #[error("no copy had ended by {at}\nhint: the oldest is {oldest}, ended at {ended}")]

@@ -14,6 +14,8 @@ use tokio::task::JoinHandle;
 
 /// Later major versions than this are looked for in the usual folders, too: a number well beyond the next years.
 const MAJOR_MAX: u32 = 40;
+/// A file that can never be there: libpq says nothing of it, and does not look into the home folder instead.
+const NOWHERE: &str = "/dev/null/none";
 /// As much of what a program says is kept, from the end.
 const SAID_BYTES: usize = 4 << 10;
 /// A program says its version at once, or it is none.
@@ -179,7 +181,7 @@ fn variables(address: &Address) -> Vec<(&'static str, String)> {
         ("PGTARGETSESSIONATTRS", target.to_owned()),
         ("PGCONNECT_TIMEOUT", address.connect_timeout.as_secs().max(2).to_string()),
         ("PGAPPNAME", address.application_name.clone()),
-        ("PGPASSFILE", "/dev/null".to_owned()),
+        ("PGPASSFILE", NOWHERE.to_owned()),
     ];
     let verified = matches!(address.tls, Tls::VerifyCa | Tls::VerifyFull);
     match &address.roots {
@@ -189,7 +191,7 @@ fn variables(address: &Address) -> Vec<(&'static str, String)> {
             variables.push(("PGSSLROOTCERT", bundle.to_owned()));
         }
         // A file in the home folder of whoever runs this must not change what `require` means.
-        Roots::System => variables.push(("PGSSLROOTCERT", "/dev/null/none".to_owned())),
+        Roots::System => variables.push(("PGSSLROOTCERT", NOWHERE.to_owned())),
     }
     if let Some(password) = &address.password {
         variables.push(("PGPASSWORD", password.expose().to_owned()));
@@ -269,7 +271,8 @@ mod tests {
 
     #[test]
     fn the_server_is_said_by_the_environment_alone() {
-        let text = "postgres://u%20x:p%27w@a:1,[::1]/d?sslmode=verify-ca&sslrootcert=/ca.pem&target_session_attrs=primary";
+        let text =
+            "postgres://u%20x:p%27w@a:1,[::1]/d?sslmode=verify-ca&sslrootcert=/ca.pem&target_session_attrs=primary";
         let variables = variables(&Address::parse(text).unwrap());
         let of = |name| variables.iter().find(|(one, _)| *one == name).map(|(_, value)| value.as_str());
         assert_eq!((of("PGHOST"), of("PGPORT"), of("PGUSER")), (Some("a,::1"), Some("1,5432"), Some("u x")));

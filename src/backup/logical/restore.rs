@@ -347,14 +347,18 @@ impl Work<'_> {
     async fn globals(&mut self) -> Result<(), RestoreError> {
         let copy = &self.plan.copy;
         if copy.globals.bytes > GLOBALS_MAX_BYTES {
-            return Err(RestoreError::Strange(format!("read the roles of the copy: they take {} bytes", copy.globals.bytes)));
+            return Err(RestoreError::Strange(format!(
+                "read the roles of the copy: they take {} bytes",
+                copy.globals.bytes
+            )));
         }
         let mut text = Vec::new();
         for facts in copy.objects_of(DumpStream::Globals) {
             text.extend(self.feed.object(facts.clone()).await?);
         }
         let text = text_of(text, "the roles of the copy")?;
-        let statements = statements(&text).map_err(|why| RestoreError::Strange(format!("read the roles of the copy: {why}")))?;
+        let statements =
+            statements(&text).map_err(|why| RestoreError::Strange(format!("read the roles of the copy: {why}")))?;
         let mut connection = self.connect().await?;
         let before = self.ground.seen.roles.clone();
         let mut now = before.clone();
@@ -392,14 +396,11 @@ impl Work<'_> {
     }
 
     /// Makes one database under an unfinished name and fills it. Answers what is still to be run when it takes its own.
-    async fn one(
-        &mut self,
-        database: &DatabaseDump,
-        unfinished: &str,
-    ) -> Result<Vec<String>, RestoreError> {
+    async fn one(&mut self, database: &DatabaseDump, unfinished: &str) -> Result<Vec<String>, RestoreError> {
         let objects = self.plan.copy.objects_of(DumpStream::Database(database.oid)).to_vec();
         let sql = self.about_database(&objects).await?;
-        let sql = statements(&sql).map_err(|why| RestoreError::Strange(format!("read what makes the database: {why}")))?;
+        let sql =
+            statements(&sql).map_err(|why| RestoreError::Strange(format!("read what makes the database: {why}")))?;
         let mut later = vec![format!("COMMENT ON DATABASE {} IS NULL", quoted(unfinished))];
         let mut made = false;
         let mut connection = self.connect().await?;

@@ -45,7 +45,8 @@ impl Seen {
 
 /// Asks for all of it, in the database of the address.
 pub(super) async fn look(connection: &mut Connection) -> Result<Seen, PostgresError> {
-    let wrong = || PostgresError::Protocol { doing: "ask what is there".into(), what: "an answer does not read".into() };
+    let wrong =
+        || PostgresError::Protocol { doing: "ask what is there".into(), what: "an answer does not read".into() };
     let rows = connection
         .query(
             "SELECT (SELECT system_identifier FROM pg_catalog.pg_control_system()) AS system, \
@@ -97,7 +98,8 @@ pub(super) async fn open(address: &Address, database: &str) -> Result<Connection
 pub(super) async fn is_empty(address: &Address, database: &str) -> Result<bool, PostgresError> {
     /// `FirstNormalObjectId` of PostgreSQL's `access/transam.h`.
     const FIRST_OWN: u32 = 16_384;
-    let catalogs = ["class", "proc", "type", "namespace", "extension", "largeobject_metadata", "operator", "foreign_server"];
+    let catalogs =
+        ["class", "proc", "type", "namespace", "extension", "largeobject_metadata", "operator", "foreign_server"];
     let any = catalogs.map(|one| format!("EXISTS (SELECT 1 FROM pg_catalog.pg_{one} WHERE oid >= {FIRST_OWN})"));
     let mut connection = open(address, database).await?;
     let rows = connection.query(&format!("SELECT {} AS any", any.join(" OR "))).await?;

@@ -92,3 +92,110 @@ impl Plan {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::plan;
+    use super::*;
+    use crate::backup::catalog::dumps::make::{at, id, with_copies};
+    use crate::backup::catalog::holdings::{Missing, Object};
+    use crate::backup::catalog::index::BadKind;
+    use crate::backup::repository::{DumpItem, Item};
+    use proptest::prelude::*;
+    use std::time::Duration;
+
+    fn policy(days: u64, backups: u32) -> Policy {
+        Policy { window: Duration::from_secs(days * 86_400), backups }
+    }
+
+    fn kept(holdings: &Holdings, policy: &Policy, hours: i64) -> Vec<BackupId> {
+        plan(holdings, policy, at(hours)).unwrap().dumps.into_keys().collect()
+    }
+
+    fn break_it(holdings: &mut Holdings, hours: i64) {
+        let missing = Missing { name: "x".into(), kind: BadKind::Gone, why: "it is not there".into() };
+        holdings.dumps.good.get_mut(&id(hours)).unwrap().missing.push(missing);
+    }
+
+    #[test]
+    fn copies_of_the_window_stay_and_the_one_before_it() {
+        let days: Vec<i64> = (0..30).map(|day| day * 24).collect();
+        let holdings = with_copies(&days);
+        let plan = plan(&holdings, &policy(7, 1), at(30 * 24)).unwrap();
+        // A day more than the window, for clocks; and the one that had ended before that.
+        assert_eq!(plan.dumps.keys().next(), Some(&id(21 * 24)));
+        assert!(plan.dumps[&id(21 * 24)].contains(&Why::CopyBefore));
+        assert_eq!((plan.dumps.len(), plan.backups.len()), (9, 0));
+        // Manifests first, the newest of them first; then what they name.
+        assert_eq!(plan.drop[0].object.key, holdings.key(Item::Dump(id(20 * 24), DumpItem::Manifest)));
+        assert_eq!((plan.drop.len(), plan.drop[21].why), (21 * 3, Go::OfBackup));
+        assert_eq!(kept(&holdings, &policy(0, 3), 9_000), [id(27 * 24), id(28 * 24), id(29 * 24)]);
+    }
+
+    #[test]
+    fn r18_the_last_good_copy_never_goes() {
+        let mut holdings = with_copies(&[0, 24, 48]);
+        break_it(&mut holdings, 24);
+        break_it(&mut holdings, 48);
+        assert_eq!(kept(&holdings, &policy(0, 0), 9_000), [id(0)]);
+        break_it(&mut holdings, 0);
+        assert!(matches!(plan(&holdings, &policy(0, 0), at(9_000)), Err(Refused::NothingGood { .. })));
+        // Beside good base backups the bad copies stay all the same, and a plan that takes one thing of a good copy is refused.
+        let mut both = with_copies(&[0, 24]).with_backup(0, 1, 3, 4, None).with_segments(1, 3, 9);
+        let good = plan(&both, &policy(0, 1), at(9_000)).unwrap();
+        assert_eq!((good.dumps.len(), good.backups.len()), (1, 1));
+        let mut worse = good.clone();
+        let key = both.key(Item::Dump(id(24), DumpItem::Manifest));
+        let object = Object { key, bytes: 1, written: at(0) };
+        worse.drop.push(super::super::Dropped { object, why: Go::Manifest });
+        assert!(matches!(super::super::check(&both, &worse), Err(Refused::Loses { .. })));
+        break_it(&mut both, 0);
+        break_it(&mut both, 24);
+        assert_eq!(kept(&both, &policy(0, 0), 9_000), [id(0), id(24)]);
+    }
+
+    #[test]
+    fn what_is_not_finished_goes_only_when_a_later_one_is_and_it_is_old() {
+        let mut holdings = with_copies(&[0, 48]);
+        for hours in [24, 72] {
+            let dump = holdings.dumps.good.values().next().unwrap().object.clone();
+            holdings.dumps.unfinished.insert(id(hours), vec![dump]);
+        }
+        let at_all = policy(1_000, 1);
+        let unfinished = |hours| {
+            let plan = plan(&holdings, &at_all, at(hours)).unwrap();
+            plan.drop.iter().filter(|dropped| dropped.why == Go::Unfinished).count()
+        };
+        assert_eq!((unfinished(24 + 47), unfinished(24 + 49), unfinished(9_000)), (0, 1, 1));
+    }
+
+    proptest! {
+        /// Whatever there is: the newest usable one stays, so do the newest so many, and all usable ones of the window.
+        #[test]
+        fn what_is_promised_stays(
+            hours in proptest::collection::btree_set(0_i64..400, 1..14),
+            bad in proptest::collection::vec(any::<bool>(), 14),
+            days in 0_u64..20,
+            count in 0_u32..5,
+            now in 0_i64..600,
+        ) {
+            let hours: Vec<i64> = hours.into_iter().collect();
+            let mut holdings = with_copies(&hours);
+            for (hour, bad) in hours.iter().zip(&bad) {
+                if *bad {
+                    break_it(&mut holdings, *hour);
+                }
+            }
+            let good: Vec<i64> = hours.iter().zip(&bad).filter(|(_, bad)| !**bad).map(|(hour, _)| *hour).collect();
+            let planned = plan(&holdings, &policy(days, count), at(now));
+            prop_assert_eq!(planned.is_err(), good.is_empty());
+            if let Ok(planned) = planned {
+                let newest = good.iter().rev().take(count.max(1) as usize);
+                let window = good.iter().filter(|hour| **hour + 1 >= now - days as i64 * 24);
+                for hour in newest.chain(window) {
+                    prop_assert!(planned.dumps.contains_key(&id(*hour)), "{} of {:?}", hour, good);
+                }
+            }
+        }
+    }
+}
