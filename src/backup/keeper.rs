@@ -1,9 +1,11 @@
-//! Keeps sources safe: ships the log of each all the time, takes base backups when they are due, removes what is old.
+//! Keeps sources safe: ships the log of each all the time, takes base backups when they are due, removes what is old. Of
+//! sources of `kind: logical` it makes copies when they are due.
 //!
 //! In: the sources of `backups/*.yml` and a repository. Out: objects in the repository, and a view of each source for
 //! people. The daemon has one keeper; `mainstay backup` without a daemon does [`once::back_up`] by itself. A source is
 //! tended by one process at a time, under a lease in the repository.
 
+pub mod logical;
 mod mark;
 pub mod once;
 mod parent;

@@ -10,6 +10,7 @@
 //! | [`repository`] | where objects are kept: one contract, an S3 bucket and a folder; every name |
 //! | [`catalog`] | what a repository holds, read back from it: backups, windows, gaps; what may go |
 //! | [`keeper`] | what is due for each source, and doing it |
+//! | [`logical`] | copies of single databases by `pg_dump`, and the way back into a running server |
 //! | [`ship`] | the log as it is written: pieces, whole segments, frontiers |
 //! | [`take`] | one base backup, from the first byte to the manifest that makes it exist |
 //! | [`restore`] | plan, fetch, feed the log, start, report |
@@ -17,6 +18,7 @@
 
 pub mod catalog;
 pub mod keeper;
+pub mod logical;
 pub mod repository;
 pub mod restore;
 pub mod seal;

@@ -19,6 +19,7 @@ mod unpack;
 
 pub use chunks::CHUNK_LIMIT;
 pub use combine::{CombineError, Pages, USUAL_SEGMENT_BYTES, combine};
+pub(in crate::backup) use stow::Stow;
 pub use tar::TarError;
 pub use unpack::{Target, UnpackError, Unpacker, Withheld, Written};
 
@@ -36,7 +37,6 @@ use jiff::Timestamp;
 use receive::{Begun, Received, Way};
 use std::error::Error;
 use std::sync::Arc;
-use stow::Stow;
 
 /// The first server that can give the difference to an earlier backup.
 const FIRST_WITH_DIFFERENCES: u32 = 17;

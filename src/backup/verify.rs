@@ -5,14 +5,15 @@
 //! every object is there with its length is seen from the listing each time. *Damage* (an object that is gone, or not what was
 //! written) is a finding; a place that *cannot be reached* is none: it ends the check, and nothing is proven by it.
 
+mod dumps;
 mod object;
 
-use crate::backup::catalog::holdings::{Backup, Holdings, LogObject, Missing};
+use crate::backup::catalog::holdings::{Backup, Holdings, LogObject, Missing, Object};
 use crate::backup::catalog::index::{BadKind, Catalogue, CatalogueError};
 use crate::backup::catalog::manifest::{LogRead, Manifest, ObjectFacts, Proof, ProofKind, VERSION};
 use crate::backup::catalog::retention::Sum;
 use crate::backup::catalog::window::{Hole, HoleKind, line, on_line, ranges, window};
-use crate::backup::repository::{BackupId, Cluster, Item, Key, Put, Repository, RepositoryError};
+use crate::backup::repository::{BackupId, Cluster, DumpItem, Item, Key, Put, Repository, RepositoryError};
 use crate::backup::seal::{Checker, Opener, SealError, Sealer};
 use crate::model::{Lsn, SourceName, Timeline};
 use futures_util::stream::StreamExt as _;
@@ -72,6 +73,8 @@ pub struct OfCluster {
     pub cluster: Cluster,
     /// Its backups, by age.
     pub backups: Vec<OfBackup>,
+    /// Its logical copies, by age.
+    pub dumps: Vec<OfBackup>,
     /// What was read of the log, and its history files.
     pub log_read: Sum,
     /// What earlier checks had read of the log, and this one did not.
@@ -159,11 +162,12 @@ pub async fn verify(
         let check = Check { repository, checker, opener, holdings, kind, settings };
         let began = std::time::Instant::now();
         let (of, log) = check.cluster(&mut report).await?;
-        for backup in &of.backups {
+        for backup in of.backups.iter().chain(&of.dumps) {
             report.findings.extend(backup.findings.iter().cloned());
         }
         if let Some(sealer) = sealer {
             report.proofs += check.prove(sealer, &of, log, began.elapsed().as_secs()).await?;
+            report.proofs += check.prove_dumps(sealer, &of, began.elapsed().as_secs()).await?;
         }
         report.clusters.push(of);
     }
@@ -203,7 +207,8 @@ impl Check<'_> {
         let holdings = self.holdings;
         let cluster = holdings.cluster.clone();
         let (log_read, log_known) = (Sum::default(), Sum::default());
-        let mut of = OfCluster { cluster, backups: Vec::new(), log_read, log_known, holes: window(holdings).holes };
+        let (backups, dumps) = (Vec::new(), Vec::new());
+        let mut of = OfCluster { cluster, backups, dumps, log_read, log_known, holes: window(holdings).holes };
         for hole in of.holes.iter().filter(|hole| hole.kind == HoleKind::Acknowledged) {
             let name = format!("the log of timeline {} from {} to {}", hole.timeline, hole.from, hole.to);
             let why = "it was acknowledged, and is not there".to_owned();
@@ -213,6 +218,10 @@ impl Check<'_> {
         for backup in holdings.backups.values() {
             let of_backup = self.backup(backup, &log_wrong, report).await?;
             of.backups.push(of_backup);
+        }
+        for dump in holdings.dumps.good.values() {
+            let of_dump = self.dump(dump, report).await?;
+            of.dumps.push(of_dump);
         }
         Ok((of, known))
     }
@@ -331,6 +340,12 @@ impl Check<'_> {
         if report.ended_early.is_some() {
             return Ok(of);
         }
+        self.read(asked, &mut of, report).await?;
+        Ok(of)
+    }
+
+    /// Reads objects of a backup, and takes down what was found.
+    async fn read(&self, asked: Vec<Asked>, of: &mut OfBackup, report: &mut Report) -> Result<(), VerifyError> {
         let mut outcomes = futures_util::stream::iter(asked).map(|asked| self.ask(asked)).buffered(READS_AT_ONCE);
         while let Some(outcome) = outcomes.next().await {
             match outcome? {
@@ -344,7 +359,7 @@ impl Check<'_> {
                 }
             }
         }
-        Ok(of)
+        Ok(())
     }
 
     /// Reads one object and judges it.
@@ -410,22 +425,29 @@ impl Check<'_> {
             let log = if carries { log.clone() } else { Vec::new() };
             let (version, at, kind) = (VERSION, self.settings.now, self.kind);
             let proof = Proof { version, at, kind, good, detail, reached: None, took_secs, log };
-            self.put_proof(sealer, backup, &proof).await?;
+            let item = |number| Item::Proof(backup.id().clone(), number);
+            self.put_proof(sealer, item, &backup.proof_objects, &proof).await?;
             stored += 1;
         }
         Ok(stored)
     }
 
-    async fn put_proof(&self, sealer: &Sealer, backup: &Backup, proof: &Proof) -> Result<(), VerifyError> {
+    async fn put_proof(
+        &self,
+        sealer: &Sealer,
+        item: impl Fn(u64) -> Item,
+        before: &[Object],
+        proof: &Proof,
+    ) -> Result<(), VerifyError> {
         let number = |key: &Key| match key {
-            Key::Of(_, Item::Proof(_, number)) => *number,
+            Key::Of(_, Item::Proof(_, number) | Item::Dump(_, DumpItem::Proof(number))) => *number,
             _ => 0,
         };
-        let next = backup.proof_objects.iter().map(|object| number(&object.key)).max().unwrap_or(0) + 1;
+        let next = before.iter().map(|object| number(&object.key)).max().unwrap_or(0) + 1;
         let failed = |error: &dyn std::fmt::Display| VerifyError::Proof(error.to_string());
         let text = serde_json::to_vec(proof).map_err(|error| failed(&error))?;
         for number in next..next + NUMBER_TRIES {
-            let key = self.holdings.key(Item::Proof(backup.id().clone(), number));
+            let key = self.holdings.key(item(number));
             let sealed = sealer.seal(&key, &text, BTreeMap::new()).map_err(|error| failed(&error))?;
             let put: Result<Put, RepositoryError> = self.repository.put_new(&key, &sealed).await;
             if put.map_err(|error| failed(&error))? == Put::Stored {

@@ -4,7 +4,8 @@ use super::client::Client;
 use super::desk;
 use super::exit::{Exit, Failure};
 use super::{Context, words};
-use crate::backup::keeper::{Kind, LEASE_TTL, Setup, once, phase};
+use crate::backup::keeper::{Kind, LEASE_TTL, Setup, logical, once, phase};
+use crate::backup::logical::DumpError;
 use crate::backup::repository::open::{self, Making};
 use crate::backup::ship::Shipper;
 use crate::backup::ship::lease::{Lease, LeaseError};
@@ -18,7 +19,7 @@ use serde_json::json;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// Take a base backup of a source now
+/// Take a base backup of a source now, or a logical copy
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   mainstay backup shop-db
@@ -140,16 +141,24 @@ async fn take(setup: &Setup, kind: Kind, context: &Context) -> Result<Exit, Fail
         LeaseError::Held { .. } => Failure::new(Exit::Refused, error),
         other => Failure::new(Exit::Unreachable, other),
     })?;
-    let shipper = Shipper::start(once::shipping(setup));
     let bar = bar(context);
     let shown = bar.clone();
     let began = jiff::Timestamp::now();
+    let words = if setup.source.logical.is_some() { logical::phase } else { phase };
     let tell = move |progress: Progress| {
-        let phase = phase(progress.phase).to_owned();
+        let phase = words(progress.phase).to_owned();
         let (bytes, of_bytes, incremental) =
             (progress.received_bytes, progress.estimated_bytes, kind == Kind::Incremental);
         show(&shown, &UnderWay { began, bytes, of_bytes, phase, incremental });
     };
+    if let Some(what) = &setup.source.logical {
+        let taken = logical::copy(setup, what, Arc::new(tell)).await;
+        bar.finish_and_clear();
+        lease.release().await;
+        let manifest = taken.map_err(|error| Failure::new(exit(&error), error))?;
+        return Ok(done(context, &name, &manifest.backup.to_string()));
+    }
+    let shipper = Shipper::start(once::shipping(setup));
     let taken = once::back_up(setup, kind, shipper.status(), Arc::new(tell)).await;
     bar.finish_and_clear();
     shipper.stop(GRACE).await;
@@ -163,6 +172,8 @@ fn exit(error: &once::BackUpError) -> Exit {
         once::BackUpError::Postgres(_) | once::BackUpError::Repository(_) | once::BackUpError::Catalogue(_) => {
             Exit::Unreachable
         }
+        once::BackUpError::Dump(DumpError::Postgres(_)) => Exit::Unreachable,
+        once::BackUpError::Dump(_) => Exit::Bad,
         once::BackUpError::Take(_) | once::BackUpError::Seal(_) => Exit::Bad,
     }
 }

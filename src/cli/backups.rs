@@ -1,5 +1,7 @@
 //! `mainstay backups`: what can be restored, read from the repository itself.
 
+mod dumps;
+
 use super::desk::{Desk, Where};
 use super::exit::{Exit, Failure};
 use super::table::{self, Cell};
@@ -7,7 +9,7 @@ use super::ui::{Tone, Ui};
 use super::{Context, words};
 use crate::backup::catalog::holdings::{Backup, Holdings};
 use crate::backup::catalog::index::Catalogue;
-use crate::backup::catalog::manifest::{Manifest, ProofKind};
+use crate::backup::catalog::manifest::{Manifest, Proof, ProofKind};
 use crate::backup::catalog::window::{self, Hole, HoleKind, Point, Window};
 use crate::backup::repository::BackupId;
 use crate::model::SourceName;
@@ -52,6 +54,7 @@ pub async fn run(args: &Args, context: &Context) -> Result<Exit, Failure> {
         let windows: Vec<(&Holdings, Window)> =
             catalogue.clusters.values().map(|holdings| (holdings, window::window(holdings))).collect();
         good &= catalogue.bad.is_empty() && windows.iter().all(|(_, window)| !window.damaged());
+        good &= windows.iter().all(|(holdings, _)| holdings.dumps.good.values().all(|dump| dump.unusable().is_none()));
         if ui.json {
             documents.push(document(&catalogue, &windows));
             continue;
@@ -77,13 +80,14 @@ fn tell(ui: &Ui, catalogue: &Catalogue, windows: &[(&Holdings, Window)]) {
     for (holdings, window) in windows {
         let system = holdings.cluster.system;
         let version = holdings.backups.values().next_back().map(|backup| backup.manifest.server.major());
+        let version = version.or_else(|| holdings.dumps.good.values().next_back().map(|dump| dump.manifest.major()));
         let version = version.map_or_else(String::new, |major| format!(", PostgreSQL {major}"));
         let was = if Some(system) == current { "" } else { " (an earlier one)" };
         ui.out(format!("  cluster {system}{version}{was}"));
         for span in &window.spans {
             ui.out(format!("  from {} to {}", point(&span.from), point(&span.to)));
         }
-        if window.spans.is_empty() {
+        if window.spans.is_empty() && (holdings.has_physical() || holdings.dumps.is_empty()) {
             ui.out(format!("  {}", ui.paint(Tone::Bad, "nothing of it can be restored")));
         }
         for hole in &window.holes {
@@ -99,16 +103,19 @@ fn tell(ui: &Ui, catalogue: &Catalogue, windows: &[(&Holdings, Window)]) {
             ui.out(format!("  {}", ui.paint(Tone::Bad, words::clean(doubt))));
         }
         let rows: Vec<Vec<Cell>> = holdings.backups.values().rev().map(|backup| row(backup, window, now)).collect();
-        for line in
-            table::lines(ui, &["BACKUP", "KIND", "WHEN", "TOOK", "SIZE", "STORED", "PROOF"], &rows, ui.columns())
-        {
-            ui.out(format!("  {line}"));
+        if holdings.has_physical() || holdings.dumps.is_empty() {
+            for line in
+                table::lines(ui, &["BACKUP", "KIND", "WHEN", "TOOK", "SIZE", "STORED", "PROOF"], &rows, ui.columns())
+            {
+                ui.out(format!("  {line}"));
+            }
         }
         for backup in holdings.backups.values().rev() {
             if let Some(why) = &backup.manifest.whole_because {
                 ui.out(format!("  {} is not incremental: {}", backup.id(), words::clean(why)));
             }
         }
+        dumps::tell(ui, &holdings.dumps, now);
     }
     for bad in &catalogue.bad {
         ui.out(format!("  {}", ui.paint(Tone::Bad, format!("{}: {}", bad.key, words::clean(&bad.why)))));
@@ -146,7 +153,19 @@ fn row(backup: &Backup, window: &Window, now: Timestamp) -> Vec<Cell> {
     let manifest = &backup.manifest;
     let bytes = manifest.archives.iter().map(|archive| archive.bytes).sum();
     let usable = !window.unusable.iter().any(|(id, _)| id == backup.id());
-    let proof = match (usable, backup.failed(), backup.proven()) {
+    let proof = proof(usable, backup.failed(), backup.proven(), now);
+    vec![
+        Cell::toned(Tone::Strong, manifest.backup.to_string()),
+        words::ago(manifest.ended, now).into(),
+        words::took(words::between(manifest.began, manifest.ended)).into(),
+        rounded_bytes(bytes).into(),
+        rounded_bytes(backup.stored_bytes).into(),
+        proof,
+    ]
+}
+
+fn proof(usable: bool, failed: Option<&Proof>, proven: Option<&Proof>, now: Timestamp) -> Cell {
+    match (usable, failed, proven) {
         (_, Some(failed), _) => Cell::toned(Tone::Bad, format!("✗ {}", words::clean(&failed.detail))),
         (false, ..) => Cell::toned(Tone::Bad, "✗ cannot be used"),
         (true, None, Some(proof)) => {
@@ -216,5 +235,6 @@ fn cluster(holdings: &Holdings, window: &Window) -> Value {
         "doubt": window.doubt,
         "newest": window.newest(),
         "backups": backups,
+        "copies": dumps::documents(&holdings.dumps),
     })
 }

@@ -74,7 +74,13 @@ fn tell(context: &Context, report: &Report) {
             let reasons: Vec<String> = reasons.iter().map(ToString::to_string).collect();
             ui.out(format!("  {backup} stays: {}", reasons.join("; ")));
         }
-        ui.out(format!("  the log stays from {} on, for {}", plan.floor, plan.floor_of));
+        for (copy, reasons) in &plan.dumps {
+            let reasons: Vec<String> = reasons.iter().map(ToString::to_string).collect();
+            ui.out(format!("  {copy} stays: {}", reasons.join("; ")));
+        }
+        if !plan.backups.is_empty() {
+            ui.out(format!("  the log stays from {} on, for {}", plan.floor, plan.floor_of));
+        }
         let sum = |objects: u64, bytes: u64| format!("{objects} objects, {}", rounded_bytes(bytes));
         ui.out(format!(
             "  to go now: {}; marked and waiting: {}; marked now: {}",
@@ -104,10 +110,12 @@ fn document(report: &Report) -> Value {
             let plan = of.plan.as_ref().ok();
             let backups: Option<BTreeMap<String, _>> =
                 plan.map(|plan| plan.backups.iter().map(|(id, why)| (id.to_string(), why)).collect());
+            let copies: Option<BTreeMap<String, _>> =
+                plan.map(|plan| plan.dumps.iter().map(|(id, why)| (id.to_string(), why)).collect());
             let drop: Option<BTreeMap<String, _>> =
                 plan.map(|plan| plan.drop.iter().map(|gone| (gone.object.key.to_string(), gone.why)).collect());
             json!({
-                "system": of.cluster.system, "refused": refused, "backups": backups, "drop": drop,
+                "system": of.cluster.system, "refused": refused, "backups": backups, "copies": copies, "drop": drop,
                 "log-from": plan.map(|plan| plan.floor),
                 "due": of.due, "waiting": of.waiting, "marked": of.fresh, "rescued": of.rescued,
             })

@@ -2,6 +2,7 @@
 //! host that was lost.
 
 mod job;
+mod logical;
 
 use self::job::{Contained, Job};
 use super::desk::{self, Desk, Where};
@@ -17,6 +18,7 @@ use crate::backup::restore::{
 };
 use crate::backup::restore::{check_keys, place};
 use crate::config::backup::{Around, Restore, parse_restore};
+use crate::config::finding::Findings;
 use crate::config::secret::SecretStore;
 use crate::deploy::points;
 use crate::model::{EnvironmentName, Lsn, SourceName, SystemId, Timeline};
@@ -24,6 +26,7 @@ use crate::runtime::RuntimeError;
 use indicatif::{ProgressBar, ProgressStyle};
 use jiff::Timestamp;
 use serde_json::json;
+use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::Stdio;
 use std::sync::Arc;
@@ -36,10 +39,12 @@ use std::time::Duration;
   mainstay restore --latest --repository s3://shop-recovery/mainstay --identity identity.txt
   mainstay restore shop-db --at 2026-11-23T02:59:59Z --target /srv/pg/before --port 5433 --identity identity.txt
   mainstay restore shop-db --latest --into container --image postgres:17 --identity identity.txt
+  mainstay restore crm --latest --into postgres://postgres@new-db/?sslmode=verify-full --identity identity.txt
 
 `restore:` in the source's file says where to and what then; it lies in the repository, too. Options here go before it.
 Only an empty or new folder is written into; --force moves aside what is there. An interrupted restore cannot be started
-by mistake, and the same command goes on with it.
+by mistake, and the same command goes on with it. A source of `kind: logical` goes into a running server: --into, or `into`
+in its file. There only databases that do not exist or are empty are made; --force puts others aside under another name.
 
 Exit codes: 0 the state that was asked for is there, 1 it is not, 2 the request cannot be, 3 the place cannot be reached.")]
 #[command(group = clap::ArgGroup::new("wanted").required(true).args(["latest", "at", "lsn", "point", "to_release", "backup"]))]
@@ -76,7 +81,7 @@ pub struct Args {
     /// Only the files: start the server yourself
     #[arg(long, conflicts_with_all = ["bin", "port"])]
     files_only: bool,
-    /// The folder of `postgres` [default: looked for]
+    /// The folder of `postgres`, or of `pg_restore` for logical copies [default: looked for]
     #[arg(long, value_name = "DIR")]
     bin: Option<PathBuf>,
     /// The port of the restored server
@@ -136,8 +141,21 @@ pub async fn run(args: &Args, context: &Context) -> Result<Exit, Failure> {
     let desk = Desk::open(&args.place, context).await?;
     let opener = desk.opener()?.clone();
     let source = desk.source(args.source.as_ref(), "restore SOURCE --latest").await?;
+    let text = match desk.sources.sources.get(&source) {
+        Some(here) => Some(here.written.clone()),
+        None => stored_text(&desk, &source).await?,
+    };
+    if logical::meant(&desk, &source, text.as_deref()).await? {
+        return logical::run(args, context, &desk, &source, text.as_deref()).await;
+    }
+    if args.contained.server().is_some() {
+        return Err(Failure::wrong(format!(
+            "restore {source}: `--into` a running server is for logical copies, and it has base backups"
+        ))
+        .hint("name a new or empty folder with `--target DIR`, or take `--into container --image postgres:N`"));
+    }
     let holdings = survey(desk.repository.as_ref(), &opener, &source, args.system).await.map_err(failed)?;
-    let written = written(&desk, &source, context).await?;
+    let written = written(&desk, &source, text.as_deref(), context)?;
     let mut job = Job::new(args, &source, written)?;
     if args.place.repository.is_some() && !args.then && !job.then.is_empty() {
         // Whoever may sign could have written them, and here they would run as who restores.
@@ -201,11 +219,8 @@ impl Args {
     }
 }
 
-/// What the source's own file says of its restore: the one here, or else the newest in the repository.
-async fn written(desk: &Desk, source: &SourceName, context: &Context) -> Result<Option<Restore>, Failure> {
-    if let Some(here) = desk.sources.sources.get(source) {
-        return Ok(here.restore.clone());
-    }
+/// The source's own file as the repository has it.
+async fn stored_text(desk: &Desk, source: &SourceName) -> Result<Option<String>, Failure> {
     let read = Catalogue::read(desk.repository.as_ref(), &desk.checker, source).await;
     let catalogue = read.map_err(|error| desk::unread(&error))?;
     let Some(number) = catalogue.sources.keys().next_back() else { return Ok(None) };
@@ -213,12 +228,33 @@ async fn written(desk: &Desk, source: &SourceName, context: &Context) -> Result<
     let stored = desk.repository.get(&key).await.map_err(desk::unreachable)?;
     let opened = desk.opener()?.open(&key, &stored);
     let (_, text) = opened.map_err(|error| Failure::new(Exit::Bad, anyhow::anyhow!("open {key}: {error}")))?;
-    let text = String::from_utf8(text).map_err(|_| Failure::wrong(format!("read {key}: it is no text")))?;
+    String::from_utf8(text).map(Some).map_err(|_| Failure::wrong(format!("read {key}: it is no text")))
+}
+
+/// What the source's own file says of its restore: the one here, or else the newest in the repository.
+fn written(
+    desk: &Desk,
+    source: &SourceName,
+    text: Option<&str>,
+    context: &Context,
+) -> Result<Option<Restore>, Failure> {
+    if let Some(here) = desk.sources.sources.get(source) {
+        return Ok(here.restore.clone());
+    }
+    let Some(text) = text else { return Ok(None) };
+    with_surroundings(context, |around| parse_restore(SOURCE_FILE, text, around))
+}
+
+/// Reads a part of a source's file out of the repository with what this machine has of secrets and variables.
+fn with_surroundings<T>(
+    context: &Context,
+    read: impl FnOnce(&Around<'_>) -> Result<T, Findings>,
+) -> Result<T, Failure> {
     let folder = std::env::current_dir().unwrap_or_else(|_| PathBuf::from("/"));
     let store = SecretStore::new(&context.place.state);
     let env = |name: &str| std::env::var(name).ok();
     let around = Around { env: &env, folder: &folder, store: &store, repos: None };
-    parse_restore(SOURCE_FILE, &text, &around).map_err(|findings| Failure::new(Exit::Wrong, findings))
+    read(&around).map_err(|findings| Failure::new(Exit::Wrong, findings))
 }
 
 async fn carried_out(
@@ -277,18 +313,31 @@ async fn after(context: &Context, job: &Job, report: &Report) -> Vec<Followed> {
     if followed.iter().any(|one| !one.good) {
         return followed;
     }
-    for line in &job.then {
+    let mut around = vec![("MAINSTAY_DATA", report.data.clone().into_os_string())];
+    if let Some(port) = job.port() {
+        around.push(("MAINSTAY_PORT", port.to_string().into()));
+    }
+    if let Some(made) = &report.container {
+        let named = [("MAINSTAY_CONTAINER", &made.name), ("MAINSTAY_VOLUME", &made.volume)];
+        around.extend(named.into_iter().filter_map(|(key, name)| Some((key, name.clone()?.into()))));
+    }
+    followed.extend(follow(context, &job.then, &report.source, &around).await);
+    followed
+}
+
+/// Runs commands one after the other; the first that fails ends it.
+async fn follow(
+    context: &Context,
+    lines: &[String],
+    source: &SourceName,
+    around: &[(&str, OsString)],
+) -> Vec<Followed> {
+    let mut followed = Vec::new();
+    for line in lines {
         context.ui.say(format!("$ {line}"));
         let mut command = tokio::process::Command::new("sh");
-        command.args(["-e", "-c", line]).stdin(Stdio::null());
-        command.env("MAINSTAY_SOURCE", report.source.as_str()).env("MAINSTAY_DATA", &report.data);
-        if let Some(port) = job.port() {
-            command.env("MAINSTAY_PORT", port.to_string());
-        }
-        if let Some(made) = &report.container {
-            let named = [("MAINSTAY_CONTAINER", &made.name), ("MAINSTAY_VOLUME", &made.volume)];
-            command.envs(named.into_iter().filter_map(|(key, name)| Some((key, name.as_ref()?))));
-        }
+        command.args(["-e", "-c", line]).stdin(Stdio::null()).env("MAINSTAY_SOURCE", source.as_str());
+        command.envs(around.iter().map(|(name, value)| (name, value)));
         // Stdout is for the report.
         command.stdout(Stdio::from(std::io::stderr()));
         let (good, said) = match command.status().await {

@@ -54,7 +54,7 @@ pub async fn run(_args: &Args, context: &Context) -> Result<Exit, Failure> {
 /// How a source of backups stands.
 fn source_line(ui: &Ui, source: &SourceView, now: Timestamp) -> String {
     let (sign, tone) = match source.state {
-        SourceState::Shipping => ("✓", Tone::Good),
+        SourceState::Shipping | SourceState::Scheduled => ("✓", Tone::Good),
         SourceState::Starting | SourceState::Elsewhere => ("·", Tone::Active),
         SourceState::Failing | SourceState::Stuck => ("✗", Tone::Bad),
     };

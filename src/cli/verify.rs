@@ -63,7 +63,7 @@ pub async fn run(args: &Args, context: &Context) -> Result<Exit, Failure> {
 fn tell(context: &Context, source: &SourceName, report: &Report) {
     let ui = &context.ui;
     let read = report.clusters.iter().fold((0, 0), |(objects, bytes), cluster| {
-        let backups = cluster.backups.iter().map(|backup| backup.read);
+        let backups = cluster.backups.iter().chain(&cluster.dumps).map(|backup| backup.read);
         backups.chain([cluster.log_read]).fold((objects, bytes), |(o, b), sum| (o + sum.objects, b + sum.bytes))
     });
     if ui.json {

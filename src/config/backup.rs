@@ -4,9 +4,11 @@
 mod address;
 mod folder;
 mod keys;
+mod logical;
 mod restore;
 
 pub use folder::{Backups, BadBackups, Checked, FOLDER, check, load, without_keys};
+pub use logical::{Databases, Logical, LogicalRestore, is_logical, parse_logical_restore};
 pub use restore::{Restore, RestoreContainer, RestoreInto, RestoreServer, RestoreVolume, SqlCheck, is_engine_name};
 
 pub(super) use keys::*;
@@ -23,7 +25,7 @@ use crate::model::{ByteSize, SourceName, Span};
 use std::path::Path;
 use std::time::Duration;
 
-/// A PostgreSQL cluster whose base backups and log are kept.
+/// A PostgreSQL cluster whose base backups and log are kept, or logical copies of its databases.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Source {
     /// Its name: that of its file.
@@ -52,8 +54,10 @@ pub struct Source {
     pub keep: Keep,
     /// The pipelines that may back it up or restore it; none when empty.
     pub from: Vec<environment::Source>,
-    /// What a restore does when it is not told.
+    /// What a restore does when it is not told; of base backups.
     pub restore: Option<Restore>,
+    /// Logical copies are kept, and neither base backups nor the log; then what is said above of those means nothing.
+    pub logical: Option<Logical>,
     /// The file as written, for the repository. There is no password in it: one that is not put in from elsewhere is
     /// refused.
     pub written: String,
@@ -209,10 +213,15 @@ fn read(name: &SourceName, file: &str, text: &str, around: &Around<'_>) -> Resul
 fn refuse_passwords(root: &Node, check: &mut Checker<'_>) -> String {
     let Value::Map(entries) = &root.value else { return check.source.to_owned() };
     let mut places = Vec::new();
-    for (key, node) in entries {
+    // A logical copy's `restore` names a server, too.
+    let within = entries.iter().filter(|(key, _)| key.name == "restore").filter_map(|(_, node)| match &node.value {
+        Value::Map(entries) => Some(entries),
+        _ => None,
+    });
+    for (key, node) in entries.iter().chain(within.flatten()) {
         let Value::Scalar(Scalar { text, .. }) = &node.value else { continue };
         let (stands, hint) = match key.name.as_str() {
-            "postgres" => (
+            "postgres" | "into" => (
                 address::has_plain_password(text),
                 "write `password: \"${secret:NAME}\"` beside it, kept with `mainstay secrets set NAME`",
             ),
@@ -255,11 +264,11 @@ fn source(reader: &mut Reader<'_, '_>, name: &SourceName, root: &Node, around: &
         reader.check.findings.push(finding.hint(hint));
     }
     let postgres = fields.get("postgres").and_then(|node| postgres(reader, node, fields.entry("password")));
-    if let Some(node) = fields.get("kind")
-        && reader.check.word(node, "`kind`", &[("physical", true), ("logical", false)]) == Some(false)
-    {
-        reader.check.error(node.place, "`logical` is part of the language, but not of this version");
-    }
+    let kind = fields
+        .get("kind")
+        .and_then(|node| reader.check.word(node, "`kind`", &[("physical", false), ("logical", true)]));
+    let is_logical = kind == Some(true);
+    logical::refuse(reader, &fields, is_logical);
     let ship_every = span(reader, &fields, "ship-every", SHIP_EVERY_LEAST.0).unwrap_or(SHIP_EVERY);
     if let Some(node) = fields.get("ship-every")
         && ship_every > SHIP_EVERY_MOST
@@ -302,7 +311,11 @@ fn source(reader: &mut Reader<'_, '_>, name: &SourceName, root: &Node, around: &
     let keep = fields.get("keep").map(|node| keep(reader, node)).unwrap_or_default();
     let from = fields.get("from");
     let from = from.map(|node| reader.sources(node, around.repos, "leave it out where no pipeline may"));
-    let restore = fields.get("restore").and_then(|node| restore::read(reader, node));
+    let restore = fields.get("restore").filter(|_| !is_logical).and_then(|node| restore::read(reader, node));
+    let logical = match is_logical {
+        true => Some(logical::read(reader, &fields, postgres.as_ref())?),
+        false => None,
+    };
     let place = fields.get("slot").or(fields.get("postgres")).map_or(root.place, |node| node.place);
     let source = Source {
         name: name.clone(),
@@ -319,6 +332,7 @@ fn source(reader: &mut Reader<'_, '_>, name: &SourceName, root: &Node, around: &
         keep,
         from: from.unwrap_or_default(),
         restore,
+        logical,
         written: String::new(),
         secrets: Vec::new(),
     };
@@ -336,31 +350,42 @@ fn span(reader: &mut Reader<'_, '_>, fields: &super::check::Fields<'_>, key: &st
 }
 
 fn postgres(reader: &mut Reader<'_, '_>, node: &Node, password: Option<(&yaml::Key, &Node)>) -> Option<Address> {
+    server(reader, "postgres", node, password)
+}
+
+/// The address of a server under the key `what`, with the password that stands beside it.
+fn server(
+    reader: &mut Reader<'_, '_>,
+    what: &str,
+    node: &Node,
+    password: Option<(&yaml::Key, &Node)>,
+) -> Option<Address> {
     let apart = password.and_then(|(_, node)| reader.secret(node, "`password`"));
-    let text = reader.check.text(node, "`postgres`")?;
+    let text = reader.check.text(node, &format!("`{what}`"))?;
     let mut address = match address::parse(text) {
         Ok(address) => address,
         // Names of parameters are repeated in some, which no part of a value that was put in may be.
         Err((why, hint)) if is_interpolated(node) && why.contains('`') => {
-            let message = "`postgres`: the value put in here is not the address of a server";
+            let message = format!("`{what}`: the value put in here is not the address of a server");
             reader.check.error_with_hint(node.place, message, hint);
             return None;
         }
         Err((why, hint)) => {
-            reader.check.error_with_hint(node.place, format!("`postgres`: {why}"), hint);
+            reader.check.error_with_hint(node.place, format!("`{what}`: {why}"), hint);
             return None;
         }
     };
     if let Roots::File(path) = &mut address.roots {
         *path = plain_path(&reader.folder.join(&*path));
         if !path.is_file() {
-            reader.check.error(node.place, "`postgres`: there is no file of the name that `sslrootcert` says");
+            let message = format!("`{what}`: there is no file of the name that `sslrootcert` says");
+            reader.check.error(node.place, message);
         }
     }
     reader.secrets.extend(address.password.clone());
     match (password, &address.password) {
         (Some((key, _)), Some(_)) => {
-            let message = "the password stands in `postgres` already";
+            let message = format!("the password stands in `{what}` already");
             reader.check.error_with_hint(key.place, message, "leave it out there: `postgres://USER@HOST`");
         }
         (Some(_), None) => address.password = apart,

@@ -44,6 +44,8 @@ pub enum SourceState {
     Starting,
     /// Its log arrives in the repository.
     Shipping,
+    /// Logical copies of it are made when they are due.
+    Scheduled,
     /// Another process writes for it.
     Elsewhere,
     /// Its log does not arrive; it is tried again.

@@ -2,6 +2,7 @@
 
 mod catalog;
 mod incremental;
+mod logical;
 mod repository;
 mod restore;
 mod ship;

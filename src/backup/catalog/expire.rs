@@ -11,7 +11,7 @@ use super::index::{Bad, Catalogue, CatalogueError};
 use super::manifest::{Mark, VERSION};
 use super::marks::{self, MARK_KEYS, Marks, Tidy, ripe};
 use super::retention::{self, Go, Plan, Policy, Refused, Sum};
-use crate::backup::repository::{BackupId, Cluster, Deleted, Item, Key, Put, Repository, RepositoryError};
+use crate::backup::repository::{BackupId, Cluster, Deleted, DumpItem, Item, Key, Put, Repository, RepositoryError};
 use crate::backup::seal::{Checker, SealError, Sealer};
 use crate::model::{Lsn, SourceName};
 use futures_util::stream::{StreamExt as _, TryStreamExt as _};
@@ -286,6 +286,12 @@ impl Run<'_> {
                 let name = before.key(Item::Manifest(id.clone())).to_string();
                 return Err(ExpireError::Changed { source_name: self.source.to_string(), name });
             }
+            let dumps = after.map(|after| &after.dumps);
+            let has = |id| dumps.is_some_and(|now| now.good.contains_key(id) || now.doubtful.contains_key(id));
+            if let Some(id) = before.dumps.good.keys().find(|id| !has(id)) {
+                let name = before.key(Item::Dump(id.clone(), DumpItem::Manifest)).to_string();
+                return Err(ExpireError::Changed { source_name: self.source.to_string(), name });
+            }
         }
         Ok(())
     }
@@ -312,7 +318,7 @@ impl Run<'_> {
         holdings: &Holdings,
         report: &mut Report,
     ) -> Result<(), ExpireError> {
-        let mut held = Held { holdings, backups: HashSet::new(), floor: Lsn(u64::MAX) };
+        let mut held = Held { holdings, backups: HashSet::new(), dumps: HashSet::new(), floor: Lsn(u64::MAX) };
         for class in due.chunk_by(|a, b| a.0 == b.0) {
             // Of two manifests the newer one goes first, and is gone before the older one goes: it may be the difference to it.
             let at_once = if class[0].0 == Go::Manifest { 1 } else { DELETES_AT_ONCE };
@@ -389,11 +395,15 @@ fn next_number(catalogue: &Catalogue, holdings: &Holdings) -> u64 {
 struct Held<'a> {
     holdings: &'a Holdings,
     backups: HashSet<BackupId>,
+    dumps: HashSet<BackupId>,
     floor: Lsn,
 }
 
 impl Held<'_> {
     fn hold(&mut self, key: &Key) {
+        if let Key::Of(_, Item::Dump(id, DumpItem::Manifest)) = key {
+            self.dumps.insert(id.clone());
+        }
         let Key::Of(_, Item::Manifest(id)) = key else { return };
         let mut next = self.holdings.backups.get(id);
         while let Some(backup) = next {
@@ -413,6 +423,7 @@ impl Held<'_> {
                 why != Go::Extra && self.backups.contains(id)
             }
             Item::Proof(id, _) => self.backups.contains(id),
+            Item::Dump(id, _) => why != Go::Extra && self.dumps.contains(id),
             Item::Segment(name) => {
                 let start = self.holdings.segment_size.and_then(|size| Some(name.start(size)?.0 + size.bytes()));
                 start.is_none_or(|end| end > self.floor.0)

@@ -1,9 +1,10 @@
 //! What a repository holds of one cluster: plain data, made by `index`, asked by `window`, `path`, `retention`, `verify`.
 
+use super::dumps::Dumps;
 use super::history::Ancestor;
 use super::index::BadKind;
 use super::manifest::{Frontier, Gap, Manifest, Mark, Proof};
-use crate::backup::repository::{BackupId, Cluster, Item, Key};
+use crate::backup::repository::{BackupId, Cluster, DumpItem, Item, Key};
 use crate::model::{Lsn, SegmentSize, Timeline};
 use jiff::Timestamp;
 use std::collections::BTreeMap;
@@ -119,6 +120,8 @@ pub struct Holdings {
     pub doubtful: BTreeMap<BackupId, Vec<Object>>,
     /// Objects of backups without a manifest: running, interrupted, or half expired.
     pub unfinished: BTreeMap<BackupId, Vec<Object>>,
+    /// Logical copies.
+    pub dumps: Dumps,
     /// The log, by timeline, each sorted by place.
     pub log: BTreeMap<Timeline, Vec<LogObject>>,
     /// Segments whose place is not known, because nothing says how long the segments of this cluster are.
@@ -209,14 +212,24 @@ impl Backup {
 
     /// The newest check, when that found it bad.
     pub fn failed(&self) -> Option<&Proof> {
-        self.proofs.last().map(|(_, proof)| proof).filter(|proof| !proof.good)
+        failed(&self.proofs)
     }
 
     /// The strongest check that it passed since the last one that it failed.
     pub fn proven(&self) -> Option<&Proof> {
-        let since = self.proofs.iter().rposition(|(_, proof)| !proof.good).map_or(0, |bad| bad + 1);
-        self.proofs[since..].iter().map(|(_, proof)| proof).max_by_key(|proof| (proof.kind, proof.at))
+        proven(&self.proofs)
     }
+}
+
+/// Of checks, oldest first: the newest, when that found its object bad.
+pub(super) fn failed(proofs: &[(u64, Proof)]) -> Option<&Proof> {
+    proofs.last().map(|(_, proof)| proof).filter(|proof| !proof.good)
+}
+
+/// Of checks, oldest first: the strongest good one since the last bad one.
+pub(super) fn proven(proofs: &[(u64, Proof)]) -> Option<&Proof> {
+    let since = proofs.iter().rposition(|(_, proof)| !proof.good).map_or(0, |bad| bad + 1);
+    proofs[since..].iter().map(|(_, proof)| proof).max_by_key(|proof| (proof.kind, proof.at))
 }
 
 impl Holdings {
@@ -228,6 +241,7 @@ impl Holdings {
             backups: BTreeMap::new(),
             doubtful: BTreeMap::new(),
             unfinished: BTreeMap::new(),
+            dumps: Dumps::default(),
             log: BTreeMap::new(),
             unplaced: Vec::new(),
             histories: BTreeMap::new(),
@@ -300,6 +314,13 @@ impl Holdings {
         Ok(chain)
     }
 
+    /// Whether anything but logical copies, and what expiries say of those, is there.
+    pub fn has_physical(&self) -> bool {
+        let backups = !self.backups.is_empty() || !self.doubtful.is_empty() || !self.unfinished.is_empty();
+        let log = !self.log.is_empty() || !self.unplaced.is_empty() || !self.histories.is_empty();
+        backups || log || !self.frontiers.is_empty() || !self.gaps.is_empty()
+    }
+
     /// The newest backup that can be used.
     pub fn newest_usable(&self) -> Option<&Backup> {
         self.usable().next()
@@ -362,6 +383,9 @@ impl Holdings {
                 let missing = backup.missing.iter().any(|missing| missing.name == name);
                 let beside = one_of(&backup.extra) || one_of(&backup.proof_objects);
                 backup.object.key == Key::Of(cluster.clone(), item.clone()) || beside || (named && !missing)
+            }
+            Item::Dump(id, DumpItem::Chunk { .. } | DumpItem::Manifest | DumpItem::Proof(_)) => {
+                self.dumps.has(id, &Key::Of(cluster.clone(), item.clone()))
             }
         }
     }

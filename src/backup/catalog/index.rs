@@ -7,6 +7,7 @@
 //! [`RECEIPTS_READ`] receipts per timeline; one receipt when no backup says how long segments are. Never one per segment or
 //! piece. [`READS_AT_ONCE`] at a time.
 
+mod dumps;
 mod reader;
 
 use super::history;
@@ -172,11 +173,13 @@ impl Catalogue {
         Ok(())
     }
 
-    /// The cluster that the source has now: the one with the newest frontier or backup. `None` when there is none.
+    /// The cluster that the source has now: the one with the newest frontier, backup or
+    /// logical copy. `None` when there is none.
     pub fn newest_cluster(&self) -> Option<&Holdings> {
         let newest = |holdings: &&Holdings| {
             let frontier = holdings.newest_frontier().map(|frontier| frontier.at);
-            frontier.max(holdings.backups.values().next_back().map(|backup| backup.manifest.ended))
+            let dump = holdings.dumps.good.values().next_back().map(|dump| dump.manifest.ended);
+            frontier.max(holdings.backups.values().next_back().map(|backup| backup.manifest.ended)).max(dump)
         };
         self.clusters.values().max_by_key(newest)
     }

@@ -1,10 +1,11 @@
 //! What a repository holds, read back from it alone.
 //!
 //! `index` reads a listing and the open objects in it into a [`index::Catalogue`]; `holdings` is what it holds of one
-//! cluster; `window` says from when to when that can be restored, and where it cannot; `path` names the objects that one
+//! cluster, `dumps` the logical copies among that; `window` says from when to when that can be restored, and where it cannot; `path` names the objects that one
 //! restore needs; `retention` says what may go, and why the rest stays; `expire` lets it go. `window`, `path` and
 //! `retention` do no I/O. Callers: `take` and `ship` (what is there already), `restore`, `verify`, the commands.
 
+pub mod dumps;
 pub mod expire;
 pub mod history;
 pub mod holdings;

@@ -9,15 +9,18 @@
 //! - A backup that was proven takes such a place before a newer one that was not; that one stays too. The newest good backup
 //!   never goes, nor does what a kept one is the difference to.
 //! - The log goes only up to the start of the oldest backup that stays. History files and the source's own file stay.
+//! - Logical copies need no log and no other copy: those of the window stay, the newest one before it, and the newest `backups`.
 //! - What cannot be judged stays: backups whose manifest is bad, with the log that they may need; foreign names.
 
 mod check;
+mod dumps;
 mod roles;
 
 pub use check::{check, remaining};
 
-use super::holdings::{Backup, Holdings, LogObject, Object};
+use super::holdings::{Holdings, LogObject, Missing, Object};
 use super::index::Catalogue;
+use super::manifest::ObjectFacts;
 use super::window::{line, on};
 use crate::backup::repository::{BackupId, Key};
 use crate::model::{Lsn, Timeline};
@@ -87,6 +90,8 @@ pub enum Why {
     Proof,
     /// An expiry has something in hand.
     Mark,
+    /// It is the newest logical copy from before the window: the state that the window begins with.
+    CopyBefore,
 }
 
 impl std::fmt::Display for Why {
@@ -114,6 +119,7 @@ impl std::fmt::Display for Why {
             Why::Gap => f.write_str("it says why log is missing"),
             Why::Proof => f.write_str("it is what a check found"),
             Why::Mark => f.write_str("an expiry has something in hand"),
+            Why::CopyBefore => f.write_str("it is the copy that the window begins with"),
         }
     }
 }
@@ -167,6 +173,8 @@ pub struct Plan {
     pub cutoff: Timestamp,
     /// Backups that stay, each with every reason; also those that are doubtful or may be running.
     pub backups: BTreeMap<BackupId, BTreeSet<Why>>,
+    /// Logical copies that stay, in the same way.
+    pub dumps: BTreeMap<BackupId, BTreeSet<Why>>,
     /// The log from here on stays.
     pub floor: Lsn,
     /// The backup that needs it.
@@ -225,7 +233,8 @@ pub fn as_of(catalogue: &Catalogue, now: Timestamp) -> Timestamp {
     let each = catalogue.clusters.values();
     let newest = each.flat_map(|holdings| {
         let frontiers = holdings.reached.iter().map(|reached| reached.frontier.at);
-        frontiers.chain(holdings.backups.values().map(|backup| backup.manifest.ended))
+        let dumps = holdings.dumps.good.values().map(|dump| dump.manifest.ended);
+        frontiers.chain(holdings.backups.values().map(|backup| backup.manifest.ended)).chain(dumps)
     });
     newest.max().map_or(now, |newest| newest.min(now))
 }
@@ -239,11 +248,21 @@ pub fn plan(holdings: &Holdings, policy: &Policy, as_of: Timestamp) -> Result<Pl
         return Err(Refused::Doubt(why.clone()));
     }
     let cutoff = before(as_of, policy.window.saturating_add(MARGIN));
-    let backups = Roles { holdings, policy, cutoff }.backups()?;
-    let (floor, floor_of) = roles::floor(holdings, &backups)?;
-    let mut plan = Plan { as_of, cutoff, backups, floor, floor_of, kept: BTreeMap::new(), drop: Vec::new() };
+    let dumps = dumps::kept(holdings, policy, cutoff)?;
+    // Where nothing but logical copies is, there is no log that a backup could need.
+    let newest_dump = holdings.dumps.usable().next().filter(|_| !holdings.has_physical());
+    let (backups, (floor, floor_of)) = match newest_dump {
+        Some(dump) => (BTreeMap::new(), (Lsn(0), dump.id().clone())),
+        None => {
+            let backups = Roles { holdings, policy, cutoff }.backups()?;
+            let floor = roles::floor(holdings, &backups)?;
+            (backups, floor)
+        }
+    };
+    let mut plan = Plan { as_of, cutoff, backups, dumps, floor, floor_of, kept: BTreeMap::new(), drop: Vec::new() };
     plan.whole_after_newest(holdings)?;
     plan.sort_backups(holdings);
+    plan.sort_dumps(holdings);
     plan.sort_log(holdings);
     plan.sort_documents(holdings, policy);
     // Newest backups first, so that a difference goes before what it is the difference to; the log oldest first.
@@ -303,7 +322,7 @@ impl Plan {
                 }
                 None => {
                     self.go(&backup.object, Go::Manifest);
-                    for object in named(holdings, backup) {
+                    for object in named(holdings, &backup.object, &backup.manifest.objects, &backup.missing) {
                         self.go(&object, Go::OfBackup);
                     }
                     backup.proof_objects.iter().for_each(|object| self.go(object, Go::OfBackup));
@@ -382,14 +401,14 @@ impl Plan {
 }
 
 /// The objects that a manifest names and that are listed.
-fn named(holdings: &Holdings, backup: &Backup) -> Vec<Object> {
-    let gone: HashSet<&str> = backup.missing.iter().map(|missing| missing.name.as_str()).collect();
-    let there = backup.manifest.objects.iter().filter(|object| !gone.contains(object.key.as_str()));
+fn named(holdings: &Holdings, manifest: &Object, objects: &[ObjectFacts], missing: &[Missing]) -> Vec<Object> {
+    let gone: HashSet<&str> = missing.iter().map(|missing| missing.name.as_str()).collect();
+    let there = objects.iter().filter(|object| !gone.contains(object.key.as_str()));
     // Names were read when the manifest was; one that does not read is foreign, and foreign objects are never deleted.
-    let object = |facts: &super::manifest::ObjectFacts| {
+    let object = |facts: &ObjectFacts| {
         let key: Key = facts.key.parse().ok()?;
         let own = matches!(&key, Key::Of(cluster, _) if *cluster == holdings.cluster);
-        own.then_some(Object { key, bytes: facts.stored.bytes, written: backup.object.written })
+        own.then_some(Object { key, bytes: facts.stored.bytes, written: manifest.written })
     };
     there.filter_map(object).collect()
 }

@@ -4,6 +4,7 @@
 use super::{Kind, Setup, parent};
 use crate::backup::catalog::index::CatalogueError;
 use crate::backup::catalog::manifest::{Manifest, ServerFacts};
+use crate::backup::logical::DumpError;
 use crate::backup::repository::{Cluster, Key, Put, RepositoryError};
 use crate::backup::seal::{Extent, SealError};
 use crate::backup::ship::{Activity, Job as ShipJob, Status};
@@ -31,6 +32,9 @@ pub enum BackUpError {
     /// The backup itself.
     #[error(transparent)]
     Take(#[from] TakeError),
+    /// The logical copy itself.
+    #[error(transparent)]
+    Dump(#[from] DumpError),
     /// The repository.
     #[error(transparent)]
     Repository(#[from] RepositoryError),
@@ -147,7 +151,7 @@ async fn until_durable(
 }
 
 /// Stores the source's file when it is not what was stored last, so that a bare machine knows how to restore it.
-async fn store_source(setup: &Setup) -> Result<(), BackUpError> {
+pub(super) async fn store_source(setup: &Setup) -> Result<(), BackUpError> {
     let name = &setup.source.name;
     let text = setup.source.written.as_bytes();
     let listed = setup.repository.list(&format!("{}source/", Key::of_source(name))).await?;

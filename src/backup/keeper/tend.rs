@@ -1,6 +1,6 @@
 //! The task that tends one source: take the lease, ship, and take a base backup whenever one is due.
 
-use super::{Kind, Opening, Setup, once, view};
+use super::{Kind, Opening, Setup, logical, once, view};
 use crate::backup::catalog::index::Catalogue;
 use crate::backup::catalog::manifest::Manifest;
 use crate::backup::catalog::retention::Policy;
@@ -17,10 +17,10 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 
 /// After a failure the source is left alone for so long, and longer with each further one.
-const AGAIN: Duration = Duration::from_secs(5);
-const AGAIN_MAX: Duration = Duration::from_secs(300);
+pub(super) const AGAIN: Duration = Duration::from_secs(5);
+pub(super) const AGAIN_MAX: Duration = Duration::from_secs(300);
 /// How often the clock is looked at for backups that are due: a schedule has minutes.
-const LOOK: Duration = Duration::from_secs(1);
+pub(super) const LOOK: Duration = Duration::from_secs(1);
 /// What has come is put and a frontier stored before we end; a store that does not take it in this time does not at all.
 const GRACE: Duration = Duration::from_secs(15);
 
@@ -60,7 +60,7 @@ pub(super) async fn tend(
     }
 }
 
-async fn stopped(stop: &mut watch::Receiver<bool>) {
+pub(super) async fn stopped(stop: &mut watch::Receiver<bool>) {
     let _ = stop.wait_for(|stop| *stop).await;
 }
 
@@ -79,6 +79,9 @@ async fn once_over(
 ) -> Result<(), String> {
     let setup = opening().await?;
     let lease = take_lease(&setup, view).await?;
+    if let Some(what) = &setup.source.logical {
+        return logical::tend(&setup, what, lease, wishes, view, stop).await;
+    }
     let (mut last, whole_began) = newest(&setup).await?.unzip();
     let shipper = Shipper::start(once::shipping(&setup));
     let (mut shipped, mut standing) = (shipper.status(), lease.standing());
@@ -149,7 +152,7 @@ async fn take_lease(setup: &Setup, view: &watch::Sender<SourceView>) -> Result<L
 }
 
 /// Lets go what is older than the source's file wants. What fails is told and tried again after the next backup.
-async fn expire(setup: &Setup) {
+pub(super) async fn expire(setup: &Setup) {
     let keep = setup.source.keep;
     let settings = expire::Settings {
         policy: Policy { window: keep.window.0, backups: keep.backups },

@@ -85,6 +85,33 @@ pub enum Item {
     Manifest(BackupId),
     /// What a check of a backup found; numbers go up by one.
     Proof(BackupId, u64),
+    /// Something of a logical copy.
+    Dump(BackupId, DumpItem),
+}
+
+/// What is kept of a logical copy.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum DumpItem {
+    /// A part of one of its streams; the stream is its parts in order.
+    Chunk {
+        /// Which stream.
+        stream: DumpStream,
+        /// From 0, without holes.
+        number: u32,
+    },
+    /// What makes the copy exist; written last.
+    Manifest,
+    /// What a check of the copy found; numbers go up by one.
+    Proof(u64),
+}
+
+/// One stream of a logical copy.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum DumpStream {
+    /// Roles and the like, as SQL: what `pg_dumpall --globals-only` writes.
+    Globals,
+    /// The database with this OID: what `pg_dump --format=custom` writes.
+    Database(u32),
 }
 
 /// Whether an object is encrypted.
@@ -101,11 +128,13 @@ impl Key {
     pub fn form(&self) -> Form {
         match self {
             Key::Of(_, Item::History(_) | Item::Segment(_) | Item::Piece { .. } | Item::Chunk { .. })
-            | Key::Of(_, Item::Index(_) | Item::ServerManifest(_))
+            | Key::Of(_, Item::Index(_) | Item::ServerManifest(_) | Item::Dump(_, DumpItem::Chunk { .. }))
             // It may hold host names and commands, though no passwords.
             | Key::Source(..) => Form::Sealed,
             Key::Lease(_) | Key::Of(_, Item::Frontier(_) | Item::Gap { .. } | Item::Mark(_))
-            | Key::Of(_, Item::Manifest(_) | Item::Proof(..)) => Form::Open,
+            | Key::Of(_, Item::Manifest(_) | Item::Proof(..) | Item::Dump(_, DumpItem::Manifest | DumpItem::Proof(_))) => {
+                Form::Open
+            }
         }
     }
 
@@ -122,6 +151,11 @@ impl Key {
     /// Everything of a backup.
     pub fn of_backup(cluster: &Cluster, backup: &BackupId) -> String {
         format!("{}/{}/base/{backup}/", cluster.source, cluster.system)
+    }
+
+    /// Everything of a logical copy.
+    pub fn of_dump(cluster: &Cluster, copy: &BackupId) -> String {
+        format!("{}/{}/dump/{copy}/", cluster.source, cluster.system)
     }
 }
 
@@ -187,6 +221,15 @@ impl fmt::Display for Archive {
     }
 }
 
+impl fmt::Display for DumpStream {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            DumpStream::Globals => f.write_str("globals"),
+            DumpStream::Database(oid) => oid.fmt(f),
+        }
+    }
+}
+
 impl fmt::Display for Key {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -213,6 +256,11 @@ impl fmt::Display for Item {
             Item::ServerManifest(backup) => write!(f, "base/{backup}/backup_manifest.zst.age"),
             Item::Manifest(backup) => write!(f, "base/{backup}/manifest.json"),
             Item::Proof(backup, number) => write!(f, "base/{backup}/proof/{number:010}.json"),
+            Item::Dump(copy, DumpItem::Chunk { stream, number }) => {
+                write!(f, "dump/{copy}/{stream}/{number:06}.zst.age")
+            }
+            Item::Dump(copy, DumpItem::Manifest) => write!(f, "dump/{copy}/manifest.json"),
+            Item::Dump(copy, DumpItem::Proof(number)) => write!(f, "dump/{copy}/proof/{number:010}.json"),
         }
     }
 }
@@ -256,9 +304,25 @@ fn parse(text: &str) -> Option<Key> {
             let number = file.strip_suffix(".zst.age")?.parse().ok()?;
             Item::Chunk { backup: backup.parse().ok()?, archive, number }
         }
+        [_, "dump", copy, rest @ ..] => Item::Dump(copy.parse().ok()?, dump_item(rest)?),
         _ => return None,
     };
     Some(Key::Of(Cluster { source, system: parts.get(1)?.parse().ok()? }, item))
+}
+
+fn dump_item(parts: &[&str]) -> Option<DumpItem> {
+    match parts {
+        ["manifest.json"] => Some(DumpItem::Manifest),
+        ["proof", file] => Some(DumpItem::Proof(number(file)?)),
+        [stream, file] => {
+            let stream = match *stream {
+                "globals" => DumpStream::Globals,
+                oid => DumpStream::Database(oid.parse().ok()?),
+            };
+            Some(DumpItem::Chunk { stream, number: file.strip_suffix(".zst.age")?.parse().ok()? })
+        }
+        _ => None,
+    }
 }
 
 fn timeline(text: &str) -> Option<Timeline> {
@@ -296,7 +360,11 @@ mod tests {
             Item::Index(backup.clone()),
             Item::ServerManifest(backup.clone()),
             Item::Manifest(backup.clone()),
-            Item::Proof(backup, 2),
+            Item::Proof(backup.clone(), 2),
+            Item::Dump(backup.clone(), DumpItem::Chunk { stream: DumpStream::Globals, number: 0 }),
+            Item::Dump(backup.clone(), DumpItem::Chunk { stream: DumpStream::Database(16_384), number: 1_000_000 }),
+            Item::Dump(backup.clone(), DumpItem::Manifest),
+            Item::Dump(backup, DumpItem::Proof(2)),
         ];
         keys.extend(items.into_iter().map(|item| Key::Of(cluster.clone(), item)));
         keys
@@ -325,6 +393,9 @@ mod tests {
             "shop-db/7/piece/00000001/0000000000000200-0000000000000100.zst.age",
             "shop-db/7/base/20261123T101500Z-1a2b3c4d/base/../000000.zst.age",
             "shop-db/7/base/20261323T101500Z-1a2b3c4d/manifest.json",
+            "shop-db/7/dump/20261123T101500Z-1a2b3c4d/016384/000000.zst.age",
+            "shop-db/7/dump/20261123T101500Z-1a2b3c4d/globals/0.zst.age",
+            "shop-db/7/dump/20261123T101500Z-1a2b3c4d/index.zst.age",
         ] {
             assert!(text.parse::<Key>().is_err(), "{text}");
         }

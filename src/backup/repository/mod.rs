@@ -8,7 +8,7 @@ pub mod keys;
 pub mod open;
 pub mod s3;
 
-pub use keys::{Archive, BackupId, Cluster, Form, Item, Key};
+pub use keys::{Archive, BackupId, Cluster, DumpItem, DumpStream, Form, Item, Key};
 
 use super::seal::{Receipt, Sealed};
 use crate::model::SourceName;

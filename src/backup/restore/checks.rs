@@ -2,6 +2,7 @@
 //! wrongly stays open, since people will want to look at it.
 
 use super::start::Host;
+use crate::backup::source::postgres::{Address, Connection, Purpose};
 use serde::Serialize;
 use std::path::Path;
 use std::time::Duration;
@@ -36,18 +37,41 @@ pub struct Checked {
 pub(super) async fn ask(host: Host<'_>, data: &Path, checks: &[Check]) -> Vec<Checked> {
     let mut checked = Vec::with_capacity(checks.len());
     for check in checks {
-        let asked = tokio::time::timeout(WITHIN, one(host, data, check)).await;
-        let answer = asked.unwrap_or_else(|_| Err(format!("no answer within {} s", WITHIN.as_secs())));
-        let passed = answer.as_deref() == Ok("t");
-        let answer = answer.unwrap_or_else(|why| why);
-        checked.push(Checked { sql: check.sql.clone(), database: check.database.clone(), passed, answer });
+        checked.push(judged(check, one(host, data, check)).await);
     }
     checked
 }
 
+/// Asks one question at a server of which the address is known.
+pub(in crate::backup) async fn ask_at(address: &Address, check: &Check) -> Checked {
+    let address = Address { database: Some(check.database.clone()), ..address.clone() };
+    judged(check, answer(&address, check)).await
+}
+
+async fn judged(check: &Check, asking: impl Future<Output = Result<String, String>>) -> Checked {
+    let asked = tokio::time::timeout(WITHIN, asking).await;
+    let answer = asked.unwrap_or_else(|_| Err(format!("no answer within {} s", WITHIN.as_secs())));
+    let passed = answer.as_deref() == Ok("t");
+    let answer = answer.unwrap_or_else(|why| why);
+    Checked { sql: check.sql.clone(), database: check.database.clone(), passed, answer }
+}
+
 async fn one(host: Host<'_>, data: &Path, check: &Check) -> Result<String, String> {
-    let rows = host.query(data, &check.database, &check.sql).await?;
-    match &rows[..] {
+    single(&host.query(data, &check.database, &check.sql).await?)
+}
+
+async fn answer(address: &Address, check: &Check) -> Result<String, String> {
+    let mut connection = Connection::open(address, None, Purpose::Sql).await.map_err(|error| error.to_string())?;
+    let rows = connection.query(&check.sql).await.map_err(|error| error.to_string())?;
+    connection.close().await;
+    let text = |value: &Option<bytes::Bytes>| value.as_deref().map_or("null".into(), String::from_utf8_lossy).into_owned();
+    let rows: Vec<Vec<String>> = rows.rows.iter().map(|row| row.iter().map(text).collect()).collect();
+    single(&rows)
+}
+
+/// The one value that a check gives.
+fn single(rows: &[Vec<String>]) -> Result<String, String> {
+    match rows {
         [row] if row.len() == 1 => Ok(row[0].clone()),
         [] => Err("it gave no row".into()),
         [row, ..] => Err(format!("it gave {} rows of {} columns, not one of one", rows.len(), row.len())),

@@ -36,6 +36,7 @@ mod show;
 pub mod start;
 pub mod tail;
 
+pub(in crate::backup) use checks::ask_at;
 pub use checks::{Check, Checked};
 pub use container::Container;
 pub use feeder::Feeding;

@@ -38,7 +38,7 @@ pub(super) struct Laid {
 }
 
 /// See the head of this file. Dropped, it stops what runs; what is stored stays.
-pub(super) struct Stow {
+pub(in crate::backup) struct Stow {
     to: Arc<Place>,
     running: JoinSet<(usize, Result<Laid, TakeError>)>,
     laid: Vec<Option<Laid>>,
@@ -55,7 +55,7 @@ struct Place {
 }
 
 impl Stow {
-    pub(super) fn new(repository: Arc<dyn Repository>, sealer: Sealer) -> Stow {
+    pub(in crate::backup) fn new(repository: Arc<dyn Repository>, sealer: Sealer) -> Stow {
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let to = Place {
             repository,
@@ -71,7 +71,7 @@ impl Stow {
     ///
     /// # Errors
     /// When one that was taken in before failed.
-    pub(super) async fn lay(&mut self, key: Key, plain: Bytes) -> Result<(), TakeError> {
+    pub(in crate::backup) async fn lay(&mut self, key: Key, plain: Bytes) -> Result<(), TakeError> {
         let units = units(plain.len() * 2);
         let permit = loop {
             tokio::select! {
@@ -91,7 +91,7 @@ impl Stow {
     ///
     /// # Errors
     /// When one failed.
-    pub(super) async fn all(&mut self) -> Result<(), TakeError> {
+    pub(in crate::backup) async fn all(&mut self) -> Result<(), TakeError> {
         while let Some(done) = self.running.join_next().await {
             self.keep(done)?;
         }
@@ -103,11 +103,21 @@ impl Stow {
         self.laid.iter().flatten()
     }
 
+    /// What a manifest says of those that lie there, in the order of entering.
+    pub(in crate::backup) fn facts(&self) -> Vec<ObjectFacts> {
+        self.laid().map(|laid| laid.facts.clone()).collect()
+    }
+
+    /// Bytes that lie in the repository.
+    pub(in crate::backup) fn stored(&self) -> u64 {
+        self.stored
+    }
+
     /// Reads the receipt of every object back, and the list of them: each must be there as it was stored.
     ///
     /// # Errors
     /// When one is not, or that cannot be said.
-    pub(super) async fn read_back(&self, prefix: &str) -> Result<(), TakeError> {
+    pub(in crate::backup) async fn read_back(&self, prefix: &str) -> Result<(), TakeError> {
         let place = &self.to;
         let listed = place.repository.list(prefix).await.map_err(|error| TakeError::ReadBack { error })?;
         let listed: BTreeMap<&str, u64> = listed.iter().map(|object| (object.name.as_str(), object.bytes)).collect();
@@ -128,7 +138,7 @@ impl Stow {
     ///
     /// # Errors
     /// As [`Stow::read_back`].
-    pub(super) async fn read_back_newest(&self) -> Result<(), TakeError> {
+    pub(in crate::backup) async fn read_back_newest(&self) -> Result<(), TakeError> {
         let newest = self.laid.last().and_then(Option::as_ref);
         self.to.read_back(newest.ok_or_else(|| TakeError::Broken("nothing was stored".into()))?).await
     }

@@ -31,12 +31,32 @@ pub enum Kind {
     Container,
 }
 
-/// Options about a container engine.
+/// Where a restore goes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Destination {
+    /// As far as this, with base backups.
+    Kind(Kind),
+    /// Into this running server, with logical copies: its address as it was given.
+    Server(String),
+}
+
+fn destination(text: &str) -> Result<Destination, String> {
+    use clap::ValueEnum as _;
+    if text.contains("://") {
+        return Ok(Destination::Server(text.to_owned()));
+    }
+    let kind = Kind::from_str(text, true).map(Destination::Kind);
+    kind.map_err(|_| "`folder`, `server`, `volume` or `container`; for logical copies `postgres://USER@HOST/`".to_owned())
+}
+
+/// Options about where to, and about a container engine.
 #[derive(Debug, Clone, Default, clap::Args)]
 pub struct Contained {
-    /// How far it goes [default: what the source's file says]
-    #[arg(long, value_enum, value_name = "WHAT", conflicts_with = "files_only")]
-    into: Option<Kind>,
+    /// How far it goes: `folder`, `server` of this machine, `volume` or `container` of the engine; for logical copies the
+    /// running server, `postgres://USER@HOST/?sslmode=…`, whose password may stand in PGPASSWORD [default: what the source's
+    /// file says]
+    #[arg(long, value_parser = destination, value_name = "WHAT", conflicts_with = "files_only")]
+    into: Option<Destination>,
     /// The image of PostgreSQL that runs on it, such as postgres:17
     #[arg(long)]
     image: Option<String>,
@@ -52,6 +72,36 @@ pub struct Contained {
     /// The engine's network that the container joins
     #[arg(long, value_name = "NAME", value_parser = engine_name)]
     network: Option<String>,
+}
+
+impl Contained {
+    fn kind(&self) -> Option<Kind> {
+        match &self.into {
+            Some(Destination::Kind(kind)) => Some(*kind),
+            Some(Destination::Server(_)) | None => None,
+        }
+    }
+
+    /// The address of the running server that is meant.
+    pub(super) fn server(&self) -> Option<&str> {
+        match &self.into {
+            Some(Destination::Server(address)) => Some(address),
+            Some(Destination::Kind(_)) | None => None,
+        }
+    }
+
+    /// The first option here that says something about files or an engine.
+    pub(super) fn about_files(&self) -> Option<&'static str> {
+        let given = [
+            (self.kind().is_some(), "--into"),
+            (self.image.is_some(), "--image"),
+            (self.volume.is_some(), "--volume"),
+            (self.name.is_some(), "--name"),
+            (self.listen.is_some(), "--listen"),
+            (self.network.is_some(), "--network"),
+        ];
+        given.into_iter().find(|(given, _)| *given).map(|(_, option)| option)
+    }
 }
 
 fn engine_name(text: &str) -> Result<String, String> {
@@ -156,11 +206,12 @@ fn kind_of(into: &RestoreInto) -> Kind {
 
 /// Options go before the file: the one that says it, then those that mean something with one kind only.
 fn kind(args: &Args, written: &RestoreInto) -> Kind {
-    let Contained { into, image, volume, name, listen, network } = &args.contained;
+    let Contained { image, volume, name, listen, network, .. } = &args.contained;
+    let given = args.contained.kind();
     let written = kind_of(written);
     let of_container = name.is_some() || listen.is_some() || network.is_some();
     match written {
-        _ if into.is_some() => into.unwrap_or(written),
+        _ if given.is_some() => given.unwrap_or(written),
         Kind::Volume | Kind::Container if args.files_only && args.target.is_none() => Kind::Volume,
         _ if args.files_only => Kind::Folder,
         _ if args.bin.is_some() => Kind::Server,

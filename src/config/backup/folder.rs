@@ -154,7 +154,9 @@ impl FirstOf {
             let finding = Finding::general(format!("the source `{}` has another file too: {other}", source.name));
             wrong.push(finding.hint("a source is named after its file; keep one of the two"));
         }
-        let others: Vec<String> = (source.postgres.hosts.iter())
+        // Logical copies take no slot.
+        let hosts = source.postgres.hosts.iter().filter(|_| source.logical.is_none());
+        let others: Vec<String> = hosts
             .filter_map(|host| self.slots.insert((host.to_string(), source.slot.clone()), file.to_owned()))
             .collect();
         // A server may stand twice in one address.

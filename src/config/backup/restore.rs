@@ -137,6 +137,13 @@ pub(super) fn read(reader: &mut Reader<'_, '_>, node: &Node) -> Option<Restore> 
             "leave out `volume` or `target`",
         );
     }
+    if let Some((key, _)) = fields.entry("password") {
+        reader.check.error_with_hint(
+            key.place,
+            "`password` goes with the address of a server that logical copies are restored into",
+            "leave it out: a restored server is asked over its own socket",
+        );
+    }
     let target = fields.get("target").and_then(|n| folder(reader, n, "`target`"));
     let of_image = matches!(into, Some(Into::Volume | Into::Container));
     let user = fields.get("user").and_then(|n| user(reader, n, of_image));
@@ -220,7 +227,7 @@ fn listen(reader: &mut Reader<'_, '_>, node: &Node) -> Option<IpAddr> {
 }
 
 /// A folder that need not be there: a restore may be for another machine.
-fn folder(reader: &mut Reader<'_, '_>, node: &Node, what: &str) -> Option<PathBuf> {
+pub(super) fn folder(reader: &mut Reader<'_, '_>, node: &Node, what: &str) -> Option<PathBuf> {
     let text = reader.check.line(node, what)?;
     let path = plain_path(&reader.folder.join(text));
     if path.file_name().is_none() || text.chars().any(char::is_control) {
@@ -246,7 +253,7 @@ fn user(reader: &mut Reader<'_, '_>, node: &Node, of_image: bool) -> Option<Stri
     Some(text.to_owned())
 }
 
-fn checks(reader: &mut Reader<'_, '_>, fields: &Fields<'_>) -> Vec<SqlCheck> {
+pub(super) fn checks(reader: &mut Reader<'_, '_>, fields: &Fields<'_>) -> Vec<SqlCheck> {
     let Some(node) = fields.get("checks") else { return Vec::new() };
     let items = match &node.value {
         // One check may stand without the brackets of a list.

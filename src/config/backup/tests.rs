@@ -209,7 +209,6 @@ fn each_mistake_has_its_sentence_and_its_place() {
         ("redsi: x", "unknown key `redsi` in the source", "redsi"),
         ("redis: x", "`redis` is part of the language, but not of this version", "redis"),
         ("drill: { schedule: x }", "`drill` is part of the language, but not of this version", "drill"),
-        ("kind: logical", "`logical` is part of the language, but not of this version", "logical"),
         ("kind: logcal", "`logcal` is not known for `kind`", "logcal"),
         ("password: hush-hush", "a password stands in `password`", "hush-hush"),
         ("password: 'hush-$${X}'", "a password stands in `password`", "'hush"),
@@ -426,4 +425,81 @@ fn the_one_that_ships_is_right() {
         seen += 1;
     }
     assert_eq!(seen, 1);
+}
+
+fn logical(more: &str) -> Result<Source, Findings> {
+    read(&format!("kind: logical\n{more}\n"))
+}
+
+#[test]
+fn logical_copies_are_of_the_database_in_the_address_of_several_or_of_all() {
+    let copied = |text: &str| logical(text).unwrap_or_else(|e| panic!("{e}")).logical.unwrap().databases;
+    let named = |names: &[&str]| Databases::Named(names.iter().map(|name| (*name).to_owned()).collect());
+    assert_eq!(copied("postgres: 'postgres://b@[::1]/shop'"), named(&["shop"]));
+    assert_eq!(
+        copied("postgres: 'postgres://b@[::1]/shop'\ndatabases: [crm, 'or \"ders']"),
+        named(&["crm", "or \"ders"])
+    );
+    assert_eq!(copied("postgres: 'postgres://b@[::1]'\ndatabases: crm"), named(&["crm"]));
+    assert_eq!(copied("postgres: 'postgres://b@[::1]'\ndatabases: all"), Databases::All);
+    assert!(source("kind: physical").logical.is_none());
+    let source = logical(
+        "postgres: 'postgres://b@[::1]/shop'\npassword: '${PASSWORD}'\nrpo: 25h\nschedule: '0 2 * * *'\n\
+         bin: ../bin\nkeep: { window: 30d, backups: 3 }\nrestore: { into: 'postgres://o@[::1]:6432', password: \
+         '${PASSWORD}', bin: /usr/bin, then: echo, checks: { sql: 'select true' } }",
+    );
+    let source = source.unwrap_or_else(|e| panic!("{e}"));
+    assert!(!format!("{source:?}").contains("hush"), "{source:?}");
+    let Logical { bin, restore, .. } = source.logical.unwrap();
+    let restore = restore.unwrap();
+    assert_eq!(bin.unwrap(), Path::new("/srv/ci/bin"));
+    assert_eq!(restore.into.unwrap().password.unwrap().expose(), "hush-hush");
+    assert_eq!((restore.then.len(), restore.checks[0].database.as_str()), (1, "postgres"));
+}
+
+#[test]
+fn what_has_no_meaning_for_the_kind_is_refused() {
+    let wrong = |text: &str| logical(text).unwrap_err().to_string();
+    for key in ["ship-every: 1s", "synchronous: true", "slot: a", "wal-lag: { warn: 1GiB }", "rto: 1h"] {
+        let said = wrong(&format!("postgres: 'postgres://b@[::1]/shop'\n{key}"));
+        assert!(said.contains("is about base backups and their log"), "{said}");
+    }
+    for (text, words) in [
+        ("postgres: 'postgres://b@[::1]'", "nothing says which databases are copied"),
+        ("postgres: 'postgres://b@[::1]'\ndatabases: []", "is empty"),
+        ("postgres: 'postgres://b@[::1]'\ndatabases: [a, a]", "stands there twice"),
+        ("postgres: 'postgres://b@[::1]/a'\nimage: 'postgres:17'", "but not of this version"),
+        ("postgres: 'postgres://b@[::1]/a'\nrestore: { into: server }", "does not begin with `postgres://`"),
+        ("postgres: 'postgres://b@[::1]/a'\nrestore: { target: /x }", "is about a data folder"),
+        ("postgres: 'postgres://b@[::1]/a'\nrestore: { password: '${PASSWORD}' }", "no server that it is for"),
+        (
+            "postgres: 'postgres://b@[::1]/a'\nrestore: { into: 'postgres://o:plain@[::1]' }",
+            "a password stands in `into`",
+        ),
+        (
+            "postgres: 'postgres://b@[::1]/a'\nrestore: { into: 'postgres://o@[::1]', password: plain }",
+            "a password stands",
+        ),
+    ] {
+        let said = wrong(text);
+        assert!(said.contains(words), "{said}");
+        assert!(!said.contains("plain@") && !said.contains("hush"), "{said}");
+    }
+    for key in ["databases: all", "bin: /usr/bin"] {
+        let said = read(&format!("postgres: 'postgres://b@[::1]'\n{key}\n")).unwrap_err().to_string();
+        assert!(said.contains("is about logical copies"), "{said}");
+    }
+    let said =
+        read("postgres: 'postgres://b@[::1]'\nrestore: { into: folder, password: '${PASSWORD}' }\n").unwrap_err();
+    assert!(said.to_string().contains("goes with the address of a server"), "{said}");
+}
+
+#[test]
+fn the_restore_of_logical_copies_is_read_out_of_a_file_of_another_machine() {
+    let text = "kind: logical\npostgres: '${secret:GONE}'\nrestore: { into: '${secret:GONE}', password: '${GONE}', then: [one] }\n";
+    assert!(is_logical("x.yml", text) && !is_logical("x.yml", "postgres: x") && !is_logical("x.yml", ": :"));
+    let read = |without| with(Path::new("/srv"), |around| parse_logical_restore("x.yml", text, without, around));
+    let restore = read(true).unwrap().unwrap();
+    assert_eq!((restore.into, restore.then), (None, vec!["one".to_owned()]));
+    assert!(read(false).is_err());
 }

@@ -60,6 +60,10 @@ pub(super) struct SourceFile {
     password: Option<String>,
     /// What is kept of it; `physical` when it is not said.
     kind: Option<Kind>,
+    /// With `logical`: the databases that are copied; the one in `postgres` when it is not said.
+    databases: Option<Databases>,
+    /// With `logical`: the folder with `pg_dump` and `pg_dumpall`; looked for when it is not said.
+    bin: Option<String>,
     /// How much may be lost at the most.
     rpo: Option<Span>,
     /// How long a restore may take at the most.
@@ -90,6 +94,16 @@ pub(super) struct SourceFile {
 #[serde(rename_all = "lowercase")]
 enum Kind {
     Physical,
+    Logical,
+}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(untagged)]
+enum Databases {
+    /// `all`, or one by its name.
+    One(String),
+    /// By their names.
+    Several(Vec<String>),
 }
 
 /// Backups of what has changed since the one before.
@@ -138,13 +152,15 @@ struct KeepBackups {
 #[serde(deny_unknown_fields)]
 struct Restore {
     /// `folder`: a data folder. `server`: a server of this machine that answers. `volume`: a volume of the container engine.
-    /// `container`: a container that is left running.
-    into: Into,
+    /// `container`: a container that is left running. Of logical copies: the address of a running server, as in `postgres`.
+    into: IntoOrServer,
+    /// Of logical copies: the password for that server, as `${secret:NAME}`.
+    password: Option<String>,
     /// The new data folder; the command says it when it is not said here.
     target: Option<String>,
     /// The user that the files belong to; with an image, one of the image.
     user: Option<String>,
-    /// With `server`: the folder with `postgres` and `pg_ctl`.
+    /// With `server`: the folder with `postgres` and `pg_ctl`. Of logical copies: the folder with `pg_restore`.
     bin: Option<String>,
     /// With `server` and `container`: the port of this machine; 5432 when it is not said.
     port: Option<u16>,
@@ -160,8 +176,15 @@ struct Restore {
     network: Option<String>,
     /// Commands that follow a good restore.
     then: Option<OneOrMany<String>>,
-    /// With `server` and `container`: what it is asked.
+    /// With `server` and `container`, and of logical copies: what it is asked.
     checks: Option<OneOrMany<SqlCheck>>,
+}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(untagged)]
+enum IntoOrServer {
+    Word(Into),
+    Server(String),
 }
 
 #[derive(Debug, Deserialize, JsonSchema)]

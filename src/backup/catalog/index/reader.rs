@@ -4,9 +4,9 @@ use super::{Bad, BadKind, Catalogue, CatalogueError, FRONTIERS_READ, PROOFS_READ
 use super::{Read, bad, get, place_bad, seal_bad};
 use crate::backup::catalog::history;
 use crate::backup::catalog::holdings::{Backup, History, Holdings, LogObject, Marked, Missing, Object, Reached, Tick};
-use crate::backup::catalog::manifest::{Frontier, Gap, Manifest, Mark, Proof, VERSION};
+use crate::backup::catalog::manifest::{Frontier, Gap, Manifest, Mark, ObjectFacts, Proof, VERSION};
 use crate::backup::catalog::note;
-use crate::backup::repository::{BackupId, Cluster, Item, Key, Repository, RepositoryError};
+use crate::backup::repository::{BackupId, Cluster, DumpItem, Item, Key, Repository, RepositoryError};
 use crate::backup::seal::{Checker, Seal};
 use crate::model::{Lsn, SegmentName, SegmentSize, Timeline};
 use futures_util::future::{BoxFuture, FutureExt};
@@ -21,20 +21,59 @@ pub(super) struct Sorted {
     gaps: Vec<Object>,
     marks: Vec<(u64, Object)>,
     bases: BTreeMap<BackupId, Folder>,
+    dumps: BTreeMap<BackupId, Folder>,
 }
 
 /// What is in the folder of a backup.
 #[derive(Default)]
-struct Folder {
-    manifest: Option<Object>,
-    objects: Vec<Object>,
-    proofs: BTreeMap<u64, Object>,
+pub(super) struct Folder {
+    pub(super) manifest: Option<Object>,
+    pub(super) objects: Vec<Object>,
+    pub(super) proofs: BTreeMap<u64, Object>,
+}
+
+/// Which kind of backup a folder is of.
+#[derive(Clone, Copy)]
+pub(super) enum Of {
+    Base,
+    Dump,
+}
+
+impl Of {
+    pub(super) fn manifest(self, id: &BackupId) -> Item {
+        match self {
+            Of::Base => Item::Manifest(id.clone()),
+            Of::Dump => Item::Dump(id.clone(), DumpItem::Manifest),
+        }
+    }
+
+    fn proof(self, id: &BackupId, number: u64) -> Item {
+        match self {
+            Of::Base => Item::Proof(id.clone(), number),
+            Of::Dump => Item::Dump(id.clone(), DumpItem::Proof(number)),
+        }
+    }
+
+    fn prefix(self, cluster: &Cluster, id: &BackupId) -> String {
+        match self {
+            Of::Base => Key::of_backup(cluster, id),
+            Of::Dump => Key::of_dump(cluster, id),
+        }
+    }
+
+    fn folders(self, sorted: &mut Sorted) -> &mut BTreeMap<BackupId, Folder> {
+        match self {
+            Of::Base => &mut sorted.bases,
+            Of::Dump => &mut sorted.dumps,
+        }
+    }
 }
 
 impl Sorted {
     pub(super) fn new(cluster: Cluster) -> Sorted {
         let holdings = Holdings::new(cluster);
-        Sorted { holdings, segments: Vec::new(), gaps: Vec::new(), marks: Vec::new(), bases: BTreeMap::new() }
+        let (bases, dumps) = (BTreeMap::new(), BTreeMap::new());
+        Sorted { holdings, segments: Vec::new(), gaps: Vec::new(), marks: Vec::new(), bases, dumps }
     }
 
     pub(super) fn take(&mut self, item: Item, object: Object) {
@@ -60,6 +99,14 @@ impl Sorted {
             Item::Chunk { backup, .. } | Item::Index(backup) | Item::ServerManifest(backup) => {
                 self.bases.entry(backup).or_default().objects.push(object);
             }
+            Item::Dump(copy, item) => {
+                let folder = self.dumps.entry(copy).or_default();
+                match item {
+                    DumpItem::Manifest => folder.manifest = Some(object),
+                    DumpItem::Proof(number) => drop(folder.proofs.insert(number, object)),
+                    DumpItem::Chunk { .. } => folder.objects.push(object),
+                }
+            }
         }
     }
 }
@@ -72,8 +119,9 @@ pub(super) struct Reader<'a> {
 impl Reader<'_> {
     /// Everything of one cluster.
     pub(super) async fn cluster(&self, catalogue: &mut Catalogue, sorted: Sorted) -> Result<Holdings, CatalogueError> {
-        let Sorted { mut holdings, segments, gaps, marks, bases } = sorted;
+        let Sorted { mut holdings, segments, gaps, marks, bases, dumps } = sorted;
         self.bases(catalogue, &mut holdings, bases).await?;
+        self.dumps(catalogue, &mut holdings, dumps).await?;
         self.place_segments(catalogue, &mut holdings, segments).await?;
         self.frontiers(catalogue, &mut holdings).await?;
         self.gaps(catalogue, &mut holdings, gaps).await?;
@@ -90,7 +138,7 @@ impl Reader<'_> {
         holdings: &mut Holdings,
         bases: BTreeMap<BackupId, Folder>,
     ) -> Result<(), CatalogueError> {
-        let bases = self.finished_meanwhile(holdings, bases).await?;
+        let bases = self.finished_meanwhile(holdings, Of::Base, bases).await?;
         let manifests = bases.iter().map(|(id, folder)| {
             let key = folder.manifest.as_ref().map(|_| holdings.key(Item::Manifest(id.clone())));
             async move {
@@ -101,25 +149,7 @@ impl Reader<'_> {
             }
         });
         let manifests: Vec<Option<Read<(Seal, Manifest)>>> = in_order(manifests).await?;
-        let proofs = bases.iter().flat_map(|(id, folder)| {
-            let numbers = folder.proofs.keys().rev().take(PROOFS_READ);
-            numbers.map(|number| (*number, id)).collect::<Vec<_>>()
-        });
-        let proofs = proofs.map(|(number, id)| {
-            let key = holdings.key(Item::Proof(id.clone(), number));
-            async move { Ok((id.clone(), number, self.document::<Proof>(key).await?)) }
-        });
-        let mut checked: HashMap<BackupId, BTreeMap<u64, Proof>> = HashMap::new();
-        for (id, number, read) in in_order(proofs).await? {
-            match read
-                .and_then(|(_, proof)| known(&holdings.key(Item::Proof(id.clone(), number)), proof.version, proof))
-            {
-                Ok(proof) => {
-                    checked.entry(id).or_default().insert(number, proof);
-                }
-                Err(bad) => catalogue.bad.push(bad),
-            }
-        }
+        let mut checked = self.proofs(catalogue, holdings, Of::Base, &bases).await?;
         for ((id, folder), read) in bases.into_iter().zip(manifests) {
             let Some((read, object)) = read.zip(folder.manifest) else {
                 let left = folder.objects.into_iter().chain(folder.proofs.into_values());
@@ -133,8 +163,8 @@ impl Reader<'_> {
                     let proof_objects = folder.proofs.into_values().collect();
                     let backup = Backup {
                         stored_bytes: object.bytes + manifest.objects.iter().map(|one| one.stored.bytes).sum::<u64>(),
-                        missing: missing(&manifest, &folder.objects),
-                        extra: extra(&manifest, folder.objects),
+                        missing: missing(&manifest.objects, &folder.objects),
+                        extra: extra(&manifest.objects, folder.objects),
                         manifest,
                         object,
                         proofs,
@@ -155,17 +185,46 @@ impl Reader<'_> {
         Ok(())
     }
 
+    /// The newest checks of each backup.
+    pub(super) async fn proofs(
+        &self,
+        catalogue: &mut Catalogue,
+        holdings: &Holdings,
+        of: Of,
+        folders: &BTreeMap<BackupId, Folder>,
+    ) -> Result<HashMap<BackupId, BTreeMap<u64, Proof>>, CatalogueError> {
+        let proofs = folders.iter().flat_map(|(id, folder)| {
+            let numbers = folder.proofs.keys().rev().take(PROOFS_READ);
+            numbers.map(|number| (*number, id)).collect::<Vec<_>>()
+        });
+        let proofs = proofs.map(|(number, id)| {
+            let key = holdings.key(of.proof(id, number));
+            async move { Ok((id.clone(), number, self.document::<Proof>(key).await?)) }
+        });
+        let mut checked: HashMap<BackupId, BTreeMap<u64, Proof>> = HashMap::new();
+        for (id, number, read) in in_order(proofs).await? {
+            match read.and_then(|(_, proof)| known(&holdings.key(of.proof(&id, number)), proof.version, proof)) {
+                Ok(proof) => {
+                    checked.entry(id).or_default().insert(number, proof);
+                }
+                Err(bad) => catalogue.bad.push(bad),
+            }
+        }
+        Ok(checked)
+    }
+
     /// What makes a backup exist is not believed to be absent on a listing's word alone. One that is there may have been
     /// written since the listing: then a second listing shows it.
-    async fn finished_meanwhile(
+    pub(super) async fn finished_meanwhile(
         &self,
         holdings: &Holdings,
+        of: Of,
         mut bases: BTreeMap<BackupId, Folder>,
     ) -> Result<BTreeMap<BackupId, Folder>, CatalogueError> {
         let unfinished: Vec<BackupId> =
             bases.iter().filter(|(_, folder)| folder.manifest.is_none()).map(|(id, _)| id.clone()).collect();
         let there = unfinished.iter().map(|id| {
-            let key = holdings.key(Item::Manifest(id.clone()));
+            let key = holdings.key(of.manifest(id));
             async move {
                 match self.repository.receipt(&key).await {
                     Err(RepositoryError::Absent { .. }) => Ok(false),
@@ -177,15 +236,15 @@ impl Reader<'_> {
         let there = in_order(there).await?;
         for (id, _) in unfinished.into_iter().zip(there).filter(|(_, there)| *there) {
             let mut again = Sorted::new(holdings.cluster.clone());
-            for listed in self.repository.list(&Key::of_backup(&holdings.cluster, &id)).await? {
+            for listed in self.repository.list(&of.prefix(&holdings.cluster, &id)).await? {
                 let Ok(Key::Of(cluster, item)) = listed.name.parse::<Key>() else { continue };
                 let key = Key::Of(cluster, item.clone());
                 again.take(item, Object { key, bytes: listed.bytes, written: listed.written });
             }
-            match again.bases.remove(&id).filter(|folder| folder.manifest.is_some()) {
+            match of.folders(&mut again).remove(&id).filter(|folder| folder.manifest.is_some()) {
                 Some(folder) => bases.insert(id, folder),
                 None => {
-                    let name = holdings.key(Item::Manifest(id)).to_string();
+                    let name = holdings.key(of.manifest(&id)).to_string();
                     return Err(CatalogueError::Doubtful { place: self.repository.place(), name });
                 }
             };
@@ -343,7 +402,7 @@ impl Reader<'_> {
         Ok(())
     }
 
-    async fn document<T: DeserializeOwned>(&self, key: Key) -> Result<Read<(Seal, T)>, CatalogueError> {
+    pub(super) async fn document<T: DeserializeOwned>(&self, key: Key) -> Result<Read<(Seal, T)>, CatalogueError> {
         Ok(match get(self.repository, &key).await? {
             Ok(stored) => self.checker.document(&key, &stored).map_err(|error| seal_bad(&key, &error)),
             Err(bad) => Err(bad),
@@ -360,7 +419,7 @@ impl Reader<'_> {
 
 /// Runs reads [`READS_AT_ONCE`] at a time; results in the order asked. Boxed at once, so that the whole can be sent to
 /// another thread whatever the reads borrow.
-fn in_order<'a, T: Send + 'a>(
+pub(super) fn in_order<'a, T: Send + 'a>(
     reads: impl Iterator<Item = impl Future<Output = Result<T, CatalogueError>> + Send + 'a>,
 ) -> BoxFuture<'a, Result<Vec<T>, CatalogueError>> {
     let reads: Vec<BoxFuture<'a, Result<T, CatalogueError>>> = reads.map(FutureExt::boxed).collect();
@@ -372,7 +431,7 @@ fn acknowledge(holdings: &mut Holdings, timeline: Timeline, lsn: Lsn) {
     *furthest = lsn.max(*furthest);
 }
 
-fn known<T>(key: &Key, version: u32, document: T) -> Read<T> {
+pub(super) fn known<T>(key: &Key, version: u32, document: T) -> Read<T> {
     match version {
         VERSION => Ok(document),
         other => Err(bad(key, BadKind::Contents, format!("it is of version {other}, this Mainstay knows {VERSION}"))),
@@ -404,7 +463,7 @@ fn sound_manifest(key: &Key, cluster: &Cluster, id: &BackupId, manifest: Manifes
 }
 
 /// What a manifest names and the listing does not show as it should be.
-fn missing(manifest: &Manifest, listed: &[Object]) -> Vec<Missing> {
+pub(super) fn missing(named: &[ObjectFacts], listed: &[Object]) -> Vec<Missing> {
     let lengths: HashMap<String, u64> = listed.iter().map(|object| (object.key.to_string(), object.bytes)).collect();
     let wrong = |name: &str, stored: u64| match lengths.get(name) {
         None => Some((BadKind::Gone, "it is not there".to_owned())),
@@ -413,14 +472,15 @@ fn missing(manifest: &Manifest, listed: &[Object]) -> Vec<Missing> {
         }
         Some(_) => None,
     };
-    let each = manifest.objects.iter().filter_map(|object| {
+    let each = named.iter().filter_map(|object| {
         let (kind, why) = wrong(&object.key, object.stored.bytes)?;
         Some(Missing { name: object.key.clone(), kind, why })
     });
     each.collect()
 }
 
-fn extra(manifest: &Manifest, listed: Vec<Object>) -> Vec<Object> {
-    let named: std::collections::HashSet<&str> = manifest.objects.iter().map(|object| object.key.as_str()).collect();
+/// What the listing shows in a backup's folder and its manifest does not name.
+pub(super) fn extra(named: &[ObjectFacts], listed: Vec<Object>) -> Vec<Object> {
+    let named: std::collections::HashSet<&str> = named.iter().map(|object| object.key.as_str()).collect();
     listed.into_iter().filter(|object| !named.contains(object.key.to_string().as_str())).collect()
 }

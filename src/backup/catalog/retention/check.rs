@@ -20,6 +20,14 @@ pub fn remaining(holdings: &Holdings, plan: &Plan) -> Holdings {
             Missing { name: object.key.clone(), kind: BadKind::Gone, why }
         }));
     }
+    left.dumps.good.retain(|_, dump| !gone.contains(&dump.object.key.to_string()));
+    for dump in left.dumps.good.values_mut() {
+        let lost = dump.manifest.objects.iter().filter(|object| gone.contains(&object.key));
+        dump.missing.extend(lost.map(|object| {
+            let why = "the plan takes it".to_owned();
+            Missing { name: object.key.clone(), kind: BadKind::Gone, why }
+        }));
+    }
     for log in left.log.values_mut() {
         log.retain(|object| !gone.contains(&holdings.log_key(object).to_string()));
     }
@@ -63,7 +71,19 @@ pub fn check(holdings: &Holdings, plan: &Plan) -> Result<(), Refused> {
     {
         return loses(&plan.floor_of, timeline.history_file());
     }
-    if !plan.backups.keys().any(|id| left.chain(id).is_ok()) {
+    let good = |dump: &crate::backup::catalog::dumps::Dump| dump.unusable().is_none();
+    for id in plan.dumps.keys() {
+        // What was no use before is not made worse by anything.
+        if holdings.dumps.good.get(id).is_some_and(good) && !left.dumps.good.get(id).is_some_and(good) {
+            return loses(id, "its objects".into());
+        }
+    }
+    let had_dumps = holdings.dumps.usable().next().is_some();
+    if had_dumps && !plan.dumps.keys().any(|id| left.dumps.good.get(id).is_some_and(good)) {
+        return loses(&plan.floor_of, "the last good logical copy".into());
+    }
+    let physical = holdings.has_physical() || !had_dumps;
+    if physical && !plan.backups.keys().any(|id| left.chain(id).is_ok()) {
         return loses(&plan.floor_of, "the last good backup".into());
     }
     Ok(())

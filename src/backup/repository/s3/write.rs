@@ -1,6 +1,6 @@
 //! New objects: stored once, known to be stored, or known not to be.
 
-use super::super::{Item, Key, Put, Repository as _, RepositoryError};
+use super::super::{DumpItem, Item, Key, Put, Repository as _, RepositoryError};
 use super::answer::Failure;
 use super::read::{SEAL, SIGNATURE, base64_of, sound};
 use super::{Checksums, ReadBack, S3, WHOLE_MAX};
@@ -106,7 +106,8 @@ impl S3 {
                     settings.object_lock
                 }
                 Item::Piece { .. } | Item::Frontier(_) => settings.piece_lock,
-                Item::Mark(_) | Item::Proof(..) => None,
+                Item::Dump(_, DumpItem::Chunk { .. } | DumpItem::Manifest) => settings.object_lock,
+                Item::Mark(_) | Item::Proof(..) | Item::Dump(_, DumpItem::Proof(_)) => None,
             },
         }
     }

@@ -56,6 +56,10 @@ async fn sequence(seed: u64) -> u64 {
                 let id = there[dice.roll(there.len() as u64) as usize].clone();
                 world.prove(&id).await;
             }
+            8 | 9 => {
+                let dies = dice.roll(4) == 0;
+                world.copy(dies).await;
+            }
             _ => {}
         }
         world.frontier().await;

@@ -2,6 +2,7 @@
 
 use super::lab::Lab;
 use jiff::Timestamp;
+use mainstay::backup::catalog::dumps::{DatabaseDump, DumpManifest, StreamFacts};
 use mainstay::backup::catalog::history::{self, Ancestor};
 use mainstay::backup::catalog::holdings::Holdings;
 use mainstay::backup::catalog::index::Catalogue;
@@ -12,7 +13,7 @@ use mainstay::backup::catalog::marks::{adopted, refuse_marked};
 use mainstay::backup::catalog::note;
 use mainstay::backup::catalog::path::{End, path};
 use mainstay::backup::catalog::retention::Policy;
-use mainstay::backup::repository::{Archive, BackupId, Item, Repository};
+use mainstay::backup::repository::{Archive, BackupId, DumpItem, DumpStream, Item, Repository};
 use mainstay::model::{Lsn, SegmentSize, Timeline};
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 
@@ -39,6 +40,8 @@ pub(crate) struct World {
     pub(crate) end: Lsn,
     pub(crate) ancestors: Vec<Ancestor>,
     pub(crate) taken: Vec<Taken>,
+    /// Logical copies that were finished, and when.
+    pub(crate) copies: Vec<(BackupId, i64)>,
     /// Log that was lost: the byte after it.
     pub(crate) lost: Vec<(Timeline, Lsn, Lsn)>,
     frontier: u64,
@@ -60,6 +63,7 @@ impl World {
             end,
             ancestors: Vec::new(),
             taken: Vec::new(),
+            copies: Vec::new(),
             lost: Vec::new(),
             frontier: 0,
             proofs: BTreeMap::new(),
@@ -73,6 +77,7 @@ impl World {
             lab: self.lab.fork(),
             ancestors: self.ancestors.clone(),
             taken: self.taken.clone(),
+            copies: self.copies.clone(),
             lost: self.lost.clone(),
             proofs: self.proofs.clone(),
             ..*self
@@ -262,6 +267,66 @@ impl World {
         refuse_marked(&self.lab.layer, &self.lab.checker, &self.lab.cluster, &names).await.is_ok()
     }
 
+    /// Makes a logical copy. With `dies_before_manifest` its objects are left.
+    pub(crate) async fn copy(&mut self, dies_before_manifest: bool) {
+        self.drawn += 1;
+        let id: BackupId =
+            format!("{}-{:08x}", World::at(self.now).strftime("%Y%m%dT%H%M%SZ"), self.drawn).parse().unwrap();
+        let mut objects = Vec::new();
+        let mut streams = Vec::new();
+        for (stream, chunks) in [(DumpStream::Globals, 1), (DumpStream::Database(5), 2)] {
+            let mut bytes = 0;
+            for number in 0..chunks {
+                let key = self.lab.key(Item::Dump(id.clone(), DumpItem::Chunk { stream, number }));
+                let receipt = self.lab.put(&key, key.to_string().repeat(20).as_bytes(), &[]).await;
+                let seal = receipt.unchecked().unwrap();
+                bytes += seal.plain.bytes;
+                objects.push(ObjectFacts { key: key.to_string(), plain: seal.plain, stored: seal.stored });
+            }
+            streams.push(StreamFacts { chunks, bytes });
+        }
+        if dies_before_manifest {
+            return;
+        }
+        let text = |text: &str| text.to_owned();
+        let (name, encoding, collate, ctype) = (text("shop"), text("UTF8"), text("C"), text("C"));
+        let manifest = DumpManifest {
+            version: 1,
+            backup: id.clone(),
+            system: self.lab.cluster.system,
+            server_version: 150_018,
+            program: text("pg_dump (PostgreSQL) 15.18"),
+            began: World::at(self.now),
+            ended: World::at(self.now),
+            globals: streams[0],
+            role_passwords: true,
+            databases: vec![DatabaseDump { oid: 5, name, encoding, collate, ctype, stream: streams[1] }],
+            objects,
+            made_by: text("a test"),
+        };
+        let key = self.lab.key(Item::Dump(id.clone(), DumpItem::Manifest));
+        self.lab.put(&key, &serde_json::to_vec(&manifest).unwrap(), &[]).await;
+        self.copies.push((id, self.now));
+    }
+
+    /// Copies that the policy promises are there, and every one that is there opens to what was put into it.
+    async fn whole_copies(&self, holdings: &Holdings, policy: Policy, opened: &mut HashSet<String>) {
+        let begins = self.now - policy.window.as_secs() as i64;
+        let start = self.copies.iter().filter(|(_, ended)| *ended <= begins).map(|(_, ended)| *ended).max();
+        let newest = self.copies.len().saturating_sub((policy.backups as usize).max(1));
+        for (nth, (id, ended)) in self.copies.iter().enumerate() {
+            let promised = nth >= newest || start.is_none_or(|start| *ended >= start);
+            let there = holdings.dumps.good.get(id);
+            assert!(there.is_some() || !promised, "{id} was promised at {}", World::at(self.now));
+            let Some(dump) = there else { continue };
+            assert_eq!(dump.unusable(), None);
+            for object in &dump.manifest.objects {
+                let plain = self.open(&object.key, opened).await;
+                assert!(plain.is_none_or(|plain| plain == object.key.repeat(20).into_bytes()));
+            }
+        }
+    }
+
     pub(crate) async fn prove(&mut self, id: &BackupId) {
         let number = self.proofs.entry(id.clone()).or_default();
         *number += 1;
@@ -322,6 +387,7 @@ impl World {
     pub(crate) async fn whole(&self, policy: Policy, opened: &mut HashSet<String>) {
         let catalogue = self.catalogue().await;
         let holdings = &catalogue.clusters[&self.lab.cluster.system];
+        self.whole_copies(holdings, policy, opened).await;
         for id in self.promised(policy) {
             assert!(holdings.backups.contains_key(&id), "{id} was promised at {}", World::at(self.now));
         }

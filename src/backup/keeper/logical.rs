@@ -1,0 +1,245 @@
+//! A source of logical copies: one is made when it is due, what is old is let go. Called by `tend` in place of shipping a log,
+//! and by `mainstay backup` where no daemon does it.
+
+use super::tend::{AGAIN, AGAIN_MAX, LOOK, expire, stopped};
+use super::{Setup, once, view};
+use crate::backup::catalog::dumps::DumpManifest;
+use crate::backup::catalog::index::Catalogue;
+use crate::backup::logical::{self, Job};
+use crate::backup::ship::lease::{Lease, Standing};
+use crate::backup::take::{Phase, Progress, Telling};
+use crate::config::backup::Logical;
+use crate::model::source_view::{FailedBackup, LastBackup, SourceState, SourceView, UnderWay};
+use jiff::Timestamp;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
+
+type Copying = JoinHandle<Result<DumpManifest, once::BackUpError>>;
+
+/// Makes a logical copy of a source now.
+///
+/// # Errors
+/// When there is none in the end; the error says why.
+pub async fn copy(setup: &Setup, what: &Logical, tell: Telling) -> Result<DumpManifest, once::BackUpError> {
+    let job = Job {
+        source: setup.source.name.clone(),
+        address: setup.source.postgres.clone(),
+        databases: what.databases.clone(),
+        bin: what.bin.clone(),
+        repository: setup.repository.clone(),
+        sealer: setup.sealer.clone(),
+        tell,
+    };
+    let manifest = logical::dump(job).await?;
+    if !manifest.role_passwords {
+        let source = &setup.source.name;
+        tracing::warn!(%source, "the passwords of roles are not in the copy: its role may not read pg_authid");
+    }
+    once::store_source(setup).await?;
+    Ok(manifest)
+}
+
+/// A phase in words, such as fit behind "backup: ".
+pub fn phase(phase: Phase) -> &'static str {
+    match phase {
+        Phase::Opening => "the server is asked what there is",
+        Phase::Receiving => "data arrives and is stored",
+        Phase::WaitingForLog | Phase::ReadingBack => "what was stored is read back",
+        Phase::Done => "done",
+    }
+}
+
+/// Until a stop or a failure.
+pub(super) async fn tend(
+    setup: &Setup,
+    what: &Logical,
+    lease: Lease,
+    wishes: &mut mpsc::Receiver<()>,
+    shown: &watch::Sender<SourceView>,
+    mut stop: watch::Receiver<bool>,
+) -> Result<(), String> {
+    let mut standing = lease.standing();
+    let last = newest(setup).await?;
+    let mut tended = Tended { setup, what, view: shown, copying: None, last, failed: None };
+    tended.show_last();
+    let ended = loop {
+        tended.show(Timestamp::now());
+        if let Standing::Lost(who) = &*standing.borrow_and_update() {
+            break Err(format!("go on: {who}"));
+        }
+        if tended.copying.is_none() && tended.is_due(Timestamp::now()) {
+            tended.begin();
+        }
+        tokio::select! {
+            () = stopped(&mut stop) => break Ok(()),
+            Some(()) = wishes.recv() => {
+                if tended.copying.is_none() {
+                    tended.begin();
+                }
+            }
+            ended = ended(&mut tended.copying) => {
+                if tended.end(ended) {
+                    expire(setup).await;
+                }
+            }
+            Ok(()) = standing.changed() => {}
+            () = tokio::time::sleep(LOOK) => {}
+        }
+    };
+    if let Some(copying) = tended.copying.take() {
+        // Its programs end with it.
+        copying.abort();
+        let _ = copying.await;
+    }
+    lease.release().await;
+    ended
+}
+
+/// The newest copy that can be used.
+async fn newest(setup: &Setup) -> Result<Option<DumpManifest>, String> {
+    let read = Catalogue::read(setup.repository.as_ref(), &setup.checker, &setup.source.name).await;
+    let catalogue = read.map_err(|error| error.to_string())?;
+    let dumps = catalogue.clusters.values().filter_map(|holdings| holdings.dumps.usable().next());
+    Ok(dumps.map(|dump| dump.manifest.clone()).max_by_key(|manifest| manifest.ended))
+}
+
+/// The end of the copy under way; never, without one.
+async fn ended(copying: &mut Option<Copying>) -> Result<DumpManifest, String> {
+    match copying {
+        None => std::future::pending().await,
+        Some(task) => match task.await {
+            Ok(Ok(manifest)) => Ok(manifest),
+            Ok(Err(error)) => Err(error.to_string()),
+            Err(error) => Err(format!("go on: {error}")),
+        },
+    }
+}
+
+struct Tended<'a> {
+    setup: &'a Setup,
+    what: &'a Logical,
+    view: &'a watch::Sender<SourceView>,
+    copying: Option<Copying>,
+    last: Option<DumpManifest>,
+    /// When the last try that failed ended, how many did in a row, and why.
+    failed: Option<(Timestamp, u32, String)>,
+}
+
+impl Tended<'_> {
+    fn show(&self, now: Timestamp) {
+        let (state, words) =
+            stand(self.last.as_ref(), self.failed.as_ref(), self.setup.source.rpo.map(|rpo| rpo.0), now);
+        self.view.send_if_modified(|view| {
+            let before = (view.state, view.words.clone());
+            view::turn(view, state, words);
+            before != (view.state, view.words.clone())
+        });
+    }
+
+    fn show_last(&self) {
+        let last = self.last.as_ref().map(|manifest| LastBackup {
+            id: manifest.backup.to_string(),
+            began: manifest.began,
+            ended: manifest.ended,
+        });
+        let next = self.scheduled();
+        self.view.send_modify(|view| (view.last_backup, view.next_backup) = (last, next));
+    }
+
+    /// When the schedule asks for the next one.
+    fn scheduled(&self) -> Option<Timestamp> {
+        let schedule = self.setup.source.schedule.as_ref()?;
+        schedule.next_after(self.last.as_ref().map_or_else(Timestamp::now, |manifest| manifest.began))
+    }
+
+    /// Whether one is due: there is none, or the schedule says so. One that was missed is made up for once.
+    fn is_due(&self, now: Timestamp) -> bool {
+        let wanted = self.last.is_none() || self.scheduled().is_some_and(|due| due <= now);
+        let rested = self.failed.as_ref().is_none_or(|(at, failures, _)| {
+            let pause = (AGAIN * 2_u32.saturating_pow((*failures).min(10))).min(AGAIN_MAX);
+            now.duration_since(*at).unsigned_abs() >= pause
+        });
+        wanted && rested
+    }
+
+    fn begin(&mut self) {
+        let (setup, what) = (self.setup.clone(), self.what.clone());
+        let (view, began) = (self.view.clone(), Timestamp::now());
+        tracing::info!(source = %setup.source.name, "a logical copy begins");
+        // Seen from its first moment on: whoever waits for its end must not take this for it.
+        let tell = move |progress: Progress| {
+            let (bytes, phase) = (progress.received_bytes, phase(progress.phase).to_owned());
+            view.send_modify(|view| view.backup = Some(UnderWay { began, bytes, of_bytes: None, phase }));
+        };
+        self.copying = Some(tokio::spawn(async move { copy(&setup, &what, Arc::new(tell)).await }));
+    }
+
+    /// Whether there is a copy more.
+    fn end(&mut self, ended: Result<DumpManifest, String>) -> bool {
+        self.copying = None;
+        let (source, now) = (&self.setup.source.name, Timestamp::now());
+        let good = match ended {
+            Ok(manifest) => {
+                tracing::info!(%source, backup = %manifest.backup, "a logical copy was made");
+                (self.last, self.failed) = (Some(manifest), None);
+                true
+            }
+            Err(why) => {
+                tracing::error!(%source, "failed to make a logical copy: {why}");
+                let failures = self.failed.as_ref().map_or(1, |(_, failures, _)| failures + 1);
+                self.failed = Some((now, failures, why));
+                false
+            }
+        };
+        let failed =
+            self.failed.as_ref().map(|(at, _, why)| FailedBackup { at: *at, words: format!("failed to {why}") });
+        self.view.send_modify(|view| {
+            view.backup = None;
+            view.failed_backup = failed;
+        });
+        self.show_last();
+        good
+    }
+}
+
+/// How it stands: bad when the last try failed, or the newest copy is older than what may be lost.
+fn stand(
+    last: Option<&DumpManifest>,
+    failed: Option<&(Timestamp, u32, String)>,
+    rpo: Option<Duration>,
+    now: Timestamp,
+) -> (SourceState, String) {
+    if let Some((_, _, why)) = failed {
+        return (SourceState::Failing, format!("failed to {why}"));
+    }
+    // What was committed after its beginning may not be in it.
+    let old = last.map(|manifest| (manifest.began, now.duration_since(manifest.began).unsigned_abs()));
+    match (old, rpo) {
+        (None, _) => (SourceState::Starting, "there is no copy yet".into()),
+        (Some((began, age)), Some(rpo)) if age > rpo => {
+            (SourceState::Failing, format!("the newest copy is of {began}, which is longer ago than `rpo` allows"))
+        }
+        (Some((began, _)), _) => (SourceState::Scheduled, format!("the newest copy is of {began}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backup::catalog::dumps::make::{at, with_copies};
+
+    #[test]
+    fn an_old_copy_and_a_failed_try_are_bad() {
+        let holdings = with_copies(&[0]);
+        let last = holdings.dumps.good.values().next().map(|dump| &dump.manifest);
+        let day = Some(Duration::from_secs(86_400));
+        assert_eq!(stand(None, None, day, at(0)).0, SourceState::Starting);
+        assert_eq!(stand(last, None, day, at(24)).0, SourceState::Scheduled);
+        assert_eq!(stand(last, None, day, at(25)).0, SourceState::Failing);
+        assert_eq!(stand(last, None, None, at(2_500)).0, SourceState::Scheduled);
+        let failed = (at(1), 1, "connect".to_owned());
+        assert_eq!(stand(last, Some(&failed), None, at(2)), (SourceState::Failing, "failed to connect".into()));
+    }
+}
