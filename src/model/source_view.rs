@@ -34,6 +34,76 @@ pub struct SourceView {
     pub rpo_secs: Option<u64>,
     /// The longest that a restore may take, in seconds, where its file says.
     pub rto_secs: Option<u64>,
+    /// What is wrong with it now, the oldest first. People were told of each.
+    #[serde(default)]
+    pub concerns: Vec<Concern>,
+}
+
+/// Something that is wrong with a source, from its beginning to its end: an episode of which people are told once.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Concern {
+    /// What.
+    pub kind: ConcernKind,
+    /// Since when.
+    #[schemars(with = "String")]
+    pub since: Timestamp,
+    /// In words, as it was when it began.
+    pub words: String,
+}
+
+/// What may be wrong with a source.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum ConcernKind {
+    /// For longer than a minute nothing new was safe.
+    NotSafe,
+    /// The slot holds back more than `wal-lag.warn`.
+    LagWarn,
+    /// The slot holds back more than `wal-lag.alarm`.
+    LagAlarm,
+    /// What would be lost now comes near the `rpo`.
+    Rpo,
+    /// A base backup came to nothing.
+    BackupFailed,
+    /// The slot was dropped: until the next base backup there is a gap in what can be restored.
+    SlotDropped,
+    /// Commits do not wait for the repository any more: RPO 0 is not held.
+    SteppedDown,
+    /// Commits hang, and the role may not let them go on.
+    CannotStepDown,
+}
+
+impl ConcernKind {
+    /// Every kind.
+    pub const ALL: [ConcernKind; 8] = [
+        ConcernKind::NotSafe,
+        ConcernKind::LagWarn,
+        ConcernKind::LagAlarm,
+        ConcernKind::Rpo,
+        ConcernKind::BackupFailed,
+        ConcernKind::SlotDropped,
+        ConcernKind::SteppedDown,
+        ConcernKind::CannotStepDown,
+    ];
+
+    /// The word in the store, the API and metrics.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            ConcernKind::NotSafe => "not-safe",
+            ConcernKind::LagWarn => "lag-warn",
+            ConcernKind::LagAlarm => "lag-alarm",
+            ConcernKind::Rpo => "rpo",
+            ConcernKind::BackupFailed => "backup-failed",
+            ConcernKind::SlotDropped => "slot-dropped",
+            ConcernKind::SteppedDown => "stepped-down",
+            ConcernKind::CannotStepDown => "cannot-step-down",
+        }
+    }
+
+    /// The kind of that word.
+    pub fn of(word: &str) -> Option<ConcernKind> {
+        ConcernKind::ALL.into_iter().find(|kind| kind.as_str() == word)
+    }
 }
 
 /// What a source does.

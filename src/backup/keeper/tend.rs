@@ -1,5 +1,6 @@
 //! The task that tends one source: take the lease, ship, and take a base backup whenever one is due.
 
+use super::guard::{Book, Shared, guard};
 use super::{Opening, Setup, once, view};
 use crate::backup::catalog::index::Catalogue;
 use crate::backup::catalog::manifest::Manifest;
@@ -9,11 +10,11 @@ use crate::backup::ship::lease::{Lease, LeaseError, Standing};
 use crate::backup::ship::{Activity, Shipper, Status};
 use crate::backup::take::Progress;
 use crate::config::backup::Source;
-use crate::model::source_view::{FailedBackup, LastBackup, SourceState, SourceView};
+use crate::model::source_view::{ConcernKind, FailedBackup, LastBackup, SourceState, SourceView};
 use jiff::Timestamp;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Mutex, mpsc, watch};
 use tokio::task::JoinHandle;
 
 /// After a failure the source is left alone for so long, and longer with each further one.
@@ -23,31 +24,61 @@ const AGAIN_MAX: Duration = Duration::from_secs(300);
 const LOOK: Duration = Duration::from_secs(1);
 /// What has come is put and a frontier stored before we end; a store that does not take it in this time does not at all.
 const GRACE: Duration = Duration::from_secs(15);
+/// The same when the slot is to be dropped: the server's disk fills, and what hangs has hung for long.
+const GRACE_ASIDE: Duration = Duration::from_secs(1);
 
 /// A writer that died is followed after this long; three beats of the lease fit into it.
 pub const LEASE_TTL: Duration = Duration::from_secs(30);
 
 type Backup = JoinHandle<Result<Manifest, once::BackUpError>>;
 
-/// Tends a source until it is told to stop; failures are shown, and tried again.
+/// Tends a source until it is told to stop, and watches over it; failures are shown, and tried again.
 pub(super) async fn tend(
     source: Source,
     opening: Opening,
+    book: Book,
     mut wishes: mpsc::Receiver<()>,
     view: watch::Sender<SourceView>,
+    stop: watch::Receiver<bool>,
+) {
+    let shared = Shared { view, aside: watch::Sender::new(false), slot: Mutex::default() };
+    tokio::select! {
+        () = again_and_again(&source, &opening, &mut wishes, &shared, stop) => {}
+        () = guard(&source, &book, &shared) => {}
+    }
+}
+
+async fn again_and_again(
+    source: &Source,
+    opening: &Opening,
+    wishes: &mut mpsc::Receiver<()>,
+    shared: &Shared,
     mut stop: watch::Receiver<bool>,
 ) {
     let mut failures = 0_u32;
     while !*stop.borrow() {
-        let failed = tokio::select! {
-            failed = once_over(&opening, &mut wishes, &view, stop.clone()) => failed,
-            // Opening a repository may hang; nothing was begun then that would need an end.
-            () = too_long_after(stop.clone()) => return,
+        let mut aside = shared.aside.subscribe();
+        tokio::select! {
+            _ = aside.wait_for(|aside| !*aside) => {}
+            () = told(&mut stop) => return,
+        }
+        let ended = {
+            let _slot = shared.slot.lock().await;
+            tokio::select! {
+                ended = once_over(opening, wishes, shared, stop.clone()) => ended,
+                // Opening a repository may hang; nothing was begun then that would need an end.
+                () = too_long_after(stop.clone()) => return,
+                () = too_long_aside(aside) => Ok(Ended::Aside),
+            }
         };
-        let Err(why) = failed else { return };
+        let why = match ended {
+            Ok(Ended::Stopped) => return,
+            Ok(Ended::Aside) => continue,
+            Err(why) => why,
+        };
         failures += 1;
         tracing::error!(source = %source.name, "failed to keep the source safe: {why}");
-        view.send_modify(|view| {
+        shared.view.send_modify(|view| {
             if view.state != SourceState::Elsewhere {
                 view::turn(view, SourceState::Failing, format!("failed to {why}"));
             }
@@ -60,8 +91,18 @@ pub(super) async fn tend(
     }
 }
 
-async fn stopped(stop: &mut watch::Receiver<bool>) {
-    let _ = stop.wait_for(|stop| *stop).await;
+/// How a look at a source ended well.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Ended {
+    /// Told to stop.
+    Stopped,
+    /// Told to let go of the slot for a moment.
+    Aside,
+}
+
+/// Until somebody says so.
+async fn told(word: &mut watch::Receiver<bool>) {
+    let _ = word.wait_for(|word| *word).await;
 }
 
 /// Some time after the stop: whoever still has not ended by then hangs.
@@ -70,13 +111,22 @@ async fn too_long_after(mut stop: watch::Receiver<bool>) {
     tokio::time::sleep(GRACE * 2).await;
 }
 
+/// When the slot is wanted and is not let go in order.
+async fn too_long_aside(mut aside: watch::Receiver<bool>) {
+    if aside.wait_for(|aside| *aside).await.is_err() {
+        return std::future::pending().await;
+    }
+    tokio::time::sleep(GRACE_ASIDE * 3).await;
+}
+
 /// From opening the repository to a stop or a failure.
 async fn once_over(
     opening: &Opening,
     wishes: &mut mpsc::Receiver<()>,
-    view: &watch::Sender<SourceView>,
+    shared: &Shared,
     mut stop: watch::Receiver<bool>,
-) -> Result<(), String> {
+) -> Result<Ended, String> {
+    let (view, mut aside) = (&shared.view, shared.aside.subscribe());
     let setup = opening().await?;
     let lease = take_lease(&setup, view).await?;
     let mut last = newest(&setup).await?;
@@ -93,7 +143,8 @@ async fn once_over(
             tended.begin(shipper.status());
         }
         tokio::select! {
-            () = stopped(&mut stop) => break Ok(()),
+            () = told(&mut stop) => break Ok(Ended::Stopped),
+            () = told(&mut aside) => break Ok(Ended::Aside),
             Some(()) = wishes.recv() => {
                 if tended.backup.is_none() {
                     tended.begin(shipper.status());
@@ -111,11 +162,11 @@ async fn once_over(
             () = tokio::time::sleep(LOOK) => {}
         }
     };
-    if let Some(backup) = tended.backup.take() {
-        backup.abort();
-    }
-    shipper.stop(GRACE).await;
-    lease.release().await;
+    drop(tended);
+    let grace = if ended == Ok(Ended::Aside) { GRACE_ASIDE } else { GRACE };
+    shipper.stop(grace).await;
+    // A store that does not answer must not keep the slot from being let go.
+    let _ = tokio::time::timeout(grace, lease.release()).await;
     ended
 }
 
@@ -193,7 +244,7 @@ impl Tended<'_> {
     fn show(&self, status: &Status) {
         self.view.send_if_modified(|view| {
             let before = view.clone();
-            view::shipping(view, status, &self.setup.source.wal_lag);
+            view::shipping(view, status);
             *view != before
         });
     }
@@ -220,6 +271,7 @@ impl Tended<'_> {
     /// missed while nobody looked is made up for once.
     fn is_due(&self, last: Option<&Manifest>, status: &Status, now: Timestamp) -> bool {
         let needed = last.is_none() || (status.needs_base.is_some() && status.needs_base != self.answered);
+        let needed = needed || last.is_some_and(|last| self.was_dropped_since(last.began));
         let scheduled = last.is_some() && self.scheduled(last).is_some_and(|due| due <= now);
         // Without a log that arrives, a backup would wait for it in vain.
         let possible = status.activity == Activity::Streaming;
@@ -228,6 +280,12 @@ impl Tended<'_> {
             now.duration_since(at).unsigned_abs() >= pause
         });
         (needed || scheduled) && possible && rested
+    }
+
+    /// Whether the slot was dropped after that: whatever log is missing then, a new base backup begins a new whole.
+    fn was_dropped_since(&self, began: Timestamp) -> bool {
+        let view = self.view.borrow();
+        view.concerns.iter().any(|one| one.kind == ConcernKind::SlotDropped && one.since >= began)
     }
 
     fn begin(&mut self, shipped: watch::Receiver<Status>) {
@@ -259,6 +317,14 @@ impl Tended<'_> {
                 self.tried = Some((Timestamp::now(), failures));
                 None
             }
+        }
+    }
+}
+
+impl Drop for Tended<'_> {
+    fn drop(&mut self) {
+        if let Some(backup) = self.backup.take() {
+            backup.abort();
         }
     }
 }
