@@ -1,6 +1,7 @@
 //! Recovery on real servers and real stores: what goes into a repository comes back, or somebody is told.
 
 mod catalog;
+mod keeper;
 mod repository;
 mod restore;
 mod ship;
