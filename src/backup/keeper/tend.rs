@@ -15,7 +15,7 @@ use jiff::Timestamp;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{Mutex, mpsc, watch};
-use tokio::task::JoinHandle;
+use tokio::task::{JoinHandle, JoinSet};
 
 /// After a failure the source is left alone for so long, and longer with each further one.
 const AGAIN: Duration = Duration::from_secs(5);
@@ -134,6 +134,8 @@ async fn once_over(
     let (mut shipped, mut standing) = (shipper.status(), lease.standing());
     let mut tended = Tended { setup: &setup, view, backup: None, tried: None, answered: None };
     tended.show_last(last.as_ref());
+    // What follows a backup; one that is cut off is done again after the next one.
+    let mut chores = JoinSet::new();
     let ended = loop {
         tended.show(&shipped.borrow_and_update().clone());
         if let Standing::Lost(who) = &*standing.borrow_and_update() {
@@ -154,9 +156,12 @@ async fn once_over(
                 if let Some(taken) = tended.end(ended) {
                     last = Some(taken);
                     tended.show_last(last.as_ref());
-                    expire(&setup).await;
+                    // Beside everything else: with many objects, or a slow store, it takes its time.
+                    let setup = setup.clone();
+                    chores.spawn(async move { expire(&setup).await });
                 }
             }
+            Some(_) = chores.join_next() => {}
             _ = shipped.changed() => {}
             Ok(()) = standing.changed() => {}
             () = tokio::time::sleep(LOOK) => {}
