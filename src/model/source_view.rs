@@ -25,6 +25,11 @@ pub struct SourceView {
     pub backup: Option<UnderWay>,
     /// The newest backup that this daemon knows of.
     pub last_backup: Option<LastBackup>,
+    /// From when on it can be restored without a hole, by the server's clock: the end of the oldest base backup after the
+    /// newest gap. None before the first one.
+    #[serde(default)]
+    #[schemars(with = "Option<String>")]
+    pub window_start: Option<Timestamp>,
     /// When the schedule asks for the next one.
     #[schemars(with = "Option<String>")]
     pub next_backup: Option<Timestamp>,

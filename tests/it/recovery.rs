@@ -1,5 +1,6 @@
 //! Recovery on real servers and real stores: what goes into a repository comes back, or somebody is told.
 
+mod alarms;
 mod catalog;
 mod keeper;
 mod repository;

@@ -5,6 +5,7 @@ use super::{Opening, Setup, once, view};
 use crate::backup::catalog::index::Catalogue;
 use crate::backup::catalog::manifest::Manifest;
 use crate::backup::catalog::retention::Policy;
+use crate::backup::catalog::window::window;
 use crate::backup::catalog::{expire, marks};
 use crate::backup::ship::lease::{Lease, LeaseError, Standing};
 use crate::backup::ship::{Activity, Shipper, Status};
@@ -129,7 +130,8 @@ async fn once_over(
     let (view, mut aside) = (&shared.view, shared.aside.subscribe());
     let setup = opening().await?;
     let lease = take_lease(&setup, view).await?;
-    let mut last = newest(&setup).await?;
+    let (mut last, start) = newest(&setup).await?;
+    view.send_modify(|view| view.window_start = start);
     let shipper = Shipper::start(once::shipping(&setup));
     let (mut shipped, mut standing) = (shipper.status(), lease.standing());
     let mut tended = Tended { setup: &setup, view, backup: None, tried: None, answered: None };
@@ -158,10 +160,14 @@ async fn once_over(
                     tended.show_last(last.as_ref());
                     // Beside everything else: with many objects, or a slow store, it takes its time.
                     let setup = setup.clone();
-                    chores.spawn(async move { expire(&setup).await });
+                    chores.spawn(async move { after(&setup).await });
                 }
             }
-            Some(_) = chores.join_next() => {}
+            Some(Ok(start)) = chores.join_next() => {
+                if start.is_some() {
+                    view.send_modify(|view| view.window_start = start);
+                }
+            }
             _ = shipped.changed() => {}
             Ok(()) = standing.changed() => {}
             () = tokio::time::sleep(LOOK) => {}
@@ -227,12 +233,26 @@ async fn ended(backup: &mut Option<Backup>) -> Result<Manifest, String> {
     }
 }
 
-/// The newest backup that can be used.
-async fn newest(setup: &Setup) -> Result<Option<Manifest>, String> {
+/// What follows a backup: the old ones go. Answers from when on the source can be restored then, where that can be read.
+async fn after(setup: &Setup) -> Option<Timestamp> {
+    expire(setup).await;
+    newest(setup).await.ok()?.1
+}
+
+/// The newest backup that can be used, and from when on the source can be restored without a hole.
+async fn newest(setup: &Setup) -> Result<(Option<Manifest>, Option<Timestamp>), String> {
     let read = Catalogue::read(setup.repository.as_ref(), &setup.checker, &setup.source.name).await;
     let catalogue = read.map_err(|error| error.to_string())?;
-    let holdings = catalogue.newest_cluster();
-    Ok(holdings.and_then(|holdings| holdings.newest_usable()).map(|backup| backup.manifest.clone()))
+    let Some(holdings) = catalogue.newest_cluster() else { return Ok((None, None)) };
+    let window = window(holdings);
+    let newest = window.newest().map(|point| (point.timeline, point.lsn));
+    // Of several spans the one that reaches to now; a restore to before a hole is another matter.
+    let span = window.spans.iter().find(|span| Some((span.to.timeline, span.to.lsn)) == newest);
+    let start = span.and_then(|span| {
+        let oldest = span.backups.first()?;
+        Some(holdings.backups.get(oldest)?.manifest.ended)
+    });
+    Ok((holdings.newest_usable().map(|backup| backup.manifest.clone()), start))
 }
 
 struct Tended<'a> {

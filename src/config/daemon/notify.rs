@@ -329,6 +329,20 @@ mod tests {
     }
 
     #[test]
+    fn alerts_name_people_and_groups_and_nobody_is_an_answer_too() {
+        let names = |text: &str| {
+            let alerts = read(text).unwrap().notify.alerts;
+            alerts.map(|all| all.iter().map(ToString::to_string).collect::<Vec<_>>().join(" "))
+        };
+        assert_eq!(names("{}"), None);
+        assert_eq!(names("{ alerts: all }").as_deref(), Some("ana ben"));
+        assert_eq!(names("{ alerts: [ben] }").as_deref(), Some("ben"));
+        assert_eq!(names("{ alerts: [] }").as_deref(), Some(""));
+        let findings = read("{ alerts: [bem] }").unwrap_err().to_string();
+        assert!(findings.contains("`bem`") && findings.contains("`ben`"), "{findings}");
+    }
+
+    #[test]
     fn everything_is_understood_and_nothing_of_it_prints() {
         let folder = tempfile::tempdir().unwrap();
         std::fs::write(folder.path().join("ca.pem"), "x").unwrap();
