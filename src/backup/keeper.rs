@@ -8,6 +8,7 @@
 pub mod once;
 
 mod concern;
+mod forecast;
 mod guard;
 mod tend;
 mod view;

@@ -30,6 +30,9 @@ pub struct SourceView {
     #[serde(default)]
     #[schemars(with = "Option<String>")]
     pub window_start: Option<Timestamp>,
+    /// How long a restore to the newest state would take now; none before the first backup.
+    #[serde(default)]
+    pub restore: Option<RestoreForecast>,
     /// When the schedule asks for the next one.
     #[schemars(with = "Option<String>")]
     pub next_backup: Option<Timestamp>,
@@ -68,6 +71,8 @@ pub enum ConcernKind {
     LagAlarm,
     /// What would be lost now comes near the `rpo`.
     Rpo,
+    /// A restore would take about as long as the `rto`, or longer.
+    Rto,
     /// A base backup came to nothing.
     BackupFailed,
     /// The slot was dropped: until the next base backup there is a gap in what can be restored.
@@ -80,11 +85,12 @@ pub enum ConcernKind {
 
 impl ConcernKind {
     /// Every kind.
-    pub const ALL: [ConcernKind; 8] = [
+    pub const ALL: [ConcernKind; 9] = [
         ConcernKind::NotSafe,
         ConcernKind::LagWarn,
         ConcernKind::LagAlarm,
         ConcernKind::Rpo,
+        ConcernKind::Rto,
         ConcernKind::BackupFailed,
         ConcernKind::SlotDropped,
         ConcernKind::SteppedDown,
@@ -98,6 +104,7 @@ impl ConcernKind {
             ConcernKind::LagWarn => "lag-warn",
             ConcernKind::LagAlarm => "lag-alarm",
             ConcernKind::Rpo => "rpo",
+            ConcernKind::Rto => "rto",
             ConcernKind::BackupFailed => "backup-failed",
             ConcernKind::SlotDropped => "slot-dropped",
             ConcernKind::SteppedDown => "stepped-down",
@@ -162,6 +169,18 @@ pub struct UnderWay {
     pub of_bytes: Option<u64>,
     /// What is done now, in words.
     pub phase: String,
+}
+
+/// How long a restore to the newest state would take, in seconds: as fast as the last base backup was stored, and as servers
+/// usually replay.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct RestoreForecast {
+    /// Fetching the base.
+    pub base_secs: u64,
+    /// Fetching and replaying the log since.
+    pub log_secs: u64,
+    /// All of it.
+    pub total_secs: u64,
 }
 
 /// A backup that exists.

@@ -585,6 +585,10 @@ fn trouble(concern: ConcernKind) -> (&'static str, &'static str) {
             "the RPO is about to be missed",
             "bring the repository back; what is on the server's disk is safe as long as the server is",
         ),
+        ConcernKind::Rto => (
+            "a restore would take longer than the RTO",
+            "where a base backup helps it is taken by itself; otherwise a faster way to the repository, or another `rto`",
+        ),
         ConcernKind::BackupFailed => ("a base backup failed", "it is tried again by itself; see why it failed"),
         ConcernKind::SlotDropped => (
             "the replication slot was dropped",

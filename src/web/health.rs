@@ -73,6 +73,7 @@ fn sources(registry: &mut Registry, sources: &[SourceView]) {
         ("source_last_backup_time_seconds", "When the newest base backup ended, in seconds since 1970"),
         ("source_backup_failed", "1 when the last try at a base backup failed"),
         ("source_window_start_time_seconds", "From when on it can be restored, in seconds since 1970"),
+        ("source_restore_seconds", "How long a restore to the newest state would take"),
         ("source_rpo_seconds", "The most that may be lost, as its file says"),
         ("source_rto_seconds", "The longest that a restore may take, as its file says"),
     ];
@@ -99,6 +100,7 @@ fn sources(registry: &mut Registry, sources: &[SourceView]) {
             view.last_backup.as_ref().map(|last| last.ended.as_second()),
             Some(i64::from(view.failed_backup.is_some())),
             view.window_start.map(|start| start.as_second()),
+            view.restore.map(|restore| whole(restore.total_secs)),
             view.rpo_secs.map(whole),
             view.rto_secs.map(whole),
         ];

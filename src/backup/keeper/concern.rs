@@ -3,6 +3,8 @@
 //! In: what is seen of a source, again and again, and which episodes are open. Out: those that begin and those that end. An
 //! episode begins once, and ends only after things have been good for a while: what flickers is told once.
 
+use super::forecast::{is_hopeless, is_near};
+use crate::backup::restore::estimate::Estimate;
 use crate::config::backup::Source;
 use crate::model::Span;
 use crate::model::quantity::rounded_bytes;
@@ -100,6 +102,7 @@ impl Judge {
             (ConcernKind::LagWarn, self.lag_warn(seen)),
             (ConcernKind::LagAlarm, self.lag_alarm(seen)),
             (ConcernKind::Rpo, self.rpo(seen)),
+            (ConcernKind::Rto, rto(view)),
             (ConcernKind::BackupFailed, backup_failed(view, is_open(ConcernKind::BackupFailed))),
             (ConcernKind::SlotDropped, slot_dropped(view, is_open(ConcernKind::SlotDropped))),
         ];
@@ -186,6 +189,30 @@ impl Judge {
     }
 }
 
+/// Of a restore that would take too long, and whether a base backup helps.
+fn rto(view: &SourceView) -> Worry {
+    let (Some(rto), Some(restore)) = (view.rto_secs, view.restore) else { return Worry::Unknown };
+    let whole = |secs| Span(Duration::from_secs(secs));
+    let now = Estimate { base_secs: restore.base_secs, log_secs: restore.log_secs, total_secs: restore.total_secs };
+    if is_hopeless(now, rto) {
+        return Worry::Yes(format!(
+            "a restore takes {} for its base alone, and the `rto` is {}: no base backup mends that. More bandwidth to the \
+             repository or a larger `rto` does",
+            whole(restore.base_secs),
+            whole(rto)
+        ));
+    }
+    if is_near(restore.total_secs, rto) {
+        return Worry::Yes(format!(
+            "a restore would take {} now, {} of them for the log since the last base backup, and the `rto` is {}",
+            whole(restore.total_secs),
+            whole(restore.log_secs),
+            whole(rto)
+        ));
+    }
+    Worry::No(format!("a restore would take {} now", whole(restore.total_secs)))
+}
+
 /// From here on people are told: a quarter of the time is left. With an `rpo` of a few pieces' length, what is usual is not
 /// told.
 fn near(rpo: Duration, ship_every: Duration) -> Duration {
@@ -232,7 +259,7 @@ pub(super) fn may_drop(open: &[Episode], restart: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::source_view::{FailedBackup, LastBackup, LogView};
+    use crate::model::source_view::{FailedBackup, LastBackup, LogView, RestoreForecast};
     use crate::model::{ByteSize, Lsn, Timeline};
 
     fn source(more: &str) -> Source {
@@ -349,6 +376,24 @@ mod tests {
         let mut idle = Lab::new("rpo: 0s\nsynchronous: true\n");
         idle.view.state = SourceState::Failing;
         assert_eq!(idle.until(50), [""; 0], "0 s is what a synchronous standby holds, or steps down from");
+    }
+
+    #[test]
+    fn people_hear_when_the_rto_cannot_be_kept() {
+        let mut lab = Lab::new("rto: 10m\n");
+        let restore =
+            |base_secs, log_secs| Some(RestoreForecast { base_secs, log_secs, total_secs: base_secs + log_secs + 3 });
+        assert_eq!(lab.until(5), [""; 0]);
+        lab.view.restore = restore(100, 460);
+        assert_eq!(lab.until(10), [""; 0], "a base backup is under way by then");
+        lab.view.restore = restore(100, 470);
+        assert_eq!(lab.until(15), ["11 rto"]);
+        assert!(lab.open[0].words.contains("7m50s of them"), "{:?}", lab.open);
+        lab.view.restore = restore(100, 0);
+        assert_eq!(lab.until(30), ["26 rto over"]);
+        lab.view.restore = restore(500, 0);
+        assert_eq!(lab.until(35), ["31 rto"]);
+        assert!(lab.open[0].words.contains("no base backup mends that"), "{:?}", lab.open);
     }
 
     #[test]

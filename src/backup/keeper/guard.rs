@@ -172,7 +172,6 @@ impl Watcher<'_> {
             rounded_bytes(held.bytes),
             held.restart
         );
-        tracing::error!(source = %self.source.name, "{words}");
         if !self.begin(ConcernKind::SlotDropped, words, Some(held.restart.to_string())).await {
             return;
         }
@@ -267,10 +266,9 @@ impl Watcher<'_> {
         );
         let text = serde_json::to_string(&memo).map_err(|error| error.to_string())?;
         // Before it is done: what is to be put back must be known whatever happens then.
-        if !self.begin(ConcernKind::SteppedDown, words.clone(), Some(text)).await {
+        if !self.begin(ConcernKind::SteppedDown, words, Some(text)).await {
             return Err("write down what is to be put back".into());
         }
-        tracing::error!(source = %self.source.name, "{words}");
         let set = answered(connection.set_standby_names(Some(&memo.meanwhile), &memo.meanwhile)).await;
         connection.close().await;
         self.down = set.is_ok();
@@ -332,6 +330,7 @@ impl Watcher<'_> {
         if self.is_open(kind) {
             return true;
         }
+        tracing::warn!(source = %self.source.name, concern = kind.as_str(), "{words}");
         let episode = Episode { kind, since: Timestamp::now(), words, memo };
         self.write(Entry::Begin(episode)).await
     }

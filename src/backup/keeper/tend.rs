@@ -1,5 +1,6 @@
 //! The task that tends one source: take the lease, ship, and take a base backup whenever one is due.
 
+use super::forecast::{Base, needs_base};
 use super::guard::{Book, Shared, guard};
 use super::{Opening, Setup, once, view};
 use crate::backup::catalog::index::Catalogue;
@@ -7,11 +8,12 @@ use crate::backup::catalog::manifest::Manifest;
 use crate::backup::catalog::retention::Policy;
 use crate::backup::catalog::window::window;
 use crate::backup::catalog::{expire, marks};
+use crate::backup::restore::estimate::Estimate;
 use crate::backup::ship::lease::{Lease, LeaseError, Standing};
 use crate::backup::ship::{Activity, Shipper, Status};
 use crate::backup::take::Progress;
 use crate::config::backup::Source;
-use crate::model::source_view::{ConcernKind, FailedBackup, LastBackup, SourceState, SourceView};
+use crate::model::source_view::{ConcernKind, FailedBackup, LastBackup, RestoreForecast, SourceState, SourceView};
 use jiff::Timestamp;
 use std::sync::Arc;
 use std::time::Duration;
@@ -130,16 +132,18 @@ async fn once_over(
     let (view, mut aside) = (&shared.view, shared.aside.subscribe());
     let setup = opening().await?;
     let lease = take_lease(&setup, view).await?;
-    let (mut last, start) = newest(&setup).await?;
-    view.send_modify(|view| view.window_start = start);
+    let mut newest = newest(&setup).await?;
+    let mut last = newest.manifest.take();
+    view.send_modify(|view| view.window_start = newest.window_start);
     let shipper = Shipper::start(once::shipping(&setup));
     let (mut shipped, mut standing) = (shipper.status(), lease.standing());
-    let mut tended = Tended { setup: &setup, view, backup: None, tried: None, answered: None };
+    let mut tended =
+        Tended { setup: &setup, view, chain_bytes: newest.chain_bytes, backup: None, tried: None, answered: None };
     tended.show_last(last.as_ref());
     // What follows a backup; one that is cut off is done again after the next one.
     let mut chores = JoinSet::new();
     let ended = loop {
-        tended.show(&shipped.borrow_and_update().clone());
+        tended.show(&shipped.borrow_and_update().clone(), last.as_ref());
         if let Standing::Lost(who) = &*standing.borrow_and_update() {
             break Err(format!("go on: {who}"));
         }
@@ -156,6 +160,7 @@ async fn once_over(
             }
             ended = ended(&mut tended.backup) => {
                 if let Some(taken) = tended.end(ended) {
+                    tended.chain_bytes = stored_bytes(&taken);
                     last = Some(taken);
                     tended.show_last(last.as_ref());
                     // Beside everything else: with many objects, or a slow store, it takes its time.
@@ -163,10 +168,9 @@ async fn once_over(
                     chores.spawn(async move { after(&setup).await });
                 }
             }
-            Some(Ok(start)) = chores.join_next() => {
-                if start.is_some() {
-                    view.send_modify(|view| view.window_start = start);
-                }
+            Some(Ok(Some(newest))) = chores.join_next() => {
+                tended.chain_bytes = newest.chain_bytes;
+                view.send_modify(|view| view.window_start = newest.window_start);
             }
             _ = shipped.changed() => {}
             Ok(()) = standing.changed() => {}
@@ -233,31 +237,55 @@ async fn ended(backup: &mut Option<Backup>) -> Result<Manifest, String> {
     }
 }
 
-/// What follows a backup: the old ones go. Answers from when on the source can be restored then, where that can be read.
-async fn after(setup: &Setup) -> Option<Timestamp> {
+/// What follows a backup: the old ones go. Answers how it stands then, where that can be read.
+async fn after(setup: &Setup) -> Option<Newest> {
     expire(setup).await;
-    newest(setup).await.ok()?.1
+    newest(setup).await.ok()
 }
 
-/// The newest backup that can be used, and from when on the source can be restored without a hole.
-async fn newest(setup: &Setup) -> Result<(Option<Manifest>, Option<Timestamp>), String> {
+/// What the repository says of a source.
+#[derive(Debug, Default)]
+struct Newest {
+    /// The newest backup that can be used.
+    manifest: Option<Manifest>,
+    /// Its bytes as stored, with all that it builds on.
+    chain_bytes: u64,
+    /// From when on the source can be restored without a hole.
+    window_start: Option<Timestamp>,
+}
+
+async fn newest(setup: &Setup) -> Result<Newest, String> {
     let read = Catalogue::read(setup.repository.as_ref(), &setup.checker, &setup.source.name).await;
     let catalogue = read.map_err(|error| error.to_string())?;
-    let Some(holdings) = catalogue.newest_cluster() else { return Ok((None, None)) };
+    let Some(holdings) = catalogue.newest_cluster() else { return Ok(Newest::default()) };
     let window = window(holdings);
-    let newest = window.newest().map(|point| (point.timeline, point.lsn));
+    let end = window.newest().map(|point| (point.timeline, point.lsn));
     // Of several spans the one that reaches to now; a restore to before a hole is another matter.
-    let span = window.spans.iter().find(|span| Some((span.to.timeline, span.to.lsn)) == newest);
-    let start = span.and_then(|span| {
-        let oldest = span.backups.first()?;
-        Some(holdings.backups.get(oldest)?.manifest.ended)
-    });
-    Ok((holdings.newest_usable().map(|backup| backup.manifest.clone()), start))
+    let span = window.spans.iter().find(|span| Some((span.to.timeline, span.to.lsn)) == end);
+    let oldest = span.and_then(|span| holdings.backups.get(span.backups.first()?));
+    let newest = holdings.newest_usable();
+    let chain = newest.and_then(|backup| holdings.chain(backup.id()).ok()).unwrap_or_default();
+    Ok(Newest {
+        manifest: newest.map(|backup| backup.manifest.clone()),
+        chain_bytes: chain.iter().map(|backup| stored_bytes(&backup.manifest)).sum(),
+        window_start: oldest.map(|backup| backup.manifest.ended),
+    })
+}
+
+/// How long a backup took; nothing, when the clock was put back meanwhile.
+fn took(manifest: &Manifest) -> Duration {
+    Duration::try_from(manifest.ended.duration_since(manifest.began)).unwrap_or_default()
+}
+
+fn stored_bytes(manifest: &Manifest) -> u64 {
+    manifest.objects.iter().map(|object| object.stored.bytes).sum()
 }
 
 struct Tended<'a> {
     setup: &'a Setup,
     view: &'a watch::Sender<SourceView>,
+    /// What the newest backup needs to be restored, in bytes as stored.
+    chain_bytes: u64,
     backup: Option<Backup>,
     /// When the last try that failed ended, and how many did in a row.
     tried: Option<(Timestamp, u32)>,
@@ -266,10 +294,16 @@ struct Tended<'a> {
 }
 
 impl Tended<'_> {
-    fn show(&self, status: &Status) {
+    fn show(&self, status: &Status, last: Option<&Manifest>) {
+        let restore = self.forecast(last, status);
         self.view.send_if_modified(|view| {
             let before = view.clone();
             view::shipping(view, status);
+            view.restore = restore.map(|now| RestoreForecast {
+                base_secs: now.base_secs,
+                log_secs: now.log_secs,
+                total_secs: now.total_secs,
+            });
             *view != before
         });
     }
@@ -292,11 +326,28 @@ impl Tended<'_> {
         schedule.next_after(last.map_or_else(Timestamp::now, |manifest| manifest.began))
     }
 
-    /// Whether a backup is due: there is none, log is missing since the last one, or the schedule says so. One that was
+    /// How long a restore to the newest state would take now.
+    fn forecast(&self, last: Option<&Manifest>, status: &Status) -> Option<Estimate> {
+        let last = last?;
+        let base = Base { chain_bytes: self.chain_bytes, own_bytes: stored_bytes(last), took: took(last) };
+        // On another timeline too: places are counted on.
+        Some(base.restore(status.durable?.0.saturating_sub(last.start.0)))
+    }
+
+    /// Whether a backup keeps a restore under the `rto`.
+    fn is_needed(&self, last: Option<&Manifest>, status: &Status, now: Timestamp) -> bool {
+        let (Some(rto), Some(last)) = (self.setup.source.rto, last) else { return false };
+        let since = Duration::try_from(now.duration_since(last.began)).unwrap_or_default();
+        self.forecast(Some(last), status).is_some_and(|restore| needs_base(restore, rto.0.as_secs(), since, took(last)))
+    }
+
+    /// Whether a backup is due: there is none, log is missing since the last one, a restore would take too long without, or
+    /// the schedule says so. One that was
     /// missed while nobody looked is made up for once.
     fn is_due(&self, last: Option<&Manifest>, status: &Status, now: Timestamp) -> bool {
         let needed = last.is_none() || (status.needs_base.is_some() && status.needs_base != self.answered);
         let needed = needed || last.is_some_and(|last| self.was_dropped_since(last.began));
+        let needed = needed || self.is_needed(last, status, now);
         let scheduled = last.is_some() && self.scheduled(last).is_some_and(|due| due <= now);
         // Without a log that arrives, a backup would wait for it in vain.
         let possible = status.activity == Activity::Streaming;

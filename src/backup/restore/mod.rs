@@ -20,6 +20,7 @@
 
 mod base;
 mod checks;
+pub mod estimate;
 pub mod feeder;
 pub mod fetch;
 mod log;
