@@ -3,15 +3,21 @@
 //!
 //! In: the sources of `backups/*.yml` and a repository. Out: objects in the repository, and a view of each source for
 //! people. The daemon has one keeper; `mainstay backup` without a daemon does [`once::back_up`] by itself. A source is
-//! tended by one process at a time, under a lease in the repository.
+//! tended by one process at a time, under a lease in the repository. Beside the tending somebody looks on (`guard`): tells
+//! people what is wrong, drops a slot that would fill the server's disk, lets commits go on without the repository.
 
 pub mod logical;
 mod mark;
 pub mod once;
+mod concern;
+mod forecast;
+mod guard;
 mod parent;
 mod tend;
 mod view;
 
+pub use concern::Episode;
+pub use guard::{Book, Entry};
 pub use tend::LEASE_TTL;
 pub use view::phase;
 
@@ -62,6 +68,8 @@ pub struct Wanted {
     pub place: RepositorySettings,
     /// Opens that.
     pub opening: Opening,
+    /// Where it is written down what is wrong with the source, and from where people are told.
+    pub book: Book,
 }
 
 /// Opens a repository; called again until it works, since a store may be away when the daemon starts.
@@ -150,7 +158,7 @@ impl Keeper {
     }
 
     fn begin(&self, wanted: Wanted, after: Option<JoinHandle<()>>) -> Kept {
-        let Wanted { source, place, opening } = wanted;
+        let Wanted { source, place, opening, book } = wanted;
         let (view, shown) = watch::channel(view::starting(&source));
         let (wishes, wished) = mpsc::channel(1);
         let (stop, mut stopped) = watch::channel(false);
@@ -169,7 +177,7 @@ impl Keeper {
             if let Some(after) = after {
                 let _ = after.await;
             }
-            tend::tend(tended, opening, wished, view, told).await;
+            tend::tend(tended, opening, book, wished, view, told).await;
         });
         Kept { source, place, view: shown, wishes, stop, task }
     }

@@ -2,13 +2,15 @@
 
 mod engine;
 mod machine;
+mod sources;
 
 use super::client::Client;
 use super::exit::{Exit, Failure};
 use super::ui::{Tone, Ui};
 use super::{Context, words};
+use crate::config::backup::{self, Backups};
 use crate::config::daemon::notify::{Notify, Smtp};
-use crate::config::daemon::{self, RuntimeChoice};
+use crate::config::daemon::{self, Daemon, RuntimeChoice};
 use crate::model::InstanceId;
 use crate::model::api::DaemonStatus;
 use crate::model::deploy_view::EnvironmentView;
@@ -69,7 +71,7 @@ impl Check {
 /// None: what is wrong is a finding.
 pub async fn run(args: &Args, context: &Context) -> Result<Exit, Failure> {
     let mut checks = Vec::new();
-    let (runtime, notify) = configuration(context, &mut checks);
+    let (runtime, notify, backups) = configuration(context, &mut checks);
     machine::look(&context.place, &mut checks);
     checks.push(running(context).await);
     checks.extend(environments(context).await);
@@ -78,6 +80,9 @@ pub async fn run(args: &Args, context: &Context) -> Result<Exit, Failure> {
         RuntimeChoice::Process => {
             checks.push(Check::good("container engine", "not needed: `runtime: process`"));
         }
+    }
+    if let Some((config, backups)) = &backups {
+        sources::look(config, backups, &mut checks).await;
     }
     if let Some(smtp) = &notify.smtp {
         checks.push(mail(smtp).await);
@@ -88,9 +93,9 @@ pub async fn run(args: &Args, context: &Context) -> Result<Exit, Failure> {
 }
 
 /// The configuration as a daemon would read it; without a usable one, the usual settings are looked at.
-fn configuration(context: &Context, checks: &mut Vec<Check>) -> (RuntimeChoice, Notify) {
+fn configuration(context: &Context, checks: &mut Vec<Check>) -> (RuntimeChoice, Notify, Option<(Daemon, Backups)>) {
     const NAME: &str = "configuration";
-    let usual = (RuntimeChoice::Docker(daemon::DockerSettings::default()), Notify::default());
+    let usual = (RuntimeChoice::Docker(daemon::DockerSettings::default()), Notify::default(), None);
     let Some(file) = &context.place.config else {
         checks.push(Check::poor(NAME, "none found", "write one with `mainstay init`, or name it with --config"));
         return usual;
@@ -99,7 +104,19 @@ fn configuration(context: &Context, checks: &mut Vec<Check>) -> (RuntimeChoice, 
         Ok(settings) => {
             let found = format!("{}, {}", file.display(), words::repositories(settings.repos.len()));
             checks.push(Check::good(NAME, found));
-            (settings.runtime, settings.notify)
+            let backups = match backup::load(file) {
+                Ok(backups) => Some(backups),
+                Err(bad) => {
+                    let found = bad.to_string().lines().next().unwrap_or_default().to_owned();
+                    checks.push(Check::missing(
+                        "sources",
+                        found,
+                        "`mainstay validate` shows what is wrong in `backups/`",
+                    ));
+                    None
+                }
+            };
+            (settings.runtime.clone(), settings.notify.clone(), backups.map(|backups| (settings, backups)))
         }
         Err(findings) => {
             let count = findings.list.len();

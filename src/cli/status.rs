@@ -6,7 +6,7 @@ use super::ui::{Tone, Ui};
 use super::{Context, words};
 use crate::model::api::{DaemonStatus, MessageFigures, StuckMessage};
 use crate::model::quantity::rounded_bytes;
-use crate::model::source_view::{SourceState, SourceView};
+use crate::model::source_view::{Concern, SourceState, SourceView};
 use jiff::Timestamp;
 
 /// Say whether the daemon runs and what it does
@@ -20,7 +20,9 @@ pub struct Args {}
 pub async fn run(_args: &Args, context: &Context) -> Result<Exit, Failure> {
     let status: DaemonStatus = Client::new(&context.place)?.get("status", &[]).await?;
     let ui = &context.ui;
-    let failing = |source: &SourceView| matches!(source.state, SourceState::Failing | SourceState::Stuck);
+    let failing = |source: &SourceView| {
+        matches!(source.state, SourceState::Failing | SourceState::Stuck) || !source.concerns.is_empty()
+    };
     let ready = status.runtime_ok && status.not_ready.is_empty() && !status.sources.iter().any(failing);
     if ui.json {
         ui.json(&status);
@@ -43,6 +45,9 @@ pub async fn run(_args: &Args, context: &Context) -> Result<Exit, Failure> {
         }
         for source in &status.sources {
             ui.out(format!("  {}", source_line(ui, source, Timestamp::now())));
+            for concern in &source.concerns {
+                ui.out(format!("    {}", ui.paint(Tone::Bad, concern_line(concern, Timestamp::now()))));
+            }
         }
         for line in messages(&status.messages, Timestamp::now()) {
             ui.out(format!("  {}", ui.paint(Tone::Bad, words::clean(&line))));
@@ -74,6 +79,12 @@ fn source_line(ui: &Ui, source: &SourceView, now: Timestamp) -> String {
         format!("; the last try at a backup, {}, {}", words::ago(failed.at, now), words::clean(&failed.words))
     });
     format!("{} {}: {}{log}{backup}{failed}", ui.paint(tone, sign), source.name, words::clean(&source.words))
+}
+
+/// What is wrong with a source: what people were told.
+fn concern_line(concern: &Concern, now: Timestamp) -> String {
+    let text = concern.words.replace("\nhint: ", "; ");
+    format!("{}: {}", words::ago(concern.since, now), words::clean(&text))
 }
 
 /// What is to be said about messages: nothing, unless some are not where they should be.

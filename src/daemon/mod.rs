@@ -4,6 +4,7 @@
 //! engine, triggers, listeners, then recovery, then readiness. Stop (SIGTERM, SIGINT): no new work is taken, processes of
 //! steps are left running for the next daemon, everyone is waited for. SIGHUP reads the configuration again.
 
+mod alerts;
 mod changed;
 mod control;
 mod gates;
@@ -49,7 +50,7 @@ pub const TOKEN: &str = "token";
 /// The running daemon's parts, shared by its loops and the web room.
 pub struct Core {
     config_path: PathBuf,
-    config: RwLock<Arc<Daemon>>,
+    config: Arc<RwLock<Arc<Daemon>>>,
     wired: RwLock<Arc<Parts>>,
     engine: Engine,
     wake: Arc<Notify>,
@@ -96,7 +97,7 @@ pub async fn serve(config_path: &Path) -> anyhow::Result<()> {
     let backups = crate::config::backup::load(config_path)?;
     let _lock = lock::StateLock::take(&config.state)?;
     let core = Core::start(config_path, &config)?;
-    let sources = recovery::wanted(&config, &backups, core.engine.store().instance())?;
+    let sources = recovery::wanted(&config, &backups, core.engine.store(), &core.who_is_told())?;
     core.approvals.recover().await?;
     let socket = listen::Socket::bind(&config.state.join(SOCKET))?;
     let tcp = tokio::net::TcpListener::bind(config.server.listen).await.with_context(|| {
@@ -163,7 +164,7 @@ impl Core {
         engine.configure(wired.repos, wired.settings);
         let core = Core {
             config_path: config_path.to_owned(),
-            config: RwLock::new(Arc::clone(config)),
+            config: Arc::new(RwLock::new(Arc::clone(config))),
             wired: RwLock::new(Arc::new(Parts { runtimes: wired.runtimes, mirrors: wired.mirrors })),
             engine,
             wake,
@@ -226,7 +227,7 @@ impl Core {
         let wired = wire::wire(&new, instance, &before.runtimes)?;
         let setups = gates::setups(&new, instance, &wired.mirrors)?;
         let channels = Arc::new(Channels::new(&new.notify, &new.people, instance)?);
-        let sources = recovery::wanted(&new, &backups, instance)?;
+        let sources = recovery::wanted(&new, &backups, self.engine.store(), &self.who_is_told())?;
         changes.extend(self.keeper.differences(&sources));
         // The values of secrets for steps stand in the store alone: the file may be the same, word for word.
         let held = self.engine.repos();
@@ -284,6 +285,11 @@ impl Core {
 
     fn config(&self) -> Arc<Daemon> {
         Arc::clone(&self.config.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn who_is_told(&self) -> recovery::Who {
+        let config = Arc::clone(&self.config);
+        Arc::new(move || alerts::told(&config.read().unwrap_or_else(PoisonError::into_inner)))
     }
 
     fn parts(&self) -> Arc<Parts> {

@@ -4,12 +4,13 @@ mod steps;
 
 pub(super) use steps::DataSteps;
 
+use super::alerts::{self, Told};
 use crate::backup::keeper::{Opening, Setup, Wanted};
 use crate::backup::repository::open::{self, Making};
 use crate::backup::seal::{Checker, Sealer, SigningKey};
-use crate::config::backup::{Backups, LagPolicy, Source};
+use crate::config::backup::{Backups, Source};
 use crate::config::daemon::{Daemon, Repository};
-use crate::model::InstanceId;
+use crate::store::Store;
 use futures_util::FutureExt as _;
 use std::path::Path;
 use std::sync::Arc;
@@ -18,29 +19,25 @@ use std::sync::Arc;
 ///
 /// # Errors
 /// When there are sources and the configuration says not for whom they are encrypted, or who signs.
-pub(super) fn wanted(config: &Daemon, backups: &Backups, instance: &InstanceId) -> anyhow::Result<Vec<Wanted>> {
+pub(super) fn wanted(config: &Daemon, backups: &Backups, store: &Store, who: &Who) -> anyhow::Result<Vec<Wanted>> {
     if backups.sources.is_empty() {
         return Ok(Vec::new());
     }
     let keys = keys(&config.repository)?;
-    for source in backups.sources.values() {
-        if matches!(source.wal_lag.policy, LagPolicy::DropSlot { .. }) {
-            tracing::warn!(source = %source.name, "`wal-lag.policy: drop-slot` is not carried out by this version: it only alerts");
-        }
-        if source.step_down.is_some() {
-            tracing::warn!(source = %source.name, "`step-down` is not carried out by this version: commits wait for the repository");
-        }
-    }
-    let owner = format!("the daemon {} on {}", instance.0, host());
+    let owner = format!("the daemon {} on {}", store.instance().0, host());
     let wanted = backups.sources.values().map(|source| Wanted {
         source: source.clone(),
         place: config.repository.clone(),
         opening: opening(source, &config.repository, &config.state, &keys, &owner),
+        book: alerts::book(store, &source.name, Arc::clone(who)),
     });
     Ok(wanted.collect())
 }
 
 type Keys = (Sealer, Checker);
+
+/// Who is told about sources, by the configuration in force.
+pub(super) type Who = Arc<dyn Fn() -> Told + Send + Sync>;
 
 /// What seals and believes objects of a repository, as its settings say.
 pub(super) fn keys(repository: &Repository) -> anyhow::Result<Keys> {

@@ -25,6 +25,14 @@ pub struct SourceView {
     pub backup: Option<UnderWay>,
     /// The newest backup that this daemon knows of.
     pub last_backup: Option<LastBackup>,
+    /// From when on it can be restored without a hole, by the server's clock: the end of the oldest base backup after the
+    /// newest gap. None before the first one.
+    #[serde(default)]
+    #[schemars(with = "Option<String>")]
+    pub window_start: Option<Timestamp>,
+    /// How long a restore to the newest state would take now; none before the first backup.
+    #[serde(default)]
+    pub restore: Option<RestoreForecast>,
     /// When the schedule asks for the next one.
     #[schemars(with = "Option<String>")]
     pub next_backup: Option<Timestamp>,
@@ -34,6 +42,80 @@ pub struct SourceView {
     pub rpo_secs: Option<u64>,
     /// The longest that a restore may take, in seconds, where its file says.
     pub rto_secs: Option<u64>,
+    /// What is wrong with it now, the oldest first. People were told of each.
+    #[serde(default)]
+    pub concerns: Vec<Concern>,
+}
+
+/// Something that is wrong with a source, from its beginning to its end: an episode of which people are told once.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Concern {
+    /// What.
+    pub kind: ConcernKind,
+    /// Since when.
+    #[schemars(with = "String")]
+    pub since: Timestamp,
+    /// In words, as it was when it began.
+    pub words: String,
+}
+
+/// What may be wrong with a source.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum ConcernKind {
+    /// For longer than a minute nothing new was safe.
+    NotSafe,
+    /// The slot holds back more than `wal-lag.warn`.
+    LagWarn,
+    /// The slot holds back more than `wal-lag.alarm`.
+    LagAlarm,
+    /// What would be lost now comes near the `rpo`.
+    Rpo,
+    /// A restore would take about as long as the `rto`, or longer.
+    Rto,
+    /// A base backup came to nothing.
+    BackupFailed,
+    /// The slot was dropped: until the next base backup there is a gap in what can be restored.
+    SlotDropped,
+    /// Commits do not wait for the repository any more: RPO 0 is not held.
+    SteppedDown,
+    /// Commits hang, and the role may not let them go on.
+    CannotStepDown,
+}
+
+impl ConcernKind {
+    /// Every kind.
+    pub const ALL: [ConcernKind; 9] = [
+        ConcernKind::NotSafe,
+        ConcernKind::LagWarn,
+        ConcernKind::LagAlarm,
+        ConcernKind::Rpo,
+        ConcernKind::Rto,
+        ConcernKind::BackupFailed,
+        ConcernKind::SlotDropped,
+        ConcernKind::SteppedDown,
+        ConcernKind::CannotStepDown,
+    ];
+
+    /// The word in the store, the API and metrics.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            ConcernKind::NotSafe => "not-safe",
+            ConcernKind::LagWarn => "lag-warn",
+            ConcernKind::LagAlarm => "lag-alarm",
+            ConcernKind::Rpo => "rpo",
+            ConcernKind::Rto => "rto",
+            ConcernKind::BackupFailed => "backup-failed",
+            ConcernKind::SlotDropped => "slot-dropped",
+            ConcernKind::SteppedDown => "stepped-down",
+            ConcernKind::CannotStepDown => "cannot-step-down",
+        }
+    }
+
+    /// The kind of that word.
+    pub fn of(word: &str) -> Option<ConcernKind> {
+        ConcernKind::ALL.into_iter().find(|kind| kind.as_str() == word)
+    }
 }
 
 /// What a source does.
@@ -92,6 +174,18 @@ pub struct UnderWay {
     /// Only what has changed since the backup before was asked for.
     #[serde(default)]
     pub incremental: bool,
+}
+
+/// How long a restore to the newest state would take, in seconds: as fast as the last base backup was stored, and as servers
+/// usually replay.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct RestoreForecast {
+    /// Fetching the base.
+    pub base_secs: u64,
+    /// Fetching and replaying the log since.
+    pub log_secs: u64,
+    /// All of it.
+    pub total_secs: u64,
 }
 
 /// A backup that exists.

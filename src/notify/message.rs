@@ -7,7 +7,8 @@
 use super::words::{Action, Body, Tone, Words, block, line};
 use crate::model::approval::{ApprovalState, Channel, Subject, Verdict};
 use crate::model::deploy::{DeployStatus, Drift};
-use crate::model::{ApprovalId, DeployId, EnvironmentName, PersonName, RunId};
+use crate::model::source_view::ConcernKind;
+use crate::model::{ApprovalId, DeployId, EnvironmentName, PersonName, RunId, SourceName};
 use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
 
@@ -172,6 +173,19 @@ pub enum Message {
         /// Why it could not be repaired, when it could not.
         why: Option<String>,
     },
+    /// A source of backups is in trouble, or all is well with it again.
+    Source {
+        /// Which.
+        source: SourceName,
+        /// What it is about: the newest trouble, or the one that ended last.
+        concern: ConcernKind,
+        /// What was found.
+        words: String,
+        /// Since when.
+        since: Timestamp,
+        /// It is over, and nothing else is wrong.
+        over: bool,
+    },
 }
 
 /// A release that was taken back, and the one before it.
@@ -223,6 +237,7 @@ impl Message {
             | Message::ApprovalEnded { approval, .. } => format!("approval-{approval}"),
             Message::Deploy { deploy, .. } | Message::Revert { deploy, .. } => format!("deploy-{deploy}"),
             Message::Drift { environment, release, .. } => format!("drift-{environment}-{release}"),
+            Message::Source { source, .. } => format!("source-{source}"),
         }
     }
 
@@ -271,6 +286,9 @@ impl Message {
             Message::Revert { .. } => self.revert(),
             Message::Drift { environment, release, differences, stage, why } => {
                 drift(environment, *release, differences, *stage, why.as_deref())
+            }
+            Message::Source { source, concern, words, since, over } => {
+                of_source(source, *concern, words, *since, *over)
             }
         }
     }
@@ -514,6 +532,77 @@ fn drift(
         .collect();
     words.lines("Found", &lines, DRIFT_MAX);
     words
+}
+
+fn of_source(source: &SourceName, concern: ConcernKind, words: &str, since: Timestamp, over: bool) -> Words {
+    let (said, what_now) = trouble(concern);
+    let mut lines = words.lines().map(line);
+    let first = lines.next().unwrap_or_default();
+    let hints: Vec<String> = lines.map(|hint| hint.trim_start_matches("hint: ").to_owned()).collect();
+    if over {
+        return Words {
+            headline: "All is well again".into(),
+            intro: vec![format!("{}.", capital(&first).trim_end_matches('.'))],
+            facts: facts([
+                ("Source", Some(source.to_string())),
+                ("It was", Some(said.to_owned())),
+                ("Since", Some(time(since))),
+            ]),
+            command: Some(("See how it stands", "mainstay status".into())),
+            ..Words::new(format!("[{source}] all is well again"), Tone::Good)
+        };
+    }
+    let mut told = Words {
+        headline: capital(said),
+        intro: vec![format!("{}.", capital(&first).trim_end_matches('.'))],
+        facts: facts([
+            ("Source", Some(source.to_string())),
+            ("Since", Some(time(since))),
+            ("What now", Some(what_now.to_owned())),
+        ]),
+        command: Some(("See how it stands", "mainstay status".into())),
+        ..Words::new(format!("[{source}] {said}"), Tone::Bad)
+    };
+    told.lines("What mends it", &hints, PAIRS_MAX);
+    told
+}
+
+/// What is the matter, in a few words, and what a person does about it.
+fn trouble(concern: ConcernKind) -> (&'static str, &'static str) {
+    match concern {
+        ConcernKind::NotSafe => (
+            "what the database writes is NOT safe now",
+            "find out why; Mainstay goes on trying, and the server keeps its log meanwhile",
+        ),
+        ConcernKind::LagWarn => {
+            ("log piles up on the database's disk", "see that the repository can be reached, and keeps up")
+        }
+        ConcernKind::LagAlarm => (
+            "much log piles up on the database's disk",
+            "act before that disk is full: bring the repository back, or make room; dropping the slot costs a gap",
+        ),
+        ConcernKind::Rpo => (
+            "the RPO is about to be missed",
+            "bring the repository back; what is on the server's disk is safe as long as the server is",
+        ),
+        ConcernKind::Rto => (
+            "a restore would take longer than the RTO",
+            "where a base backup helps it is taken by itself; otherwise a faster way to the repository, or another `rto`",
+        ),
+        ConcernKind::BackupFailed => ("a base backup failed", "it is tried again by itself; see why it failed"),
+        ConcernKind::SlotDropped => (
+            "the replication slot was dropped",
+            "bring the repository back: a base backup is taken then by itself, and ends the gap",
+        ),
+        ConcernKind::SteppedDown => (
+            "RPO 0 is NOT held: commits go on without the repository",
+            "bring the repository back: commits wait for it again by themselves when all is stored",
+        ),
+        ConcernKind::CannotStepDown => (
+            "commits hang, and Mainstay may not let them go on",
+            "bring the repository back, or take Mainstay out of synchronous_standby_names by hand",
+        ),
+    }
 }
 
 /// The word for a subject line, the same in a sentence, and how it is meant.

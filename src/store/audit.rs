@@ -88,6 +88,12 @@ pub enum ActKind {
     ApprovalVoid,
     /// Wrong digits were shown for a mailed link so often that it is dead.
     ApprovalLinkDead,
+    /// Commits on a source go on without the repository.
+    StepDown,
+    /// Commits on a source wait for the repository again.
+    StepUp,
+    /// The replication slot of a source was dropped, so that its server's disk does not fill.
+    DropSlot,
 }
 
 impl ActKind {
@@ -119,6 +125,9 @@ impl ActKind {
             ActKind::ApprovalExpired => "approval-expired",
             ActKind::ApprovalVoid => "approval-void",
             ActKind::ApprovalLinkDead => "approval-link-dead",
+            ActKind::StepDown => "step-down",
+            ActKind::StepUp => "step-up",
+            ActKind::DropSlot => "drop-slot",
         }
     }
 }

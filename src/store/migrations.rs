@@ -302,6 +302,17 @@ CREATE TABLE reverts (
 CREATE INDEX reverts_due ON reverts (next_at) WHERE state = 'waiting';
 CREATE INDEX reverts_by_commit ON reverts (commit_sha) WHERE commit_sha IS NOT NULL;
 ",
+    r"
+-- What is wrong with sources of backups now. People are told of a row when it is made.
+CREATE TABLE concerns (
+    source      TEXT NOT NULL,
+    kind        TEXT NOT NULL,                     -- ConcernKind
+    since       INTEGER NOT NULL,                  -- milliseconds since 1970
+    words       TEXT NOT NULL,
+    memo        TEXT,                              -- what must be remembered to undo what was done about it
+    PRIMARY KEY (source, kind)
+) STRICT, WITHOUT ROWID;
+",
 ];
 
 /// Brings the schema up to date, each step in a transaction of its own.
@@ -346,8 +357,8 @@ mod tests {
                 db.query_row(&format!("SELECT count(*) FROM {table}"), [], |row| row.get(0)).unwrap()
             };
             let counts =
-                ["meta", "inbox", "runs", "run_events", "tokens", "audit", "deploys", "outbox", "reverts"].map(count);
-            assert_eq!(counts, [1, 1, 1, 1, 0, 0, 0, 0, 0], "from step {taken}");
+                ["meta", "inbox", "runs", "run_events", "tokens", "audit", "deploys", "outbox", "reverts", "concerns"].map(count);
+            assert_eq!(counts, [1, 1, 1, 1, 0, 0, 0, 0, 0, 0], "from step {taken}");
             let version: i64 = db.query_row("PRAGMA user_version", [], |row| row.get(0)).unwrap();
             assert_eq!(version, STEPS.len() as i64);
         }

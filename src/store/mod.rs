@@ -6,6 +6,7 @@
 
 mod approvals;
 mod audit;
+mod concerns;
 mod deploys;
 mod environments;
 mod history;
@@ -22,6 +23,7 @@ mod tokens;
 
 pub use approvals::{ApprovalHeld, ApprovalRow, ApprovalWrite, HeardMessage, LinkRow, Outgoing};
 pub use audit::{Act, ActKind};
+pub use concerns::{ConcernEffects, ConcernRow};
 pub use deploys::{DeployEventRow, DeployRow, Effects};
 pub use environments::{EnvironmentRow, Lease, ReleaseRow, Taken};
 pub use history::{PastDeploy, PastEnvironment, PastRelease};

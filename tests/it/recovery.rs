@@ -1,8 +1,10 @@
 //! Recovery on real servers and real stores: what goes into a repository comes back, or somebody is told.
 
+mod alarms;
 mod catalog;
 mod incremental;
 mod logical;
+mod keeper;
 mod repository;
 mod restore;
 mod ship;

@@ -1,7 +1,7 @@
 //! A source of logical copies: one is made when it is due, what is old is let go. Called by `tend` in place of shipping a log,
 //! and by `mainstay backup` where no daemon does it.
 
-use super::tend::{AGAIN, AGAIN_MAX, LOOK, expire, stopped};
+use super::tend::{AGAIN, AGAIN_MAX, LOOK, expire, told};
 use super::{Setup, once, view};
 use crate::backup::catalog::dumps::DumpManifest;
 use crate::backup::catalog::index::Catalogue;
@@ -73,7 +73,7 @@ pub(super) async fn tend(
             tended.begin();
         }
         tokio::select! {
-            () = stopped(&mut stop) => break Ok(()),
+            () = told(&mut stop) => break Ok(()),
             Some(()) = wishes.recv() => {
                 if tended.copying.is_none() {
                     tended.begin();

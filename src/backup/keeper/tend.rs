@@ -1,20 +1,24 @@
 //! The task that tends one source: take the lease, ship, and take a base backup whenever one is due.
 
+use super::forecast::{Base, needs_base};
+use super::guard::{Book, Shared, guard};
 use super::{Kind, Opening, Setup, logical, once, view};
 use crate::backup::catalog::index::Catalogue;
 use crate::backup::catalog::manifest::Manifest;
 use crate::backup::catalog::retention::Policy;
+use crate::backup::catalog::window::window;
 use crate::backup::catalog::{expire, marks};
+use crate::backup::restore::estimate::Estimate;
 use crate::backup::ship::lease::{Lease, LeaseError, Standing};
 use crate::backup::ship::{Activity, Shipper, Status};
 use crate::backup::take::Progress;
 use crate::config::backup::Source;
-use crate::model::source_view::{FailedBackup, LastBackup, SourceState, SourceView};
+use crate::model::source_view::{ConcernKind, FailedBackup, LastBackup, RestoreForecast, SourceState, SourceView};
 use jiff::Timestamp;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::{mpsc, watch};
-use tokio::task::JoinHandle;
+use tokio::sync::{Mutex, mpsc, watch};
+use tokio::task::{JoinHandle, JoinSet};
 
 /// After a failure the source is left alone for so long, and longer with each further one.
 pub(super) const AGAIN: Duration = Duration::from_secs(5);
@@ -23,31 +27,61 @@ pub(super) const AGAIN_MAX: Duration = Duration::from_secs(300);
 pub(super) const LOOK: Duration = Duration::from_secs(1);
 /// What has come is put and a frontier stored before we end; a store that does not take it in this time does not at all.
 const GRACE: Duration = Duration::from_secs(15);
+/// The same when the slot is to be dropped: the server's disk fills, and what hangs has hung for long.
+const GRACE_ASIDE: Duration = Duration::from_secs(1);
 
 /// A writer that died is followed after this long; three beats of the lease fit into it.
 pub const LEASE_TTL: Duration = Duration::from_secs(30);
 
 type Backup = JoinHandle<Result<Manifest, once::BackUpError>>;
 
-/// Tends a source until it is told to stop; failures are shown, and tried again.
+/// Tends a source until it is told to stop, and watches over it; failures are shown, and tried again.
 pub(super) async fn tend(
     source: Source,
     opening: Opening,
+    book: Book,
     mut wishes: mpsc::Receiver<Kind>,
     view: watch::Sender<SourceView>,
+    stop: watch::Receiver<bool>,
+) {
+    let shared = Shared { view, aside: watch::Sender::new(false), slot: Mutex::default() };
+    tokio::select! {
+        () = again_and_again(&source, &opening, &mut wishes, &shared, stop) => {}
+        () = guard(&source, &book, &shared) => {}
+    }
+}
+
+async fn again_and_again(
+    source: &Source,
+    opening: &Opening,
+    wishes: &mut mpsc::Receiver<Kind>,
+    shared: &Shared,
     mut stop: watch::Receiver<bool>,
 ) {
     let mut failures = 0_u32;
     while !*stop.borrow() {
-        let failed = tokio::select! {
-            failed = once_over(&opening, &mut wishes, &view, stop.clone()) => failed,
-            // Opening a repository may hang; nothing was begun then that would need an end.
-            () = too_long_after(stop.clone()) => return,
+        let mut aside = shared.aside.subscribe();
+        tokio::select! {
+            _ = aside.wait_for(|aside| !*aside) => {}
+            () = told(&mut stop) => return,
+        }
+        let ended = {
+            let _slot = shared.slot.lock().await;
+            tokio::select! {
+                ended = once_over(opening, wishes, shared, stop.clone()) => ended,
+                // Opening a repository may hang; nothing was begun then that would need an end.
+                () = too_long_after(stop.clone()) => return,
+                () = too_long_aside(aside) => Ok(Ended::Aside),
+            }
         };
-        let Err(why) = failed else { return };
+        let why = match ended {
+            Ok(Ended::Stopped) => return,
+            Ok(Ended::Aside) => continue,
+            Err(why) => why,
+        };
         failures += 1;
         tracing::error!(source = %source.name, "failed to keep the source safe: {why}");
-        view.send_modify(|view| {
+        shared.view.send_modify(|view| {
             if view.state != SourceState::Elsewhere {
                 view::turn(view, SourceState::Failing, format!("failed to {why}"));
             }
@@ -60,8 +94,18 @@ pub(super) async fn tend(
     }
 }
 
-pub(super) async fn stopped(stop: &mut watch::Receiver<bool>) {
-    let _ = stop.wait_for(|stop| *stop).await;
+/// How a look at a source ended well.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Ended {
+    /// Told to stop.
+    Stopped,
+    /// Told to let go of the slot for a moment.
+    Aside,
+}
+
+/// Until somebody says so.
+pub(super) async fn told(word: &mut watch::Receiver<bool>) {
+    let _ = word.wait_for(|word| *word).await;
 }
 
 /// Some time after the stop: whoever still has not ended by then hangs.
@@ -70,34 +114,48 @@ async fn too_long_after(mut stop: watch::Receiver<bool>) {
     tokio::time::sleep(GRACE * 2).await;
 }
 
+/// When the slot is wanted and is not let go in order.
+async fn too_long_aside(mut aside: watch::Receiver<bool>) {
+    if aside.wait_for(|aside| *aside).await.is_err() {
+        return std::future::pending().await;
+    }
+    tokio::time::sleep(GRACE_ASIDE * 3).await;
+}
+
 /// From opening the repository to a stop or a failure.
 async fn once_over(
     opening: &Opening,
     wishes: &mut mpsc::Receiver<Kind>,
-    view: &watch::Sender<SourceView>,
+    shared: &Shared,
     mut stop: watch::Receiver<bool>,
-) -> Result<(), String> {
+) -> Result<Ended, String> {
+    let (view, mut aside) = (&shared.view, shared.aside.subscribe());
     let setup = opening().await?;
     let lease = take_lease(&setup, view).await?;
     if let Some(what) = &setup.source.logical {
-        return logical::tend(&setup, what, lease, wishes, view, stop).await;
+        return logical::tend(&setup, what, lease, wishes, view, stop).await.map(|()| Ended::Stopped);
     }
-    let (mut last, whole_began) = newest(&setup).await?.unzip();
+    let mut newest = newest(&setup).await?;
+    let mut last = newest.manifest.take();
+    view.send_modify(|view| view.window_start = newest.window_start);
     let shipper = Shipper::start(once::shipping(&setup));
     let (mut shipped, mut standing) = (shipper.status(), lease.standing());
     let mut tended = Tended {
         setup: &setup,
         view,
+        chain_bytes: newest.chain_bytes,
         backup: None,
         tried: None,
         answered: None,
-        whole_began,
+        whole_began: newest.whole_began,
         wanted: None,
         kind: Kind::Whole,
     };
     tended.show_last(last.as_ref());
+    // What follows a backup; one that is cut off is done again after the next one.
+    let mut chores = JoinSet::new();
     let ended = loop {
-        tended.show(&shipped.borrow_and_update().clone());
+        tended.show(&shipped.borrow_and_update().clone(), last.as_ref());
         if let Standing::Lost(who) = &*standing.borrow_and_update() {
             break Err(format!("go on: {who}"));
         }
@@ -111,25 +169,34 @@ async fn once_over(
             }
         }
         tokio::select! {
-            () = stopped(&mut stop) => break Ok(()),
+            () = told(&mut stop) => break Ok(Ended::Stopped),
+            () = told(&mut aside) => break Ok(Ended::Aside),
             Some(kind) = wishes.recv() => tended.wish(kind),
             ended = ended(&mut tended.backup) => {
                 if let Some(taken) = tended.end(ended) {
+                    let own = stored_bytes(&taken);
+                    tended.chain_bytes = if taken.parent.is_some() { tended.chain_bytes + own } else { own };
                     last = Some(taken);
                     tended.show_last(last.as_ref());
-                    expire(&setup).await;
+                    // Beside everything else: with many objects, or a slow store, it takes its time.
+                    let setup = setup.clone();
+                    chores.spawn(async move { after(&setup).await });
                 }
+            }
+            Some(Ok(Some(newest))) = chores.join_next() => {
+                tended.chain_bytes = newest.chain_bytes;
+                view.send_modify(|view| view.window_start = newest.window_start);
             }
             _ = shipped.changed() => {}
             Ok(()) = standing.changed() => {}
             () = tokio::time::sleep(LOOK) => {}
         }
     };
-    if let Some(backup) = tended.backup.take() {
-        backup.abort();
-    }
-    shipper.stop(GRACE).await;
-    lease.release().await;
+    drop(tended);
+    let grace = if ended == Ok(Ended::Aside) { GRACE_ASIDE } else { GRACE };
+    shipper.stop(grace).await;
+    // A store that does not answer must not keep the slot from being let go.
+    let _ = tokio::time::timeout(grace, lease.release()).await;
     ended
 }
 
@@ -185,19 +252,58 @@ async fn ended(backup: &mut Option<Backup>) -> Result<Manifest, String> {
     }
 }
 
-/// The newest backup that can be used, and when the whole one that it rests on began.
-async fn newest(setup: &Setup) -> Result<Option<(Manifest, Timestamp)>, String> {
+/// What follows a backup: the old ones go. Answers how it stands then, where that can be read.
+async fn after(setup: &Setup) -> Option<Newest> {
+    expire(setup).await;
+    newest(setup).await.ok()
+}
+
+/// What the repository says of a source.
+#[derive(Debug, Default)]
+struct Newest {
+    /// The newest backup that can be used.
+    manifest: Option<Manifest>,
+    /// Its bytes as stored, with all that it builds on.
+    chain_bytes: u64,
+    /// When the whole one that it rests on began.
+    whole_began: Option<Timestamp>,
+    /// From when on the source can be restored without a hole.
+    window_start: Option<Timestamp>,
+}
+
+async fn newest(setup: &Setup) -> Result<Newest, String> {
     let read = Catalogue::read(setup.repository.as_ref(), &setup.checker, &setup.source.name).await;
     let catalogue = read.map_err(|error| error.to_string())?;
-    let Some(holdings) = catalogue.newest_cluster() else { return Ok(None) };
-    let chain = holdings.newest_usable().and_then(|backup| holdings.chain(backup.id()).ok()).unwrap_or_default();
-    let ends = chain.first().zip(chain.last());
-    Ok(ends.map(|(whole, newest)| (newest.manifest.clone(), whole.manifest.began)))
+    let Some(holdings) = catalogue.newest_cluster() else { return Ok(Newest::default()) };
+    let window = window(holdings);
+    let end = window.newest().map(|point| (point.timeline, point.lsn));
+    // Of several spans the one that reaches to now; a restore to before a hole is another matter.
+    let span = window.spans.iter().find(|span| Some((span.to.timeline, span.to.lsn)) == end);
+    let oldest = span.and_then(|span| holdings.backups.get(span.backups.first()?));
+    let newest = holdings.newest_usable();
+    let chain = newest.and_then(|backup| holdings.chain(backup.id()).ok()).unwrap_or_default();
+    Ok(Newest {
+        manifest: newest.map(|backup| backup.manifest.clone()),
+        whole_began: chain.first().map(|whole| whole.manifest.began),
+        chain_bytes: chain.iter().map(|backup| stored_bytes(&backup.manifest)).sum(),
+        window_start: oldest.map(|backup| backup.manifest.ended),
+    })
+}
+
+/// How long a backup took; nothing, when the clock was put back meanwhile.
+fn took(manifest: &Manifest) -> Duration {
+    Duration::try_from(manifest.ended.duration_since(manifest.began)).unwrap_or_default()
+}
+
+fn stored_bytes(manifest: &Manifest) -> u64 {
+    manifest.objects.iter().map(|object| object.stored.bytes).sum()
 }
 
 struct Tended<'a> {
     setup: &'a Setup,
     view: &'a watch::Sender<SourceView>,
+    /// What the newest backup needs to be restored, in bytes as stored.
+    chain_bytes: u64,
     backup: Option<Backup>,
     /// When the last try that failed ended, and how many did in a row.
     tried: Option<(Timestamp, u32)>,
@@ -212,10 +318,16 @@ struct Tended<'a> {
 }
 
 impl Tended<'_> {
-    fn show(&self, status: &Status) {
+    fn show(&self, status: &Status, last: Option<&Manifest>) {
+        let restore = self.forecast(last, status);
         self.view.send_if_modified(|view| {
             let before = view.clone();
-            view::shipping(view, status, &self.setup.source.wal_lag);
+            view::shipping(view, status);
+            view.restore = restore.map(|now| RestoreForecast {
+                base_secs: now.base_secs,
+                log_secs: now.log_secs,
+                total_secs: now.total_secs,
+            });
             *view != before
         });
     }
@@ -260,10 +372,28 @@ impl Tended<'_> {
         }
     }
 
-    /// Whether a backup is due: there is none, log is missing since the last one, or the schedule says so. One that was
+    /// How long a restore to the newest state would take now.
+    fn forecast(&self, last: Option<&Manifest>, status: &Status) -> Option<Estimate> {
+        let last = last?;
+        let base = Base { chain_bytes: self.chain_bytes, own_bytes: stored_bytes(last), took: took(last) };
+        // On another timeline too: places are counted on.
+        Some(base.restore(status.durable?.0.saturating_sub(last.start.0)))
+    }
+
+    /// Whether a backup keeps a restore under the `rto`.
+    fn is_needed(&self, last: Option<&Manifest>, status: &Status, now: Timestamp) -> bool {
+        let (Some(rto), Some(last)) = (self.setup.source.rto, last) else { return false };
+        let since = Duration::try_from(now.duration_since(last.began)).unwrap_or_default();
+        self.forecast(Some(last), status).is_some_and(|restore| needs_base(restore, rto.0.as_secs(), since, took(last)))
+    }
+
+    /// Whether a backup is due: there is none, log is missing since the last one, a restore would take too long without, or
+    /// the schedule says so. One that was
     /// missed while nobody looked is made up for once.
     fn is_due(&self, last: Option<&Manifest>, status: &Status, now: Timestamp) -> bool {
         let needed = last.is_none() || (status.needs_base.is_some() && status.needs_base != self.answered);
+        let needed = needed || last.is_some_and(|last| self.was_dropped_since(last.began));
+        let needed = needed || self.is_needed(last, status, now);
         let scheduled = last.is_some() && self.scheduled(last).is_some_and(|due| due <= now);
         // Without a log that arrives, a backup would wait for it in vain.
         let possible = status.activity == Activity::Streaming;
@@ -272,6 +402,12 @@ impl Tended<'_> {
             now.duration_since(at).unsigned_abs() >= pause
         });
         (needed || scheduled) && possible && rested
+    }
+
+    /// Whether the slot was dropped after that: whatever log is missing then, a new base backup begins a new whole.
+    fn was_dropped_since(&self, began: Timestamp) -> bool {
+        let view = self.view.borrow();
+        view.concerns.iter().any(|one| one.kind == ConcernKind::SlotDropped && one.since >= began)
     }
 
     fn begin(&mut self, shipped: watch::Receiver<Status>, kind: Kind) {
@@ -311,104 +447,13 @@ impl Tended<'_> {
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::backup::catalog::holdings::make::{at, empty, id};
-    use crate::backup::repository::folder::Folder;
-    use crate::backup::seal::{Checker, Sealer, new_key_set};
-    use crate::config::backup::{Around, parse};
-
-    fn setup(folder: &std::path::Path, more: &str) -> Setup {
-        let store = crate::config::secret::SecretStore::new(folder);
-        let around = Around { env: &|_| None, folder, store: &store, repos: None };
-        let text = format!("postgres: \"postgres://backup@127.0.0.1/?sslmode=disable\"\n{more}\n");
-        let source = parse(&"shop-db".parse().unwrap(), "shop-db.yml", &text, &around).unwrap();
-        let keys = new_key_set().unwrap();
-        Setup {
-            source,
-            repository: Arc::new(Folder::create(folder.join("repository")).unwrap()),
-            sealer: Sealer::new(std::slice::from_ref(&keys.recipient), keys.signing.clone()).unwrap(),
-            checker: Checker::new(vec![keys.signing.public()]),
-            owner: "a test".into(),
-            state: folder.to_owned(),
-        }
-    }
-
-    /// What is due at an hour when the whole backup began at hour 1 and the last one at another. These hours are 13 minutes past
-    /// those of UTC.
-    fn due(more: &str, last: i64, now: i64, gap: bool) -> Option<Kind> {
-        let dir = tempfile::tempdir().unwrap();
-        let setup = setup(dir.path(), more);
-        let (view, _) = watch::channel(view::starting(&setup.source));
-        let holdings = empty().with_backup(1, 1, 1, 2, None).with_backup(last, 1, 3, 4, (last > 1).then_some(1));
-        let last = &holdings.backups[&id(last)].manifest;
-        let tended = Tended {
-            setup: &setup,
-            view: &view,
-            backup: None,
-            tried: None,
-            answered: None,
-            whole_began: Some(at(1)),
-            wanted: None,
-            kind: Kind::Whole,
-        };
-        let needs_base = gap.then(|| "log was lost".to_owned());
-        let status = Status { activity: Activity::Streaming, needs_base, ..Status::default() };
-        tended.is_due(Some(last), &status, at(now)).then(|| tended.kind(Some(last), &status, at(now)))
-    }
-
-    #[test]
-    fn whole_ones_and_incremental_ones_have_schedules_of_their_own() {
-        // Every two hours; a whole one each day at noon.
-        let both = "schedule: '0 12 * * *'\nincremental: { schedule: '0 */2 * * *' }";
-        let noon = (1..26).find(|hour| at(*hour).strftime("%H").to_string() == "12").unwrap();
-        let (whole, incremental) = (Some(Kind::Whole), Some(Kind::Incremental));
-        assert_eq!(due(both, 1, 1, false), None);
-        assert!((2..=3).any(|hour| hour < noon && due(both, 1, hour, false) == incremental), "an even hour came");
-        // After the noon it is a whole one, however new the last incremental one is.
-        assert_eq!(due(both, noon - 1, noon, false), whole);
-        assert_eq!(due(both, 1, 26, false), whole);
-        // Without a schedule for whole ones they come from the bound of the chain.
-        let only = "incremental: { schedule: '0 */2 * * *' }";
-        assert_eq!((due(only, 1, 26, false), due(only, 1, 1, false)), (incremental, None));
-        assert_eq!(due("schedule: '0 12 * * *'", 1, 26, false), whole);
-        assert_eq!(due("", 1, 26, false), None);
-        // Log was lost: what is built on now has nothing missing under it.
-        for more in [both, only, ""] {
-            assert_eq!(due(more, 1, 1, true), whole);
-        }
-    }
-
-    #[test]
-    fn a_wish_for_a_whole_one_waits_for_an_incremental_one() {
-        let dir = tempfile::tempdir().unwrap();
-        for (more, running, asked, wanted) in [
-            ("incremental: { schedule: '0 * * * *' }", None, Kind::Incremental, Some(Kind::Incremental)),
-            ("incremental: { schedule: '0 * * * *' }", Some(Kind::Incremental), Kind::Incremental, None),
-            ("incremental: { schedule: '0 * * * *' }", Some(Kind::Incremental), Kind::Whole, Some(Kind::Whole)),
-            ("incremental: { schedule: '0 * * * *' }", Some(Kind::Whole), Kind::Incremental, None),
-            ("", Some(Kind::Whole), Kind::Whole, None),
-            ("", None, Kind::Incremental, Some(Kind::Whole)),
-        ] {
-            let place = tempfile::tempdir_in(dir.path()).unwrap();
-            let setup = setup(place.path(), more);
-            let (view, _) = watch::channel(view::starting(&setup.source));
-            let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
-            let backup = running.map(|_| runtime.spawn(std::future::pending()));
-            let (kind, whole_began) = (running.unwrap_or(Kind::Whole), None);
-            let mut tended = Tended {
-                setup: &setup,
-                view: &view,
-                backup,
-                tried: None,
-                answered: None,
-                whole_began,
-                wanted: None,
-                kind,
-            };
-            tended.wish(asked);
-            assert_eq!(tended.wanted, wanted, "{more:?} {running:?} {asked:?}");
+impl Drop for Tended<'_> {
+    fn drop(&mut self) {
+        if let Some(backup) = self.backup.take() {
+            backup.abort();
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

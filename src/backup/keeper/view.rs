@@ -4,7 +4,7 @@ use super::Kind;
 use crate::backup::catalog::manifest::Manifest;
 use crate::backup::ship::{Activity, Status};
 use crate::backup::take::{Phase, Progress};
-use crate::config::backup::{Source, WalLag};
+use crate::config::backup::Source;
 use crate::model::source_view::{LastBackup, LogView, SourceState, SourceView, UnderWay};
 use jiff::Timestamp;
 
@@ -18,10 +18,13 @@ pub(super) fn starting(source: &Source) -> SourceView {
         log: None,
         backup: None,
         last_backup: None,
+        window_start: None,
+        restore: None,
         next_backup: None,
         failed_backup: None,
         rpo_secs: source.rpo.map(|span| span.0.as_secs()),
         rto_secs: source.rto.map(|span| span.0.as_secs()),
+        concerns: Vec::new(),
     }
 }
 
@@ -35,7 +38,7 @@ pub(super) fn turn(view: &mut SourceView, state: SourceState, words: impl Into<S
 }
 
 /// Takes over what the shipper says.
-pub(super) fn shipping(view: &mut SourceView, status: &Status, lag: &WalLag) {
+pub(super) fn shipping(view: &mut SourceView, status: &Status) {
     let state = match status.activity {
         Activity::Starting => SourceState::Starting,
         Activity::Streaming => SourceState::Shipping,
@@ -47,16 +50,9 @@ pub(super) fn shipping(view: &mut SourceView, status: &Status, lag: &WalLag) {
         Some(error) if state == SourceState::Shipping => (SourceState::Failing, format!("failed to {error}")),
         _ => (state, status.words.clone()),
     };
-    turn(view, state, words.clone());
+    turn(view, state, words);
     if let (Some(timeline), Some(durable), Some(server_end)) = (status.timeline, status.durable, status.server_end) {
         let lag_ms = u64::try_from(status.waiting.as_millis()).unwrap_or(u64::MAX);
-        let held = server_end.0.saturating_sub(durable.0);
-        let words = |what: &str| format!("{words}; the server's slot holds back {held} bytes of log, {what}");
-        if held > lag.alarm.0 {
-            turn(view, state, words("more than `wal-lag.alarm`"));
-        } else if held > lag.warn.0 {
-            turn(view, state, words("more than `wal-lag.warn`"));
-        }
         view.log = Some(LogView { timeline, server_end, durable, lag_ms });
     }
 }
@@ -95,7 +91,7 @@ pub fn phase(phase: Phase) -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::backup::{WalLag, parse};
+    use crate::config::backup::parse;
 
     #[test]
     fn log_that_arrives_and_is_not_stored_is_never_shown_as_safe() {
@@ -110,16 +106,16 @@ mod tests {
         let source = parse(&"shop-db".parse().unwrap(), "shop-db.yml", text, &around).unwrap();
         let mut view = starting(&source);
         let mut status = Status { activity: Activity::Streaming, words: "reading".into(), ..Status::default() };
-        shipping(&mut view, &status, &WalLag::default());
+        shipping(&mut view, &status);
         assert_eq!((view.state, view.words.as_str()), (SourceState::Shipping, "reading"));
         status.last_error = Some("store a piece: the disk is not mounted".into());
-        shipping(&mut view, &status, &WalLag::default());
+        shipping(&mut view, &status);
         assert_eq!(
             (view.state, view.words.as_str()),
             (SourceState::Failing, "failed to store a piece: the disk is not mounted")
         );
         status.last_error = None;
-        shipping(&mut view, &status, &WalLag::default());
+        shipping(&mut view, &status);
         assert_eq!(view.state, SourceState::Shipping);
     }
 }

@@ -24,6 +24,7 @@ mod base;
 mod chain;
 mod checks;
 pub mod container;
+pub mod estimate;
 pub mod feeder;
 pub mod fetch;
 mod log;

@@ -3,6 +3,8 @@
 //! In: [`Holdings`], a [`Wish`]. Out: a [`Plan`] that names every object, or a refusal in words that help. What a plan does
 //! not name is not needed; what it names is listed.
 
+pub use super::estimate::{Estimate, Rates};
+use super::estimate::{Sizes, estimate};
 use super::log::planned;
 pub use super::log::{LogPart, PlannedHistory, PlannedLog, PlannedSegment};
 use super::settings::Stop;
@@ -52,25 +54,6 @@ pub struct Program {
     pub major: u32,
     /// The length of its pages in bytes, where it says so.
     pub block_size: Option<u32>,
-}
-
-/// How fast things went the last times.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Rates {
-    /// Stored bytes fetched, opened and written, in a second.
-    pub fetch_bytes_per_sec: f64,
-    /// Bytes of log replayed in a second.
-    pub replay_bytes_per_sec: f64,
-    /// Seconds that a restore takes whatever its size: listing, starting, opening.
-    pub fixed_secs: f64,
-}
-
-impl Default for Rates {
-    /// Of a small machine with an ordinary disk, where nothing has been measured yet: its restores took 240 to 425 MiB of
-    /// plain data in a second, a third of it stored, and replayed 85 MiB.
-    fn default() -> Rates {
-        Rates { fetch_bytes_per_sec: 80e6, replay_bytes_per_sec: 85e6, fixed_secs: 3.0 }
-    }
 }
 
 /// What is wanted.
@@ -137,18 +120,6 @@ pub struct LogEnd {
     pub acknowledged: Option<Lsn>,
     /// A time, by the server's clock, at which it had come this far at most.
     pub at: Option<Timestamp>,
-}
-
-/// How long it will take.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub struct Estimate {
-    /// Fetching the base.
-    pub base_secs: u64,
-    /// Fetching and replaying the log, whichever takes longer.
-    pub log_secs: u64,
-    /// All of it.
-    pub total_secs: u64,
 }
 
 /// What a restore will do.
@@ -409,7 +380,8 @@ fn with(holdings: &Holdings, wish: &Wish, backup: &Backup, timeline: Timeline) -
     };
     let acknowledged = acknowledged(holdings, &path.line);
     let end = LogEnd { lsn: path.to, timeline, acknowledged, at: holdings.time_of(timeline, path.to) };
-    let estimate = estimate(wish.rates, base_bytes, log_bytes, path.end.0.saturating_sub(path.from.0));
+    let log_plain = path.end.0.saturating_sub(path.from.0);
+    let estimate = estimate(wish.rates, Sizes { base: base_bytes, log_stored: log_bytes, log: log_plain });
     Ok(Plan {
         version: 1,
         source: holdings.cluster.source.clone(),
@@ -548,14 +520,6 @@ fn check_program(manifest: &Manifest, program: Option<Program>) -> Result<(), Pl
         }
         _ => Ok(()),
     }
-}
-
-fn estimate(rates: Rates, base: u64, log_stored: u64, log: u64) -> Estimate {
-    let secs = |bytes: u64, rate: f64| bytes as f64 / rate.max(1.0);
-    let base = secs(base, rates.fetch_bytes_per_sec);
-    let log = secs(log_stored, rates.fetch_bytes_per_sec).max(secs(log, rates.replay_bytes_per_sec));
-    let whole = |secs: f64| secs.ceil() as u64;
-    Estimate { base_secs: whole(base), log_secs: whole(log), total_secs: whole(base + log + rates.fixed_secs) }
 }
 
 fn warnings(holdings: &Holdings, backup: &Backup, path: &Path<'_>, end: &LogEnd) -> Vec<String> {

@@ -8,7 +8,7 @@ use crate::config::yaml::{Node, Value};
 use crate::model::PersonName;
 use crate::model::ids::RepoName;
 use axum::http::uri::Authority;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 /// How people are told.
@@ -18,6 +18,8 @@ pub struct Notify {
     pub smtp: Option<Smtp>,
     /// Systems that are told, by name.
     pub webhooks: BTreeMap<String, Webhook>,
+    /// Who is mailed when a source of backups is in trouble; everybody with an address when it is not said.
+    pub alerts: Option<BTreeSet<PersonName>>,
 }
 
 /// A mail server.
@@ -93,6 +95,7 @@ impl Reader<'_, '_> {
         let mut notify = Notify::default();
         let Some(fields) = self.check.fields(node, "`notify`", NOTIFY_KEYS, &[]) else { return notify };
         notify.smtp = fields.get("smtp").and_then(|node| self.smtp(node));
+        notify.alerts = fields.get("alerts").map(|node| self.alerts(node, people));
         let Some(node) = fields.get("webhooks") else { return notify };
         let entries = self.check.entries(node, "`webhooks`").unwrap_or_default();
         if entries.len() > WEBHOOKS_MAX {
@@ -113,6 +116,18 @@ impl Reader<'_, '_> {
             }
         }
         notify
+    }
+
+    /// People and groups. Nobody at all is written as an empty list.
+    fn alerts(&mut self, node: &Node, people: &People) -> BTreeSet<PersonName> {
+        let users = people.users.keys().map(|name| name.as_str());
+        let known: Vec<&str> = users.chain(people.groups.keys().map(|name| name.as_str())).collect();
+        let mut names = Vec::new();
+        for item in self.check.items(node, "`alerts`") {
+            let name = self.known(item, "person or group", &known, "`people` names the people and groups");
+            names.extend(name.map(str::to_owned));
+        }
+        people.members(&names)
     }
 
     fn smtp(&mut self, node: &Node) -> Option<Smtp> {
@@ -311,6 +326,20 @@ mod tests {
 
     fn read(notify: &str) -> Result<Daemon, Findings> {
         read_in(Path::new("/srv/ci"), notify)
+    }
+
+    #[test]
+    fn alerts_name_people_and_groups_and_nobody_is_an_answer_too() {
+        let names = |text: &str| {
+            let alerts = read(text).unwrap().notify.alerts;
+            alerts.map(|all| all.iter().map(ToString::to_string).collect::<Vec<_>>().join(" "))
+        };
+        assert_eq!(names("{}"), None);
+        assert_eq!(names("{ alerts: all }").as_deref(), Some("ana ben"));
+        assert_eq!(names("{ alerts: [ben] }").as_deref(), Some("ben"));
+        assert_eq!(names("{ alerts: [] }").as_deref(), Some(""));
+        let findings = read("{ alerts: [bem] }").unwrap_err().to_string();
+        assert!(findings.contains("`bem`") && findings.contains("`ben`"), "{findings}");
     }
 
     #[test]

@@ -259,6 +259,9 @@ pub(super) struct Notify {
     smtp: Option<Smtp>,
     /// Systems that are told, by name.
     webhooks: Option<BTreeMap<String, NotifyWebhook>>,
+    /// The people and groups who are mailed when a source of backups is in trouble; everybody with an address when it is not
+    /// said.
+    alerts: Option<OneOrMany<String>>,
 }
 
 #[derive(Debug, Deserialize, JsonSchema)]

@@ -108,6 +108,13 @@ fn all() -> Vec<(&'static str, Message)> {
         stage,
         why: (stage == DriftStage::RepairFailed).then(|| "the engine does not answer".into()),
     };
+    let source = |concern, words: &str, over| Message::Source {
+        source: "shop-db".parse().unwrap(),
+        concern,
+        words: words.into(),
+        since: at(),
+        over,
+    };
     vec![
         ("asked", asked(Some("https://ci.example.com/approve/0123456789abcdef?proof=feedface"))),
         ("asked_without_link", asked(None)),
@@ -159,6 +166,25 @@ fn all() -> Vec<(&'static str, Message)> {
             revert(None, Some("git.example.com answered 401\nhint: `forge.token` is none that it takes"), false),
         ),
         ("revert_needless", revert(None, Some("the branch has taken 1a2b3c4d back already"), true)),
+        (
+            "source_not_safe",
+            source(
+                ConcernKind::NotSafe,
+                "nothing new is safe: failed to store a piece: reach s3.example.com: it answered 503",
+                false,
+            ),
+        ),
+        (
+            "source_cannot_step_down",
+            source(
+                ConcernKind::CannotStepDown,
+                "commits may hang until the repository is back, for Mainstay cannot step down: the role may not set \
+                 synchronous_standby_names\nhint: GRANT ALTER SYSTEM ON PARAMETER synchronous_standby_names TO \
+                 \"mainstay\";\nhint: GRANT EXECUTE ON FUNCTION pg_reload_conf() TO \"mainstay\";",
+                false,
+            ),
+        ),
+        ("source_well_again", source(ConcernKind::Rpo, "what would be lost is well under the `rpo` again", true)),
         ("drift_found", drift(DriftStage::Found)),
         ("drift_repaired", drift(DriftStage::Repaired)),
         ("drift_not_repaired", drift(DriftStage::RepairFailed)),
@@ -210,5 +236,22 @@ fn what_is_kept_and_posted_has_no_way_to_decide_in_it() {
     for (name, message) in all() {
         let public = message.without_secrets().to_json().unwrap().to_string();
         assert!(!public.contains("feedface") && !public.contains("482913"), "{name}: {public}");
+    }
+}
+
+#[test]
+fn every_trouble_of_a_source_says_what_to_do() {
+    let mut subjects = std::collections::BTreeSet::new();
+    for concern in ConcernKind::ALL {
+        let message = Message::Source {
+            source: "shop-db".parse().unwrap(),
+            concern,
+            words: "something".into(),
+            since: at(),
+            over: false,
+        };
+        let letter = Letter::of(&message);
+        assert!(subjects.insert(letter.subject.clone()), "{}", letter.subject);
+        assert!(letter.text.contains("What now") && letter.html.contains("What now"), "{}", letter.text);
     }
 }

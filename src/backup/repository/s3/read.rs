@@ -214,7 +214,9 @@ impl S3 {
                     }
                 }
             };
-            found.extend(page.into_iter().filter(|listed| !listed.name.starts_with(super::ability::OWN)));
+            let own = |name: &str| name.starts_with(super::ability::OWN);
+            // What is ours and no object is seen only by who asks for it.
+            found.extend(page.into_iter().filter(|listed| own(prefix) || !own(&listed.name)));
             token = next;
             if token.is_none() {
                 found.sort_by(|a, b| a.name.cmp(&b.name));

@@ -17,6 +17,8 @@ pub struct Needs {
     pub slot: Option<String>,
     /// Mainstay is to be a synchronous standby.
     pub synchronous: bool,
+    /// Mainstay is to let commits go on when the repository is away for long.
+    pub step_down: bool,
     /// Differences are wanted where the version can.
     pub incremental: bool,
 }
@@ -49,6 +51,8 @@ pub struct Check {
 const SENDERS: u64 = 3;
 /// A server that gives up sooner does so while a machine is merely busy.
 const SHORT_TIMEOUT: Duration = Duration::from_secs(10);
+/// Clocks that are this far apart are wrong, and not merely late.
+const CLOCKS_APART_SECS: i64 = 60;
 /// With less, a repository that is away for minutes costs a new base backup.
 const SMALL_SLOT: u64 = 1 << 30;
 
@@ -67,6 +71,12 @@ pub async fn check(address: &Address, password: Option<&Secret>, needs: &Needs) 
         && let Err(error) = slots(connection, needs, &mut checks).await
     {
         checks.push(Check { what: "slots", verdict: Verdict::Careful, found: error.to_string(), mend: Vec::new() });
+    }
+    if let Some(connection) = sql.as_mut() {
+        checks.extend(clock(connection).await);
+    }
+    if needs.step_down {
+        checks.push(step_down(sql.as_mut(), address).await);
     }
     for connection in [replication, sql].into_iter().flatten() {
         connection.close().await;
@@ -105,6 +115,40 @@ async fn opened(
             checks.push(Check { what, verdict, mend: mend_of(&error, address, purpose), found: error.to_string() });
             None
         }
+    }
+}
+
+/// Restores to a moment go by the server's clock.
+async fn clock(connection: &mut Connection) -> Option<Check> {
+    let rows = connection.query("SELECT extract(epoch FROM clock_timestamp())::bigint AS at").await.ok()?;
+    let there = rows.first("at")?.parse::<i64>().ok()?;
+    let apart = there - jiff::Timestamp::now().as_second();
+    if apart.abs() < CLOCKS_APART_SECS {
+        return None;
+    }
+    let which = if apart < 0 { "behind" } else { "ahead of" };
+    Some(Check {
+        what: "clock",
+        verdict: Verdict::Careful,
+        found: format!("{} s {which} this machine's: a restore to a moment goes by the server's", apart.abs()),
+        mend: vec!["let both keep time with NTP".into()],
+    })
+}
+
+/// Whether the role may let commits go on.
+async fn step_down(sql: Option<&mut Connection>, address: &Address) -> Check {
+    const WHAT: &str = "step-down";
+    let bad = |found: String, mend: Vec<String>| Check { what: WHAT, verdict: Verdict::Bad, found, mend };
+    let Some(connection) = sql else {
+        return bad("needs SQL, and this role may not connect for that".into(), Vec::new());
+    };
+    match connection.may_set_standby_names().await {
+        Ok(true) => good(WHAT, "the role may set synchronous_standby_names"),
+        Ok(false) => bad(
+            "the role may not set synchronous_standby_names: commits would hang until the repository is back".into(),
+            super::standby::grants(&address.user, connection.major()),
+        ),
+        Err(error) => bad(error.to_string(), Vec::new()),
     }
 }
 
@@ -294,10 +338,7 @@ async fn settings(
     if needs.synchronous {
         let names = connection.show("synchronous_standby_names").await?.unwrap_or_default();
         let ours = &address.application_name;
-        let listed = names
-            .split(|c: char| !(c.is_alphanumeric() || c == '_' || c == '-' || c == '*'))
-            .any(|word| word == ours || word == "*");
-        if listed {
+        if super::standby::names_standby(&names, ours) {
             say("synchronous_standby_names", Verdict::Good, names, &[]);
         } else {
             let mend = format!("ALTER SYSTEM SET synchronous_standby_names = 'FIRST 1 ({})';", name(ours));

@@ -4,6 +4,7 @@
 //! events. Source of the protocol: the manual's chapters "Streaming Replication Protocol" and "Message Formats".
 
 pub mod advise;
+pub mod standby;
 
 mod address;
 mod ask;

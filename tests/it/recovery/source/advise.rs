@@ -37,7 +37,7 @@ async fn settings_that_will_not_do_are_mended_by_what_is_said() {
         }
         server.stop(Stop::Fast).await;
         server.start_again().await;
-        let needs = Needs { slot: Some("mainstay".into()), synchronous: true, incremental: true };
+        let needs = Needs { slot: Some("mainstay".into()), synchronous: true, step_down: true, incremental: true };
         let checks = check(&server.address(), None, &needs).await;
         // Nobody can connect for replication, and the rest is asked over SQL.
         assert_eq!(of(&checks, "replication").verdict, Verdict::Bad);

@@ -1,0 +1,177 @@
+//! What `doctor` asks the repository of backups and the servers of sources. Nothing is made on a server; in a bucket the
+//! probe is written, as every start does.
+
+use super::{Check, State};
+use crate::backup::repository::Repository;
+use crate::backup::repository::open::{self, Making};
+use crate::backup::source::postgres::advise::{self, Needs, Verdict};
+use crate::cli::desk;
+use crate::cli::exit::Failure;
+use crate::config::backup::{Backups, Source};
+use crate::config::daemon::{Daemon, RepositoryPlace};
+use jiff::{SignedDuration, Timestamp};
+use std::time::Duration;
+
+/// A server or a store that takes longer to say all this is not one to rely on.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// Expiry allows for a day, and signed requests for fifteen minutes; a clock that is wrong by this is wrong.
+const SKEW_POOR: SignedDuration = SignedDuration::from_secs(60);
+/// Where a bucket's probe is.
+const PROBE: &str = ".mainstay/";
+
+/// Looks at everything that backups need; nothing when there are no sources.
+pub(super) async fn look(config: &Daemon, backups: &Backups, checks: &mut Vec<Check>) {
+    if backups.sources.is_empty() {
+        return;
+    }
+    checks.push(keys(config));
+    repository(config, checks).await;
+    for source in backups.sources.values() {
+        checks.extend(server(source).await);
+    }
+}
+
+/// Whether this machine can encrypt and sign.
+fn keys(config: &Daemon) -> Check {
+    const NAME: &str = "backup keys";
+    match desk::sealer(config) {
+        Ok(sealer) => {
+            let recipients = config.repository.encrypt_to.len();
+            let found = format!(
+                "signs as {}, encrypts to {recipients} recipient{}",
+                sealer.public().fingerprint(),
+                if recipients == 1 { "" } else { "s" }
+            );
+            Check::good(NAME, found)
+        }
+        Err(failure) => failed(NAME, &failure),
+    }
+}
+
+fn failed(name: &'static str, failure: &Failure) -> Check {
+    let text = failure.error.to_string();
+    let mut lines = text.lines();
+    let found = lines.next().unwrap_or_default().to_owned();
+    let hints = lines.map(|line| line.trim_start_matches("hint: ").to_owned());
+    Check { name, state: State::Missing, found, mend: hints.chain(failure.hints.iter().cloned()).collect() }
+}
+
+/// Whether the repository answers, what it can do, and whether its clock agrees with ours.
+async fn repository(config: &Daemon, checks: &mut Vec<Check>) {
+    const NAME: &str = "repository";
+    let place = &config.repository.place;
+    if let RepositoryPlace::Folder(path) = place
+        && !path.exists()
+    {
+        return checks.push(Check::good(NAME, format!("{} is made by the first start", path.display())));
+    }
+    let opened = match tokio::time::timeout(PATIENCE, open::open(place, Making::Never)).await {
+        Ok(Ok(opened)) => opened,
+        Ok(Err(error)) => return checks.push(failed(NAME, &desk::unreachable(error))),
+        Err(_) => {
+            let found = format!("no answer within {} s", PATIENCE.as_secs());
+            return checks.push(Check::missing(NAME, found, "see `repository` in mainstay.yml"));
+        }
+    };
+    let abilities = match opened.abilities().await {
+        Ok(abilities) => abilities,
+        Err(error) => return checks.push(failed(NAME, &desk::unreachable(error))),
+    };
+    let shown = opened.place();
+    checks.push(match (abilities.write_once, abilities.replace_if) {
+        (true, true) => Check::good(NAME, format!("{shown}; conditional writes work")),
+        _ => Check::poor(
+            NAME,
+            format!("{shown} has no conditional writes: the replication slot alone keeps a second writer away"),
+            "let one daemon only have the sources, or use a store with If-None-Match and If-Match",
+        ),
+    });
+    let wants_lock = matches!(place, RepositoryPlace::Bucket(bucket) if bucket.object_lock.is_some());
+    if wants_lock && !abilities.object_lock {
+        checks.push(Check::poor(
+            NAME,
+            "`object-lock` is set, and the bucket does not say that it locks objects",
+            "make the bucket with object lock; it cannot be switched on everywhere later",
+        ));
+    }
+    if let (RepositoryPlace::Bucket(_), true) = (place, abilities.replace_if) {
+        checks.extend(clock(opened.as_ref()).await);
+    }
+}
+
+/// The probe was written a moment ago, by the store's clock.
+async fn clock(repository: &dyn Repository) -> Option<Check> {
+    let listed = repository.list(PROBE).await.ok()?;
+    let written = listed.iter().map(|object| object.written).max()?;
+    Some(skew("repository clock", written, Timestamp::now()))
+}
+
+fn skew(name: &'static str, there: Timestamp, here: Timestamp) -> Check {
+    let apart = there.duration_since(here);
+    if apart.abs() < SKEW_POOR {
+        return Check::good(name, "agrees with this machine's");
+    }
+    let which = if apart.is_negative() { "behind" } else { "ahead of" };
+    Check::poor(
+        name,
+        format!("{} s {which} this machine's", apart.abs().as_secs()),
+        "let both keep time with NTP: requests are refused when they are 15 minutes apart",
+    )
+}
+
+/// What a source wants of its server.
+fn needs(source: &Source) -> Needs {
+    Needs {
+        slot: Some(source.slot.clone()),
+        synchronous: source.synchronous,
+        step_down: source.step_down.is_some(),
+        ..Needs::default()
+    }
+}
+
+/// One line for all that is good, and one for each thing that is not.
+async fn server(source: &Source) -> Vec<Check> {
+    const NAME: &str = "source";
+    let name = &source.name;
+    let needs = needs(source);
+    let asked = advise::check(&source.postgres, None, &needs);
+    let Ok(answers) = tokio::time::timeout(PATIENCE, asked).await else {
+        let found = format!("{name}: its server did not answer within {} s", PATIENCE.as_secs());
+        return vec![Check::missing(NAME, found, "is the server running, and is the address right?")];
+    };
+    let good: Vec<String> = answers
+        .iter()
+        .filter(|answer| answer.verdict == Verdict::Good)
+        .map(|answer| format!("{} {}", answer.what, answer.found))
+        .collect();
+    let mut checks = Vec::new();
+    if !good.is_empty() {
+        checks.push(Check::good(NAME, format!("{name}: {}", good.join("; "))));
+    }
+    for answer in answers {
+        let state = match answer.verdict {
+            Verdict::Good => continue,
+            Verdict::Careful => State::Poor,
+            Verdict::Bad => State::Missing,
+        };
+        let mut lines = answer.found.lines();
+        let found = format!("{name}: {}: {}", answer.what, lines.next().unwrap_or_default());
+        let hints = lines.map(|line| line.trim_start_matches("hint: ").to_owned());
+        checks.push(Check { name: NAME, state, found, mend: answer.mend.into_iter().chain(hints).collect() });
+    }
+    checks
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn clocks_that_are_a_minute_apart_are_told() {
+        let now = Timestamp::from_second(1_000_000).unwrap();
+        let at = |seconds| skew("clock", now + SignedDuration::from_secs(seconds), now);
+        assert_eq!(at(59).state, State::Good);
+        assert_eq!((at(-90).state, at(-90).found), (State::Poor, "90 s behind this machine's".to_owned()));
+        assert_eq!(at(3600).found, "3600 s ahead of this machine's");
+    }
+}
