@@ -1,13 +1,15 @@
-# The sample application that tests deploy, in its good and bad versions, and the proxy before it. Made from sources in
-# `sample/`, anew when those changed: the label mainstay.sample holds their digest. Sourced by prepare.sh.
+# The sample application that tests deploy, in its good and bad versions, the proxy before it, and a PostgreSQL that tests
+# restore into. Made from sources in `sample/`, anew when those changed: the label mainstay.sample holds their digest. Sourced by prepare.sh.
 
 SAMPLE_VERSIONS="one two three crashes sick"
 SAMPLE_PROXY=mainstay-test/proxy:1
+SAMPLE_POSTGRES=mainstay-test/postgres:15
 
 sample_images() {
     local version
     for version in $SAMPLE_VERSIONS; do echo "mainstay-test/app:$version"; done
     echo $SAMPLE_PROXY
+    echo $SAMPLE_POSTGRES
 }
 
 sample_digest() { (cd "$here/sample/$1" && cat -- * | sha256sum | cut -c1-16); }
@@ -35,6 +37,11 @@ ensure_sample_images() {
     have_sample $SAMPLE_PROXY "$digest" || {
         say "making the sample proxy's image (nginx)"
         build_sample "$here/sample/proxy" $SAMPLE_PROXY "$digest" --build-arg "MIRROR=$(debian_mirror)"
+    }
+    digest=$(sample_digest postgres)
+    have_sample $SAMPLE_POSTGRES "$digest" || {
+        say "making the sample PostgreSQL's image (Debian's 15)"
+        build_sample "$here/sample/postgres" $SAMPLE_POSTGRES "$digest" --build-arg "MIRROR=$(debian_mirror)"
     }
 }
 

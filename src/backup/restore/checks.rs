@@ -1,10 +1,8 @@
 //! Questions to a restored server. In: SQL. Out: what it answered. The answers go into the report; a server that answers
 //! wrongly stays open, since people will want to look at it.
 
-use super::start::LocalServer;
-use crate::backup::source::postgres::{Address, Connection, Purpose};
+use super::start::Host;
 use serde::Serialize;
-use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
@@ -35,10 +33,10 @@ pub struct Checked {
 }
 
 /// Asks each question, one after the other.
-pub(super) async fn ask(server: &LocalServer, data: &Path, checks: &[Check]) -> Vec<Checked> {
+pub(super) async fn ask(host: Host<'_>, data: &Path, checks: &[Check]) -> Vec<Checked> {
     let mut checked = Vec::with_capacity(checks.len());
     for check in checks {
-        let asked = tokio::time::timeout(WITHIN, one(server, data, check)).await;
+        let asked = tokio::time::timeout(WITHIN, one(host, data, check)).await;
         let answer = asked.unwrap_or_else(|_| Err(format!("no answer within {} s", WITHIN.as_secs())));
         let passed = answer.as_deref() == Ok("t");
         let answer = answer.unwrap_or_else(|why| why);
@@ -47,35 +45,11 @@ pub(super) async fn ask(server: &LocalServer, data: &Path, checks: &[Check]) -> 
     checked
 }
 
-async fn one(server: &LocalServer, data: &Path, check: &Check) -> Result<String, String> {
-    let place = place(data).ok_or("the server does not say where it listens")?;
-    let (role, database) = (escaped(&server.role), escaped(&check.database));
-    let url = format!("postgres://{role}@{}:{}/{database}", escaped(&place), server.port);
-    let address = Address::parse(&url).map_err(|error| error.to_string())?;
-    let mut connection = Connection::open(&address, None, Purpose::Sql).await.map_err(|error| error.to_string())?;
-    let rows = connection.query(&check.sql).await.map_err(|error| error.to_string())?;
-    connection.close().await;
-    match &rows.rows[..] {
-        [row] if row.len() == 1 => {
-            let value = row[0].as_deref().map_or("null".into(), String::from_utf8_lossy);
-            Ok(value.into_owned())
-        }
-        other => Err(format!("it gave {} rows of {} columns, not one of one", other.len(), rows.columns.len())),
+async fn one(host: Host<'_>, data: &Path, check: &Check) -> Result<String, String> {
+    let rows = host.query(data, &check.database, &check.sql).await?;
+    match &rows[..] {
+        [row] if row.len() == 1 => Ok(row[0].clone()),
+        [] => Err("it gave no row".into()),
+        [row, ..] => Err(format!("it gave {} rows of {} columns, not one of one", rows.len(), row.len())),
     }
-}
-
-/// Where the server listens: the folder of its socket, else its address, as `postmaster.pid` says.
-fn place(data: &Path) -> Option<String> {
-    let text = fs::read_to_string(data.join("postmaster.pid")).ok()?;
-    let lines: Vec<&str> = text.lines().map(str::trim).collect();
-    [4, 5].into_iter().find_map(|index| lines.get(index).filter(|line| !line.is_empty())).map(|line| (*line).to_owned())
-}
-
-/// As a part of an address.
-fn escaped(text: &str) -> String {
-    let one = |byte: u8| match byte {
-        b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'.' | b'-' | b'_' => char::from(byte).to_string(),
-        other => format!("%{other:02X}"),
-    };
-    text.bytes().map(one).collect()
 }

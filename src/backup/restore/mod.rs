@@ -11,7 +11,8 @@
 //! | `feeder`, `feed.sh` | the log, ahead of the server; it ends only where the catalogue proves that it ends |
 //! | `tail` | the last record of the log, which the server is told to reach |
 //! | `settings` | recovery, and nothing of the former life |
-//! | `start` | the server, until it is open, and how far it came |
+//! | `container` | an image and a volume of a container engine, as a place |
+//! | `start` | the server, local or in a container, until it is open, and how far it came |
 //! | `checks`, `report` | what it is asked then, and what is told to people |
 //!
 //! It fails closed in two independent ways. The feeding script lets recovery end only at names that the repository does
@@ -20,6 +21,7 @@
 
 mod base;
 mod checks;
+pub mod container;
 pub mod feeder;
 pub mod fetch;
 mod log;
@@ -32,10 +34,11 @@ pub mod start;
 pub mod tail;
 
 pub use checks::{Check, Checked};
+pub use container::Container;
 pub use feeder::Feeding;
 pub use fetch::{Moment, Progress};
 pub use plan::{Plan, PlanError, Program, Rates, Target, Wish, plan};
-pub use report::{Report, Seconds};
+pub use report::{Contained, Report, Seconds};
 pub use start::LocalServer;
 
 use super::catalog::holdings::Holdings;
@@ -44,22 +47,20 @@ use super::repository::{Item, Key, Repository, RepositoryError};
 use super::seal::{Opener, SealError};
 use super::take::UnpackError;
 use crate::model::{Lsn, SourceName, SystemId};
+use crate::runtime::RuntimeError;
 use feeder::{Feeder, Stage};
 use fetch::Fetch;
-use place::Place;
+use place::{Place, Watched};
 use report::Clock;
-use settings::Stop;
-use start::{Outcome, Reached, Running};
+use settings::{Doors, Stop};
+use start::{Host, Outcome, Reached, Running};
 use std::path::PathBuf;
 use std::sync::Arc;
 use tail::Expected;
 use tokio::sync::watch;
 
 /// What becomes of the files.
-///
-/// A started container of the right major version is a third way; it comes with the room that speaks to the engine, since
-/// nothing here knows of containers. It mounts the folder that [`Into::Folder`] makes.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub enum Into {
     /// Files only, with all of the log inside: whoever starts a server on them needs neither this program nor the
     /// repository. The files are given to this user and group.
@@ -69,12 +70,34 @@ pub enum Into {
     },
     /// A server of local programs, recovered and open.
     Server(LocalServer),
+    /// A place that a container engine's containers see; with an open server in one of them, or as files only.
+    Container(Box<Container>),
+}
+
+impl Into {
+    /// Whose the files are to be; `None` for ours.
+    fn owner(&self) -> Option<(u32, u32)> {
+        match self {
+            Into::Folder { owner } => *owner,
+            Into::Server(server) => server.user,
+            Into::Container(container) => container.owner(),
+        }
+    }
+
+    /// What runs a server there, where one is to run.
+    fn host(&self) -> Option<Host<'_>> {
+        match self {
+            Into::Folder { .. } => None,
+            Into::Server(server) => Some(Host::Local(server)),
+            Into::Container(container) => container.serves().then_some(Host::Container(container)),
+        }
+    }
 }
 
 /// How a restore is done.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub struct Options {
-    /// The data directory.
+    /// The data directory; for a container what [`Container::place`] gave.
     pub data: PathBuf,
     /// What becomes of it.
     pub into: Into,
@@ -135,6 +158,17 @@ pub enum RestoreError {
         key: String,
         /// What does not fit.
         detail: String,
+    },
+    /// The container engine.
+    #[error(transparent)]
+    Engine(#[from] RuntimeError),
+    /// What is wanted of a container engine is in use, or not fit.
+    #[error("restore into {what}: {why}")]
+    Container {
+        /// The volume, container, image or port.
+        what: String,
+        /// Why not, with what to try.
+        why: String,
     },
     /// The server did not open, or not as planned.
     #[error("recover: {0}")]
@@ -210,11 +244,16 @@ pub async fn restore(
 ) -> Result<Report, RestoreError> {
     let mut clock = Clock::new(plan.estimate.total_secs);
     check_keys(&*repository, &opener, plan).await?;
-    let owner = match &options.into {
-        Into::Folder { owner } => *owner,
-        Into::Server(server) => server.user,
+    let (owner, host) = (options.into.owner(), options.into.host());
+    let watched = match &options.into {
+        Into::Container(_) => Watched::ByEngine,
+        _ => Watched::ByItsFile,
     };
-    let mut place = place::prepare(&options.data, owner, &plan.digest(), &plan.target.to_string(), options.force)?;
+    let about = plan.target.to_string();
+    let mut place = place::prepare(&options.data, owner, &plan.digest(), &about, options.force, watched)?;
+    if let Some(host) = host {
+        host.clear().await?;
+    }
     progress.expect(plan.base_bytes, plan.log_bytes);
     let fetch = Fetch::new(repository, opener, progress);
 
@@ -233,24 +272,30 @@ pub async fn restore(
     };
     let mut report = Report::new(plan, &flow.place, changes);
 
-    match &options.into {
-        Into::Folder { .. } => {
+    if let Into::Container(container) = &options.into {
+        report.contained(container);
+    }
+    match host {
+        None => {
             feeder.everything().await?;
             for folder in [&flow.place.data, &flow.place.data.join(feeder::STAGE)] {
                 place::give_all(folder, owner)?;
             }
             place::sync(std::slice::from_ref(&flow.place.data))?;
-            report.start_by_hand(plan, &flow.place.data);
+            match &options.into {
+                Into::Container(container) => report.run_by_hand(container),
+                _ => report.start_by_hand(plan, &flow.place.data),
+            }
         }
-        Into::Server(server) => {
-            let reached = flow.recover(feeder, server, stop, &mut report).await?;
-            report.reached(plan, &reached, server);
+        Some(host) => {
+            let reached = flow.recover(feeder, host, stop, &mut report).await?;
+            report.reached(plan, &reached, host);
         }
     }
     flow.place.finish()?;
     report.seconds = clock.end();
-    if let Into::Server(server) = &options.into {
-        report.checks = checks::ask(server, &report.data, &options.checks).await;
+    if let Some(host) = host {
+        report.checks = checks::ask(host, &report.data, &options.checks).await;
     }
     Ok(report)
 }
@@ -303,7 +348,11 @@ impl Flow<'_> {
 
     fn settings(&self, stop: &Stop) -> Result<Vec<String>, RestoreError> {
         let (place, plan) = (&self.place, self.plan);
-        let changes = settings::before(&place.data, place.owner(), &plan.base.server, stop, plan.timeline)?;
+        let doors = match self.options.into {
+            Into::Container(_) => Doors::Container,
+            _ => Doors::Machine,
+        };
+        let changes = settings::before(&place.data, place.owner(), &plan.base.server, stop, plan.timeline, doors)?;
         crate::failpoint!("restore-settings-written");
         Ok(changes.notes)
     }
@@ -312,11 +361,11 @@ impl Flow<'_> {
     async fn recover(
         &mut self,
         feeder: Feeder,
-        server: &LocalServer,
+        host: Host<'_>,
         stop: Stop,
         report: &mut Report,
     ) -> Result<Reached, RestoreError> {
-        let (mut running, mut outcome) = self.fed(feeder, server).await?;
+        let (mut running, mut outcome) = self.fed(feeder, host).await?;
         if outcome == Outcome::EndedEarly && matches!(stop, Stop::Time(_) | Stop::Before(_)) {
             // Every transaction of the log ended before that, and the log is known to reach beyond it: the state that was
             // asked for is that at the end of the log.
@@ -325,18 +374,18 @@ impl Flow<'_> {
             again.head_start(true, watch::channel(true).1).await?;
             let stop = self.last_record(&mut again).await?;
             self.settings(&stop)?;
-            (running, outcome) = self.fed(again, server).await?;
+            (running, outcome) = self.fed(again, host).await?;
         }
         match outcome {
             Outcome::Open => {}
             Outcome::Refused(why) => return Err(RestoreError::Server(why)),
             Outcome::EndedEarly => return Err(RestoreError::Server(self.ended_early())),
         }
-        match self.check(&running) {
+        match self.check(&running).await {
             Ok(reached) => {
                 settings::after(&self.place.data, self.place.owner())?;
                 crate::failpoint!("restore-settings-after");
-                running.reload();
+                running.settle().await?;
                 Stage::at(&self.place.data).remove()?;
                 Ok(reached)
             }
@@ -358,9 +407,9 @@ impl Flow<'_> {
     }
 
     /// Runs the feeder beside the server until that is open or gone. A feeder that fails takes the server with it.
-    async fn fed(&self, feeder: Feeder, server: &LocalServer) -> Result<(Running, Outcome), RestoreError> {
+    async fn fed(&self, feeder: Feeder, host: Host<'_>) -> Result<(Running, Outcome), RestoreError> {
         let (stop, stopped) = watch::channel(false);
-        let mut running = start::start(server, &self.place.data)?;
+        let mut running = host.start(&self.place.data).await?;
         crate::failpoint!("restore-server-started");
         let feeding = feeder.run(stopped);
         tokio::pin!(feeding);
@@ -377,8 +426,8 @@ impl Flow<'_> {
     }
 
     /// Whether the open server came as far as the plan says, and on the planned timelines.
-    fn check(&self, running: &Running) -> Result<Reached, RestoreError> {
-        let (plan, reached) = (self.plan, running.reached()?);
+    async fn check(&self, running: &Running) -> Result<Reached, RestoreError> {
+        let (plan, reached) = (self.plan, running.reached().await?);
         let Reached { timeline, lsn, .. } = reached;
         if plan.timeline_at(lsn) != Some(timeline) {
             let why = format!("it followed timeline {timeline} to {lsn}, which is not on the way of {}", plan.timeline);

@@ -73,6 +73,16 @@ fn refused(path: &Path, source: PlaceError) -> RestoreError {
     RestoreError::Place { path: path.to_owned(), source }
 }
 
+/// Who knows whether a server runs in a folder.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Watched {
+    /// Its `postmaster.pid`: the process and the socket that it names are of this machine.
+    ByItsFile,
+    /// A container engine, which was asked. What the file names is in a container, and this machine may have another of
+    /// the same name.
+    ByEngine,
+}
+
 /// Makes a folder ready. `plan` is the digest of the plan and `about` says in words which it is.
 ///
 /// # Errors
@@ -83,9 +93,10 @@ pub(super) fn prepare(
     plan: &str,
     about: &str,
     force: bool,
+    watched: Watched,
 ) -> Result<Place, RestoreError> {
     let data = &absolute(data)?;
-    let found = look(data)?;
+    let found = look(data, watched)?;
     let mut moved_aside = None;
     match found {
         Found::Nothing => make(data, owner)?,
@@ -100,7 +111,10 @@ pub(super) fn prepare(
                 return Ok(Place { data: data.clone(), done, moved_aside, base_complete, state, owner });
             }
             Resume::Again => clear(data, &text)?,
-            Resume::Other(_) if force => moved_aside = Some(move_aside(data, owner)?),
+            Resume::Other(_) if force => {
+                idle(data)?;
+                moved_aside = Some(move_aside(data, owner)?);
+            }
             Resume::Other(about) => return Err(refused(data, PlaceError::Other(about))),
         },
         Found::Foreign(_) if force => moved_aside = Some(move_aside(data, owner)?),
@@ -123,9 +137,9 @@ pub(super) fn prepare(
 ///
 /// # Errors
 /// As `prepare` would fail.
-pub fn check(data: &Path, plan: &str, force: bool) -> Result<(), RestoreError> {
+pub fn check(data: &Path, plan: &str, force: bool, watched: Watched) -> Result<(), RestoreError> {
     let data = &absolute(data)?;
-    match look(data)? {
+    match look(data, watched)? {
         Found::Foreign(what) if !force => Err(refused(data, PlaceError::NotEmpty(what))),
         Found::Ours { text } if !force => match resume(data, &text, plan) {
             Resume::Other(about) => Err(refused(data, PlaceError::Other(about))),
@@ -157,7 +171,7 @@ impl Place {
         if self.done.contains(&line) && path.is_dir() {
             return Ok(());
         }
-        match look(path)? {
+        match look(path, Watched::ByItsFile)? {
             Found::Nothing => make(path, self.owner)?,
             Found::Empty => {}
             _ if force => drop(move_aside(path, self.owner)?),
@@ -261,7 +275,7 @@ fn absolute(data: &Path) -> Result<PathBuf, RestoreError> {
     Ok(path)
 }
 
-fn look(data: &Path) -> Result<Found, RestoreError> {
+fn look(data: &Path, watched: Watched) -> Result<Found, RestoreError> {
     let facts = match fs::metadata(data) {
         Err(error) if error.kind() == ErrorKind::NotFound => {
             let dangling = fs::symlink_metadata(data).is_ok();
@@ -282,7 +296,9 @@ fn look(data: &Path) -> Result<Found, RestoreError> {
     }
     names.sort();
     // A server that was started on a half-done restore counts too.
-    running(data)?;
+    if watched == Watched::ByItsFile {
+        running(data)?;
+    }
     if names.is_empty() {
         return Ok(Found::Empty);
     }
@@ -407,6 +423,15 @@ fn move_aside(data: &Path, owner: Option<(u32, u32)>) -> Result<PathBuf, Restore
     Err(refused(data, PlaceError::Name("a hundred folders were moved aside within this second".into())))
 }
 
+/// Makes sure that no restore writes into a folder at this moment.
+pub(super) fn idle(data: &Path) -> Result<(), RestoreError> {
+    let path = data.join(STATE);
+    match File::options().append(true).open(&path) {
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
+        state => lock(data, &state.map_err(io("open", &path))?),
+    }
+}
+
 fn lock(data: &Path, state: &File) -> Result<(), RestoreError> {
     match state.try_lock() {
         Ok(()) => Ok(()),
@@ -420,7 +445,7 @@ mod tests {
     use super::*;
 
     fn ready(data: &Path, plan: &str, force: bool) -> Result<Place, RestoreError> {
-        prepare(data, None, plan, "the newest state of shop-db", force)
+        prepare(data, None, plan, "the newest state of shop-db", force, Watched::ByItsFile)
     }
 
     fn why(result: Result<Place, RestoreError>) -> String {

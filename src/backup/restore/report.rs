@@ -1,9 +1,10 @@
 //! What was restored, as plain data: for people, for scripts, for the record of a drill.
 
 use super::checks::Checked;
+use super::container::{Container, Keep};
 use super::place::Place;
 use super::plan::{Plan, Target};
-use super::start::{LOG_FILE, LocalServer, Reached};
+use super::start::{Host, LOG_FILE, Reached};
 use crate::backup::repository::BackupId;
 use crate::model::{Lsn, SourceName, SystemId, Timeline};
 use jiff::Timestamp;
@@ -25,6 +26,22 @@ pub struct Seconds {
     pub planned: u64,
 }
 
+/// What was made in a container engine.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Contained {
+    /// The image.
+    pub image: String,
+    /// The volume that holds the data; `None` for a folder.
+    pub volume: Option<String>,
+    /// The volume that what was there before is in.
+    pub moved_aside: Option<String>,
+    /// The container that runs; `None` where no server was started.
+    pub name: Option<String>,
+    /// Where it is published.
+    pub published: Option<String>,
+}
+
 /// What was restored.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(rename_all = "kebab-case")]
@@ -41,6 +58,8 @@ pub struct Report {
     pub data: PathBuf,
     /// What was in that place before, and where it is now.
     pub moved_aside: Option<PathBuf>,
+    /// Where that is in a container engine; `None` where none is concerned.
+    pub container: Option<Contained>,
     /// The timeline that was replayed last; `None` while no server was started.
     pub timeline: Option<Timeline>,
     /// The byte after the last one that was replayed.
@@ -71,6 +90,7 @@ impl Report {
             base: plan.base.backup.clone(),
             data: place.data.clone(),
             moved_aside: place.moved_aside.clone(),
+            container: None,
             timeline: None,
             reached: None,
             new_timeline: None,
@@ -88,6 +108,38 @@ impl Report {
         self.checks.iter().all(|check| check.passed)
     }
 
+    /// In a container engine: what was made there.
+    pub(super) fn contained(&mut self, container: &Container) {
+        let (wanted, server) = (&container.wanted, container.wanted.server.as_ref());
+        let volume = match &wanted.keep {
+            Keep::Volume(name) => Some(name.clone()),
+            Keep::Folder(_) => None,
+        };
+        self.notes
+            .extend(container.aside.as_ref().map(|aside| format!("what was in that volume is in the volume {aside}")));
+        self.container = Some(Contained {
+            image: wanted.image.clone(),
+            volume,
+            moved_aside: container.aside.clone(),
+            name: server.map(|server| server.name.clone()),
+            published: server.map(|server| std::net::SocketAddr::new(server.listen, server.port).to_string()),
+        });
+    }
+
+    /// Files for an image: how to go on.
+    pub(super) fn run_by_hand(&mut self, container: &Container) {
+        let at = match &container.wanted.keep {
+            Keep::Volume(name) => name.clone(),
+            Keep::Folder(path) => path.display().to_string(),
+        };
+        self.next =
+            format!("docker run -d -v '{}:{}' {}", at.replace('\'', "'\\''"), container.mount, container.wanted.image);
+        let stage = super::feeder::STAGE;
+        self.notes.push(format!(
+            "a server that is started on it recovers, then opens; all of the log is in {stage}/ in it; remove that then"
+        ));
+    }
+
     /// Files only: how to go on.
     pub(super) fn start_by_hand(&mut self, plan: &Plan, data: &Path) {
         let folder = data.display().to_string().replace('\'', "'\\''");
@@ -100,13 +152,22 @@ impl Report {
     }
 
     /// A server: how far it came, and how to reach it.
-    pub(super) fn reached(&mut self, plan: &Plan, reached: &Reached, server: &LocalServer) {
+    pub(super) fn reached(&mut self, plan: &Plan, reached: &Reached, host: Host<'_>) {
         self.timeline = Some(reached.timeline);
         self.reached = Some(reached.lsn);
         self.new_timeline = Some(reached.now);
         self.last_transaction = reached.last_transaction;
-        self.next = format!("psql -p {} -d postgres", server.port);
-        self.notes.push(format!("the messages of the server are in {LOG_FILE} in its folder"));
+        match host {
+            Host::Local(server) => {
+                self.next = format!("psql -p {} -d postgres", server.port);
+                self.notes.push(format!("the messages of the server are in {LOG_FILE} in its folder"));
+            }
+            Host::Container(container) => {
+                let name = container.wanted.server.as_ref().map_or("", |server| &server.name);
+                self.next = format!("docker exec -it -u {} {name} psql -d postgres", container.user());
+                self.notes.push(format!("the messages of the server: docker logs {name}"));
+            }
+        }
         if let Some(at) = plan.end.at.filter(|_| plan.target == Target::Latest && reached.last_transaction.is_none()) {
             self.notes.push(format!("no transaction ended after the base backup; the log was last seen at {at}"));
         }

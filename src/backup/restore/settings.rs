@@ -105,6 +105,9 @@ fn for_recovery(stop: &Stop, timeline: Timeline, major: u32) -> Vec<(&'static st
         ("max_wal_size", "8GB".into()),
         ("checkpoint_timeout", "30min".into()),
         ("maintenance_io_concurrency", "64".into()),
+        // How far it came is read from its messages.
+        ("log_min_messages", "log".into()),
+        ("lc_messages", "C".into()),
     ];
     if major >= 15 {
         // How far replay looks ahead for pages to read.
@@ -177,6 +180,38 @@ pub(super) struct Changes {
     pub(super) notes: Vec<String>,
 }
 
+/// From where a server is reached whose own configuration was not in the backup.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Doors {
+    /// This machine, by its socket.
+    Machine,
+    /// A container: whoever reaches its port, with a password.
+    Container,
+}
+
+impl Doors {
+    fn hba(self) -> &'static str {
+        match self {
+            Doors::Machine => "local all all peer\n",
+            Doors::Container => "local all all peer\nhost all all all scram-sha-256\n",
+        }
+    }
+
+    fn listen(self) -> &'static str {
+        match self {
+            Doors::Machine => "localhost",
+            Doors::Container => "*",
+        }
+    }
+
+    fn words(self) -> &'static str {
+        match self {
+            Doors::Machine => "listens on this machine only",
+            Doors::Container => "listens at every address of its container",
+        }
+    }
+}
+
 /// Writes everything a server needs to recover to `stop` and nowhere else. May be done again.
 pub(super) fn before(
     data: &Path,
@@ -184,6 +219,7 @@ pub(super) fn before(
     facts: &ServerFacts,
     stop: &Stop,
     timeline: Timeline,
+    doors: Doors,
 ) -> Result<Changes, RestoreError> {
     let mut notes = Vec::new();
     let conf = data.join("postgresql.conf");
@@ -196,15 +232,15 @@ pub(super) fn before(
             }
         }
         None => {
-            write(&conf, owner, &minimal(facts))?;
-            notes.push(
+            write(&conf, owner, &minimal(facts, doors))?;
+            notes.push(format!(
                 "the source kept its configuration outside its data directory, where a backup does not see it: \
-                 postgresql.conf is a minimal one, and listens on this machine only"
-                    .into(),
-            );
+                 postgresql.conf is a minimal one, and {}",
+                doors.words()
+            ));
         }
     }
-    for (file, text) in [("pg_hba.conf", "local all all peer\n"), ("pg_ident.conf", "")] {
+    for (file, text) in [("pg_hba.conf", doors.hba()), ("pg_ident.conf", "")] {
         let path = data.join(file);
         if read(&path)?.is_none() {
             write(&path, owner, text)?;
@@ -261,9 +297,10 @@ fn auto_conf(main: &str, auto: &str, facts: &ServerFacts, stop: &Stop, timeline:
     (text, notes)
 }
 
-fn minimal(facts: &ServerFacts) -> String {
-    let mut text = String::from(
-        "# Made by mainstay restore: the source kept its own outside the data directory.\nlisten_addresses = 'localhost'\n",
+fn minimal(facts: &ServerFacts, doors: Doors) -> String {
+    let mut text = format!(
+        "# Made by mainstay restore: the source kept its own outside the data directory.\nlisten_addresses = '{}'\n",
+        doors.listen()
     );
     for name in FROM_FACTS {
         if let Some(value) = facts.settings.get(name).filter(|value| !value.is_empty()) {
@@ -342,7 +379,7 @@ mod tests {
         let facts = facts(&[]);
         // Twice is as once.
         for _ in 0..2 {
-            before(dir.path(), None, &facts, &Stop::After(Lsn(0x300_0148)), Timeline(1)).unwrap();
+            before(dir.path(), None, &facts, &Stop::After(Lsn(0x300_0148)), Timeline(1), Doors::Machine).unwrap();
         }
         let read = |file: &str| fs::read_to_string(dir.path().join(file)).unwrap();
         assert_eq!(read("postgresql.conf"), "port = 5433\n#restore_command = 'x'\n");
@@ -376,7 +413,8 @@ mod tests {
     fn r26_a_missing_configuration_is_made_from_the_facts() {
         let dir = tempfile::tempdir().unwrap();
         let facts = facts(&[("max_connections", "300"), ("shared_preload_libraries", "it's, b\\c")]);
-        let changes = before(dir.path(), None, &facts, &Stop::Point("be'fore".into()), Timeline(1)).unwrap();
+        let stop = Stop::Point("be'fore".into());
+        let changes = before(dir.path(), None, &facts, &stop, Timeline(1), Doors::Machine).unwrap();
         let read = |file: &str| fs::read_to_string(dir.path().join(file)).unwrap();
         assert!(
             read("postgresql.conf")
@@ -385,5 +423,12 @@ mod tests {
         assert!(read("postgresql.auto.conf").contains("recovery_target_name = 'be''fore'\n"));
         assert_eq!(read("pg_hba.conf"), "local all all peer\n");
         assert!(changes.notes.iter().any(|note| note.contains("outside its data directory")), "{changes:?}");
+
+        // In a container nobody comes from the machine itself.
+        let dir = tempfile::tempdir().unwrap();
+        before(dir.path(), None, &facts, &stop, Timeline(1), Doors::Container).unwrap();
+        let read = |file: &str| fs::read_to_string(dir.path().join(file)).unwrap();
+        assert!(read("postgresql.conf").contains("listen_addresses = '*'\n"));
+        assert_eq!(read("pg_hba.conf"), "local all all peer\nhost all all all scram-sha-256\n");
     }
 }

@@ -1,23 +1,24 @@
-//! A restored server: started, followed until it is open, and looked at. In: a data directory that is ready, local programs.
-//! Out: how far it came.
+//! A restored server: started, followed until it is open, and looked at. In: a data directory that is ready, and what runs
+//! a server there: `local` programs of this machine, or a `container`. Out: how far it came. Both are told apart here and
+//! nowhere below; the tests of a restore run on both.
 //!
 //! What a server does is read from its own files and its log, so that no role, password or access rule has to be known:
 //! the status in `postmaster.pid` (as `pg_ctl` does), the history file of the timeline it begins, its messages.
 
+mod container;
+mod local;
+
 use super::RestoreError;
+use super::container::Container;
 use super::plan::Program;
 use crate::backup::catalog::history;
 use crate::model::{Lsn, Timeline};
 use jiff::Timestamp;
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
-use std::fs::{self, File};
-use std::io::{Read as _, Seek as _, SeekFrom};
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
-use tokio::process::{Child, Command};
+use tokio::process::Command;
 
 /// Its messages while it recovers, in the data directory; kept.
 pub const LOG_FILE: &str = "mainstay-restore.log";
@@ -32,9 +33,9 @@ const LOOK_EVERY: Duration = Duration::from_millis(20);
 /// A server that is told to stop gets this long before it is told again, harder.
 const STOP_WITHIN: Duration = Duration::from_secs(30);
 /// As much of its messages as is shown, from the end.
-const SHOWN_BYTES: u64 = 3000;
+const SHOWN_BYTES: usize = 3000;
 /// Messages are searched in this much of their end: a recovery without debugging writes a line a segment.
-const SEARCHED_BYTES: u64 = 4 << 20;
+const SEARCHED_BYTES: usize = 4 << 20;
 
 /// Local programs, and how the server is to be reached.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -49,6 +50,15 @@ pub struct LocalServer {
     pub role: String,
     /// The folder of its Unix socket; what its configuration says unless it is given.
     pub socket: Option<PathBuf>,
+}
+
+/// What runs a server.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Host<'a> {
+    /// Programs of this machine.
+    Local(&'a LocalServer),
+    /// A container that is to be left running.
+    Container(&'a Container),
 }
 
 /// How the server ended instead of opening.
@@ -84,132 +94,114 @@ pub async fn program(bin: &Path) -> Result<Program, RestoreError> {
     let asked = Command::new(&path).arg("--version").stdin(Stdio::null()).output().await;
     let output = asked.map_err(|error| RestoreError::io(format!("run {}", path.display()), error))?;
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
-    // `postgres (PostgreSQL) 15.18 (Debian …)`, `18beta1`.
-    let version = text.split_whitespace().nth(2).unwrap_or_default();
-    let digits: String = version.chars().take_while(char::is_ascii_digit).collect();
     let major =
-        digits.parse().map_err(|_| RestoreError::Server(format!("{} says `{}`", path.display(), text.trim())))?;
+        major_of(&text).ok_or_else(|| RestoreError::Server(format!("{} says `{}`", path.display(), text.trim())))?;
     Ok(Program { major, block_size: None })
 }
 
-/// A server that was started here.
-pub(super) struct Running {
-    child: Child,
-    data: PathBuf,
-    /// Its messages from this start on begin here.
-    log_begins: u64,
+/// The major version in what `postgres --version` says: `postgres (PostgreSQL) 15.18 (Debian …)`, `18beta1`.
+pub(super) fn major_of(text: &str) -> Option<u32> {
+    let version = text.split_whitespace().nth(2)?;
+    version.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok()
 }
 
-/// Starts it; it goes on when this process ends.
-pub(super) fn start(server: &LocalServer, data: &Path) -> Result<Running, RestoreError> {
-    let log_path = data.join(LOG_FILE);
-    let wrong = |error| RestoreError::io(format!("write {}", log_path.display()), error);
-    let log = File::options().create(true).append(true).mode(0o600).open(&log_path).map_err(wrong)?;
-    super::place::give(&log_path, server.user)?;
-    let log_begins = log.metadata().map_err(wrong)?.len();
-    let path = server.bin.join("postgres");
-    let mut command = Command::new(&path);
-    command.arg("-D").arg(data).current_dir(data).stdin(Stdio::null()).process_group(0);
-    let set = |name: &str, value: &str| format!("{name}={value}");
-    let mut settings = vec![
-        set("port", &server.port.to_string()),
-        // Its messages are read here, whatever its configuration does with them.
-        set("logging_collector", "off"),
-        set("log_destination", "stderr"),
-        set("log_min_messages", "log"),
-        set("lc_messages", "C"),
-        set("config_file", &data.join("postgresql.conf").display().to_string()),
-        set("hba_file", &data.join("pg_hba.conf").display().to_string()),
-        set("ident_file", &data.join("pg_ident.conf").display().to_string()),
-    ];
-    if let Some(socket) = &server.socket {
-        settings.push(set("unix_socket_directories", &super::settings::listed(socket)));
+impl Host<'_> {
+    /// Takes away what an interrupted restore left running in the place. Called by whoever holds its lock.
+    pub(super) async fn clear(&self) -> Result<(), RestoreError> {
+        match self {
+            // It was refused when the place was taken.
+            Host::Local(_) => Ok(()),
+            Host::Container(container) => container::clear(container).await,
+        }
     }
-    for setting in settings {
-        command.arg("-c").arg(setting);
+
+    /// Starts it; it goes on when this process ends.
+    pub(super) async fn start(&self, data: &Path) -> Result<Running, RestoreError> {
+        match self {
+            Host::Local(server) => local::start(server, data).map(Running::Local),
+            Host::Container(container) => container::start(container, data).await.map(Running::Container),
+        }
     }
-    if let Some((user, group)) = server.user {
-        command.uid(user).gid(group);
+
+    /// Asks the open server; gives each row as its columns, in text.
+    pub(super) async fn query(&self, data: &Path, database: &str, sql: &str) -> Result<Vec<Vec<String>>, String> {
+        match self {
+            Host::Local(server) => local::query(server, data, database, sql).await,
+            Host::Container(container) => container::query(container, data, database, sql).await,
+        }
     }
-    // Nothing of our environment is the server's business: it may hold credentials of the store.
-    command
-        .env_clear()
-        .env("PATH", std::env::var_os("PATH").unwrap_or_else(|| "/usr/bin:/bin".into()))
-        .env("LC_ALL", "C");
-    let copy = log.try_clone().map_err(wrong)?;
-    command.stdout(copy).stderr(log);
-    let child = command.spawn().map_err(|error| RestoreError::io(format!("run {}", path.display()), error))?;
-    Ok(Running { child, data: data.to_owned(), log_begins })
+}
+
+/// A server that was started here.
+pub(super) enum Running {
+    Local(local::Running),
+    Container(container::Running),
 }
 
 impl Running {
     /// Waits until it is open or gone. May be dropped and called again.
     pub(super) async fn outcome(&mut self) -> Result<Outcome, RestoreError> {
-        loop {
-            let ended = self.child.try_wait().map_err(|error| RestoreError::io("watch the server", error))?;
-            if let Some(status) = ended {
-                let log = self.log(SEARCHED_BYTES);
-                return Ok(match log.contains(ENDED_EARLY) {
-                    true => Outcome::EndedEarly,
-                    false => Outcome::Refused(format!("it ended with {status}:\n{}", self.log(SHOWN_BYTES).trim_end())),
-                });
-            }
-            if self.status() == Some("ready".into()) {
-                return Ok(Outcome::Open);
-            }
-            tokio::time::sleep(LOOK_EVERY).await;
+        match self {
+            Running::Local(server) => server.outcome().await,
+            Running::Container(server) => server.outcome().await,
         }
-    }
-
-    /// The eighth line of `postmaster.pid`, when that is of this process.
-    fn status(&self) -> Option<String> {
-        let text = fs::read_to_string(self.data.join("postmaster.pid")).ok()?;
-        let lines: Vec<&str> = text.lines().collect();
-        (lines.first()?.trim().parse() == Ok(self.child.id()?)).then_some(())?;
-        Some(lines.get(7)?.trim().to_owned())
-    }
-
-    /// The end of its messages since this start.
-    pub(super) fn log(&self, bytes: u64) -> String {
-        let read = || {
-            let mut file = File::open(self.data.join(LOG_FILE))?;
-            let length = file.metadata()?.len();
-            file.seek(SeekFrom::Start(self.log_begins.max(length.saturating_sub(bytes))))?;
-            let mut text = Vec::new();
-            file.take(bytes).read_to_end(&mut text)?;
-            Ok::<_, std::io::Error>(String::from_utf8_lossy(&text).into_owned())
-        };
-        read().unwrap_or_else(|error| format!("its messages cannot be read: {error}"))
     }
 
     /// Stops it at once, without a checkpoint, and waits until it is gone.
-    pub(super) async fn stop(mut self) -> Result<(), RestoreError> {
-        for signal in [Signal::SIGQUIT, Signal::SIGKILL] {
-            let Some(pid) = self.child.id() else { return Ok(()) };
-            // It may have ended since.
-            let _ = kill(Pid::from_raw(pid as i32), signal);
-            if tokio::time::timeout(STOP_WITHIN, self.child.wait()).await.is_ok() {
-                return Ok(());
-            }
+    pub(super) async fn stop(self) -> Result<(), RestoreError> {
+        match self {
+            Running::Local(server) => server.stop().await,
+            Running::Container(server) => server.stop().await,
         }
-        Err(RestoreError::Server("it does not stop".into()))
     }
 
-    /// Has it read its configuration again.
-    pub(super) fn reload(&self) {
-        if let Some(pid) = self.child.id() {
-            let _ = kill(Pid::from_raw(pid as i32), Signal::SIGHUP);
+    /// Has it read its configuration again, and be started again by whoever keeps it: it is recovered.
+    pub(super) async fn settle(&self) -> Result<(), RestoreError> {
+        match self {
+            Running::Local(server) => server.reload(),
+            Running::Container(server) => server.settle().await?,
         }
+        Ok(())
     }
 
     /// How far it came; asked when it is open.
-    pub(super) fn reached(&self) -> Result<Reached, RestoreError> {
-        let messages = self.log(SEARCHED_BYTES);
+    pub(super) async fn reached(&self) -> Result<Reached, RestoreError> {
+        let (data, messages) = match self {
+            Running::Local(server) => (server.data(), server.log(SEARCHED_BYTES)),
+            Running::Container(server) => (server.data(), server.log(SEARCHED_BYTES).await),
+        };
         let time =
             messages.rsplit_once(LAST_TRANSACTION).and_then(|(_, rest)| rest.lines().next()?.trim().parse().ok());
-        let (now, timeline, lsn) = newest_history(&self.data)?;
+        let (now, timeline, lsn) = newest_history(data)?;
         Ok(Reached { timeline, lsn, now, last_transaction: time })
     }
+}
+
+/// What the end of a server means that did not open, from its messages.
+fn refused(ended: &str, messages: &str) -> Outcome {
+    if messages.contains(ENDED_EARLY) {
+        return Outcome::EndedEarly;
+    }
+    let mut shown = messages.len().saturating_sub(SHOWN_BYTES);
+    while !messages.is_char_boundary(shown) {
+        shown += 1;
+    }
+    Outcome::Refused(format!("it ended with {ended}:\n{}", messages[shown..].trim_end()))
+}
+
+/// Line 1 and 8 of `postmaster.pid`: the process, and whether it is `ready`.
+fn status(data: &Path) -> Option<(u32, String)> {
+    let text = fs::read_to_string(data.join("postmaster.pid")).ok()?;
+    let lines: Vec<&str> = text.lines().collect();
+    Some((lines.first()?.trim().parse().ok()?, lines.get(7)?.trim().to_owned()))
+}
+
+/// Where the server listens: the folder of its socket, else its address, as `postmaster.pid` says.
+fn listens(data: &Path) -> Result<String, String> {
+    let text = fs::read_to_string(data.join("postmaster.pid")).unwrap_or_default();
+    let lines: Vec<&str> = text.lines().map(str::trim).collect();
+    let found = [4, 5].into_iter().find_map(|index| lines.get(index).filter(|line| !line.is_empty()));
+    found.map(|line| (*line).to_owned()).ok_or_else(|| "the server does not say where it listens".into())
 }
 
 /// The newest timeline in `pg_wal`, which an opening server begins, and where it left which other one.

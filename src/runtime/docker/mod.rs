@@ -13,6 +13,7 @@ mod logs;
 mod network;
 pub(crate) mod oneoff;
 pub(crate) mod project;
+pub(crate) mod server;
 mod space;
 mod swarm;
 
