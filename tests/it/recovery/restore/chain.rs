@@ -29,7 +29,8 @@ fn versions() -> impl Iterator<Item = u32> {
 
 async fn world(version: u32) -> World {
     let settings = ["summarize_wal = on", "wal_keep_size = 1GB", "autovacuum = off"];
-    World::new(version, ServerOptions { checksums: true, ..ServerOptions::with(&settings) }).await
+    let options = ServerOptions { checksums: true, segment_mib: Some(1), ..ServerOptions::with(&settings) };
+    World::new(version, options).await
 }
 
 async fn whole(world: &World) -> Taken {
@@ -56,7 +57,7 @@ async fn comes_back(version: u32) {
     for sql in [
         &space(0),
         &space(1),
-        "CREATE TABLE big AS SELECT a, repeat('x', 100) b FROM generate_series(1, 60000) a",
+        "CREATE TABLE big AS SELECT a, repeat('x', 100) b FROM generate_series(1, 30000) a",
         "CREATE INDEX by_b ON big (b, a)",
         "CREATE TABLE cut AS SELECT a, 'first' b FROM generate_series(1, 5000) a",
         "CREATE TABLE emptied AS SELECT a, 'first' b FROM generate_series(1, 20000) a",
@@ -87,7 +88,7 @@ async fn comes_back(version: u32) {
     let second = world.difference(&first).await;
     let sum_of_second = server.value(SUM).await;
     for sql in [
-        "UPDATE big SET b = 'again' WHERE a = 30000",
+        "UPDATE big SET b = 'again' WHERE a = 20000",
         // It grows over where it was cut.
         "INSERT INTO cut SELECT a, 'second' FROM generate_series(1, 8000) a",
         "INSERT INTO emptied SELECT a, 'second' FROM generate_series(1, 300) a",
@@ -98,7 +99,7 @@ async fn comes_back(version: u32) {
         server.sql(sql).await;
     }
     let third = world.difference(&second).await;
-    server.sql("UPDATE big SET b = 'log only' WHERE a = 59999").await;
+    server.sql("UPDATE big SET b = 'log only' WHERE a = 29999").await;
     world.ship().await;
     let sum = server.value(SUM).await;
 
@@ -160,7 +161,7 @@ async fn three(version: u32) -> (World, [Taken; 3]) {
     let world = world(version).await;
     for sql in [
         "CREATE TABLE t (i int)",
-        "CREATE TABLE large AS SELECT a, repeat('x', 200) b FROM generate_series(1, 60000) a",
+        "CREATE TABLE large AS SELECT a, repeat('x', 200) b FROM generate_series(1, 20000) a",
     ] {
         world.server.sql(sql).await;
     }
@@ -288,8 +289,10 @@ async fn r21_a_killed_restore_of_a_chain_goes_on() {
     assert!(wanted.contains_key(Path::new("global/pg_control")));
 
     let goes_on = folder.join("goes on");
+    // Each restore is a process of its own: the gate takes every third call, the long run all.
+    let step = if std::env::var_os("MAINSTAY_SOAK").is_some() { 1 } else { 3 };
     let mut killed = 0;
-    for at in 1.. {
+    for at in (1..).step_by(step) {
         let data = folder.join(format!("killed {at}"));
         let died = ended(child(folder, &data, at));
         assert!(died, "it ended well at {at}: the base has more calls than that");
@@ -299,7 +302,7 @@ async fn r21_a_killed_restore_of_a_chain_goes_on() {
         }
         killed += 1;
         // One place is killed ever later; and some of the fresh ones go on to their end.
-        if at % 2 == 0 && !is_done(&goes_on) {
+        if !is_done(&goes_on) {
             ended(child(folder, &goes_on, at));
         }
         if at % 4 == 0 {
@@ -309,7 +312,8 @@ async fn r21_a_killed_restore_of_a_chain_goes_on() {
         fs::remove_dir_all(&data).unwrap();
         assert!(killed < 60, "it never comes to its end");
     }
-    assert!(killed >= 3 * 2 * 2, "{killed} kills: an index and a part of each backup, before and after");
+    // An index and a part of each backup, before and after each.
+    assert!(killed * step >= 3 * 2 * 2, "{killed} kills");
     if !is_done(&goes_on) {
         again(folder, &goes_on, usize::MAX).await;
     }
@@ -319,7 +323,7 @@ async fn r21_a_killed_restore_of_a_chain_goes_on() {
     for (number, taken) in taken[1..].iter().enumerate() {
         let data = folder.join(format!("on top {number}"));
         let mut torn = 0;
-        for wait_micros in [0, 1_000, 4_000] {
+        for wait_micros in [0, 2_000] {
             if !is_done(&data) {
                 torn += u32::from(killed_on_top(folder, &data, &taken.manifest, Duration::from_micros(wait_micros)));
             }
