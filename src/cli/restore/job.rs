@@ -21,21 +21,21 @@ const USUAL_PORT: u16 = 5432;
 /// How far a restore goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum Kind {
-    /// The files in a folder; start the server yourself
+    /// The files in a folder.
     Folder,
-    /// A server of this machine that answers
+    /// A server of this machine that answers.
     Server,
-    /// The files in a volume of the container engine; start a container on it yourself
+    /// The files in a volume of the container engine.
     Volume,
-    /// A container that answers, and is left running
+    /// A container that answers, and is left running.
     Container,
 }
 
 /// Options about a container engine.
 #[derive(Debug, Clone, Default, clap::Args)]
 pub struct Contained {
-    /// How far it goes [default: what the source's file says]
-    #[arg(long, value_enum, value_name = "WHAT", conflicts_with = "files_only")]
+    /// How far it goes: `folder`, `server`, `volume` or `container` [default: what the source's file says]
+    #[arg(long, value_enum, value_name = "WHAT", hide_possible_values = true, conflicts_with = "files_only")]
     into: Option<Kind>,
     /// The image of PostgreSQL that runs on it, such as postgres:17
     #[arg(long)]
@@ -159,8 +159,10 @@ fn kind(args: &Args, written: &RestoreInto) -> Kind {
     let Contained { into, image, volume, name, listen, network } = &args.contained;
     let written = kind_of(written);
     let of_container = name.is_some() || listen.is_some() || network.is_some();
+    if let Some(into) = into {
+        return *into;
+    }
     match written {
-        _ if into.is_some() => into.unwrap_or(written),
         Kind::Volume | Kind::Container if args.files_only && args.target.is_none() => Kind::Volume,
         _ if args.files_only => Kind::Folder,
         _ if args.bin.is_some() => Kind::Server,
