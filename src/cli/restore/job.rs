@@ -20,7 +20,7 @@ const USUAL_PORT: u16 = 5432;
 
 /// How far a restore goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-pub enum Kind {
+pub(super) enum Kind {
     /// The files in a folder.
     Folder,
     /// A server of this machine that answers.
@@ -33,7 +33,7 @@ pub enum Kind {
 
 /// Options about a container engine.
 #[derive(Debug, Clone, Default, clap::Args)]
-pub struct Contained {
+pub(super) struct Contained {
     /// How far it goes: `folder`, `server`, `volume` or `container` [default: what the source's file says]
     #[arg(long, value_enum, value_name = "WHAT", hide_possible_values = true, conflicts_with = "files_only")]
     into: Option<Kind>,
