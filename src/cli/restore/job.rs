@@ -20,20 +20,20 @@ const USUAL_PORT: u16 = 5432;
 
 /// How far a restore goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-pub enum Kind {
-    /// The files in a folder; start the server yourself
+pub(super) enum Kind {
+    /// The files in a folder.
     Folder,
-    /// A server of this machine that answers
+    /// A server of this machine that answers.
     Server,
-    /// The files in a volume of the container engine; start a container on it yourself
+    /// The files in a volume of the container engine.
     Volume,
-    /// A container that answers, and is left running
+    /// A container that answers, and is left running.
     Container,
 }
 
 /// Where a restore goes.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Destination {
+pub(super) enum Destination {
     /// As far as this, with base backups.
     Kind(Kind),
     /// Into this running server, with logical copies: its address as it was given.
@@ -51,10 +51,9 @@ fn destination(text: &str) -> Result<Destination, String> {
 
 /// Options about where to, and about a container engine.
 #[derive(Debug, Clone, Default, clap::Args)]
-pub struct Contained {
-    /// How far it goes: `folder`, `server` of this machine, `volume` or `container` of the engine; for logical copies the
-    /// running server, `postgres://USER@HOST/?sslmode=…`, whose password may stand in PGPASSWORD [default: what the source's
-    /// file says]
+pub(super) struct Contained {
+    /// How far it goes: `folder`, `server`, `volume` or `container`; for logical copies the address of a running server,
+    /// `postgres://USER@HOST/`, its password in PGPASSWORD [default: what the source's file says]
     #[arg(long, value_parser = destination, value_name = "WHAT", conflicts_with = "files_only")]
     into: Option<Destination>,
     /// The image of PostgreSQL that runs on it, such as postgres:17
@@ -210,8 +209,10 @@ fn kind(args: &Args, written: &RestoreInto) -> Kind {
     let given = args.contained.kind();
     let written = kind_of(written);
     let of_container = name.is_some() || listen.is_some() || network.is_some();
+    if let Some(given) = given {
+        return given;
+    }
     match written {
-        _ if given.is_some() => given.unwrap_or(written),
         Kind::Volume | Kind::Container if args.files_only && args.target.is_none() => Kind::Volume,
         _ if args.files_only => Kind::Folder,
         _ if args.bin.is_some() => Kind::Server,

@@ -40,7 +40,7 @@ pub(super) async fn clear(container: &Container) -> Result<(), RestoreError> {
 
 /// A server that was started here.
 pub(in crate::backup::restore) struct Running {
-    container: Container,
+    container: Box<Container>,
     name: String,
     data: PathBuf,
 }
@@ -87,7 +87,7 @@ pub(super) async fn start(container: &Container, data: &Path) -> Result<Running,
         network: server.network.as_deref(),
     };
     container.docker.start_server(&spec).await?;
-    Ok(Running { container: container.clone(), name: server.name.clone(), data: data.to_owned() })
+    Ok(Running { container: Box::new(container.clone()), name: server.name.clone(), data: data.to_owned() })
 }
 
 impl Running {

@@ -269,8 +269,12 @@ async fn r20_what_is_in_the_way_of_a_container_is_told_before_anything_is_writte
     assert!(matches!(&error, RestoreError::Engine(mainstay::runtime::RuntimeError::Image { .. })), "{error}");
     let error = why(image("busybox:latest")).await.to_string();
     assert!(error.contains("there is no `postgres` in its PATH"), "{error}");
-    let error = why(image("mainstay-test/empty:1")).await.to_string();
-    assert!(error.contains("mainstay-test/empty:1") || error.contains("sh"), "{error}");
+    let (tar, empty) = (world.folder.path().join("nothing.tar"), format!("{}-empty", things.prefix));
+    fs::write(&tar, [0; 10_240]).unwrap();
+    docker_must(&["import", tar.to_str().unwrap(), &empty]);
+    let error = why(image(&empty)).await.to_string();
+    docker_must(&["rmi", &empty]);
+    assert!(error.contains("it cannot be asked what it holds"), "{error}");
     for user in ["nobody-here", "root", "a b", "0"] {
         let error = why(Wanted { user: Some(user.into()), ..usual() }).await.to_string();
         assert!(error.contains("user") || error.contains("root"), "{user}: {error}");
@@ -331,6 +335,10 @@ async fn r20_what_is_in_the_way_of_a_container_is_told_before_anything_is_writte
     docker_must(&["volume", "create", "--opt", "type=tmpfs", "--opt", "device=tmpfs", &odd]);
     let error = why(wanted(&name, Keep::Volume(odd), true)).await.to_string();
     assert!(error.contains("a driver or options of its own") && error.contains("--target"), "{error}");
+    let mut on_the_host = usual();
+    on_the_host.server.as_mut().unwrap().network = Some("host".into());
+    let error = why(on_the_host).await.to_string();
+    assert!(error.contains("no port can be published"), "{error}");
     let mut nowhere = usual();
     nowhere.server.as_mut().unwrap().network = Some("mainstay-no-such-network".into());
     let error = why(nowhere).await.to_string();
