@@ -210,13 +210,13 @@ impl Keeper {
     ///
     /// # Errors
     /// When there is no such source, or it is no longer tended, or the daemon is stopping.
-    pub async fn back_up(&self, source: &SourceName) -> Result<BackedUp, AskError> {
+    pub async fn back_up(&self, source: &SourceName, kind: Kind) -> Result<BackedUp, AskError> {
         let mut view = {
             let sources = self.0.sources.lock().unwrap_or_else(PoisonError::into_inner);
             sources.get(source).map(|kept| kept.view.clone())
         };
         let before = view.as_mut().map(|view| view.borrow_and_update().clone());
-        self.ask(source)?;
+        self.ask(source, kind)?;
         let (Some(mut view), Some(before)) = (view, before) else { return Err(AskError::Stopping) };
         loop {
             {

@@ -156,7 +156,7 @@ async fn take(setup: &Setup, kind: Kind, context: &Context) -> Result<Exit, Fail
         bar.finish_and_clear();
         lease.release().await;
         let manifest = taken.map_err(|error| Failure::new(exit(&error), error))?;
-        return Ok(done(context, &name, &manifest.backup.to_string()));
+        return Ok(done(context, &name, &LastBackup::from(&manifest)));
     }
     let shipper = Shipper::start(once::shipping(setup));
     let taken = once::back_up(setup, kind, shipper.status(), Arc::new(tell)).await;

@@ -156,6 +156,7 @@ fn row(backup: &Backup, window: &Window, now: Timestamp) -> Vec<Cell> {
     let proof = proof(usable, backup.failed(), backup.proven(), now);
     vec![
         Cell::toned(Tone::Strong, manifest.backup.to_string()),
+        kind(manifest),
         words::ago(manifest.ended, now).into(),
         words::took(words::between(manifest.began, manifest.ended)).into(),
         rounded_bytes(bytes).into(),
@@ -177,16 +178,7 @@ fn proof(usable: bool, failed: Option<&Proof>, proven: Option<&Proof>, now: Time
             Cell::toned(Tone::Good, format!("✓ {what} {}", words::ago(proof.at, now)))
         }
         (true, None, None) => Cell::toned(Tone::Dim, "not checked since"),
-    };
-    vec![
-        Cell::toned(Tone::Strong, manifest.backup.to_string()),
-        kind(manifest),
-        words::ago(manifest.ended, now).into(),
-        words::took(words::between(manifest.began, manifest.ended)).into(),
-        rounded_bytes(bytes).into(),
-        rounded_bytes(backup.stored_bytes).into(),
-        proof,
-    ]
+    }
 }
 
 /// Whole, or the difference to which one; names begin with their time, which is enough to find it in the list.

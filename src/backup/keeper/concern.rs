@@ -74,7 +74,7 @@ impl Judge {
     /// Whether what the server writes is stored: it arrives, and nothing has waited for longer than `limit`.
     pub(super) fn is_safe(view: &SourceView, limit: Duration) -> bool {
         let waited = view.log.as_ref().map_or(0, |log| log.lag_ms);
-        view.state == SourceState::Elsewhere
+        matches!(view.state, SourceState::Elsewhere | SourceState::Scheduled)
             || (view.state == SourceState::Shipping && u128::from(waited) < limit.as_millis())
     }
 
@@ -89,7 +89,8 @@ impl Judge {
         let good = Judge::is_safe(view, GRACE);
         self.bad = if good { None } else { self.bad.or(Some(now)) };
         match view.state {
-            SourceState::Elsewhere => self.safe = now,
+            // Copies on a schedule are late or not; that is in their state.
+            SourceState::Elsewhere | SourceState::Scheduled => self.safe = now,
             SourceState::Shipping => {
                 let waited = Duration::from_millis(view.log.as_ref().map_or(0, |log| log.lag_ms));
                 self.safe = now.checked_sub(waited).unwrap_or(now).max(self.safe);

@@ -2,7 +2,7 @@
 //! and by `mainstay backup` where no daemon does it.
 
 use super::tend::{AGAIN, AGAIN_MAX, LOOK, expire, told};
-use super::{Setup, once, view};
+use super::{Kind, Setup, once, view};
 use crate::backup::catalog::dumps::DumpManifest;
 use crate::backup::catalog::index::Catalogue;
 use crate::backup::logical::{self, Job};
@@ -56,7 +56,7 @@ pub(super) async fn tend(
     setup: &Setup,
     what: &Logical,
     lease: Lease,
-    wishes: &mut mpsc::Receiver<()>,
+    wishes: &mut mpsc::Receiver<Kind>,
     shown: &watch::Sender<SourceView>,
     mut stop: watch::Receiver<bool>,
 ) -> Result<(), String> {
@@ -74,7 +74,7 @@ pub(super) async fn tend(
         }
         tokio::select! {
             () = told(&mut stop) => break Ok(()),
-            Some(()) = wishes.recv() => {
+            Some(_) = wishes.recv() => {
                 if tended.copying.is_none() {
                     tended.begin();
                 }
@@ -139,11 +139,7 @@ impl Tended<'_> {
     }
 
     fn show_last(&self) {
-        let last = self.last.as_ref().map(|manifest| LastBackup {
-            id: manifest.backup.to_string(),
-            began: manifest.began,
-            ended: manifest.ended,
-        });
+        let last = self.last.as_ref().map(LastBackup::from);
         let next = self.scheduled();
         self.view.send_modify(|view| (view.last_backup, view.next_backup) = (last, next));
     }
@@ -171,7 +167,7 @@ impl Tended<'_> {
         // Seen from its first moment on: whoever waits for its end must not take this for it.
         let tell = move |progress: Progress| {
             let (bytes, phase) = (progress.received_bytes, phase(progress.phase).to_owned());
-            view.send_modify(|view| view.backup = Some(UnderWay { began, bytes, of_bytes: None, phase }));
+            view.send_modify(|view| view.backup = Some(UnderWay { began, bytes, of_bytes: None, phase, incremental: false }));
         };
         self.copying = Some(tokio::spawn(async move { copy(&setup, &what, Arc::new(tell)).await }));
     }
@@ -222,6 +218,18 @@ fn stand(
             (SourceState::Failing, format!("the newest copy is of {began}, which is longer ago than `rpo` allows"))
         }
         (Some((began, _)), _) => (SourceState::Scheduled, format!("the newest copy is of {began}")),
+    }
+}
+
+impl From<&DumpManifest> for LastBackup {
+    fn from(manifest: &DumpManifest) -> LastBackup {
+        LastBackup {
+            id: manifest.backup.to_string(),
+            began: manifest.began,
+            ended: manifest.ended,
+            parent: None,
+            whole_because: None,
+        }
     }
 }
 

@@ -4,7 +4,7 @@
 //! In: the step, where its pipeline comes from, and the keeper. Out: how it ended. Which pipelines may touch a source, and
 //! where it is restored to, stands in the source's file alone.
 
-use crate::backup::keeper::{AskError, BackedUp, Keeper};
+use crate::backup::keeper::{AskError, BackedUp, Keeper, Kind};
 use crate::config::backup::Source;
 use crate::engine::gate::GateAsk;
 use crate::model::plan::{BackupStep, RestoreStep};
@@ -59,12 +59,12 @@ impl DataSteps {
             return refused(why);
         }
         let taken = tokio::select! {
-            taken = self.keeper.back_up(&step.source) => taken,
+            taken = self.keeper.back_up(&step.source, Kind::Incremental) => taken,
             // The backup goes on: it is of use to everybody.
             () = turned(&mut cancel) => return (AttemptEnd::Cancelled, BTreeMap::new()),
         };
         match taken {
-            Ok(BackedUp::Taken(LastBackup { id, began, ended })) => {
+            Ok(BackedUp::Taken(LastBackup { id, began, ended, .. })) => {
                 let outputs = [("backup", id), ("began", began.to_string()), ("ended", ended.to_string())];
                 (AttemptEnd::Exited { code: 0 }, outputs.map(|(key, value)| (key.to_owned(), value)).into())
             }
