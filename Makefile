@@ -113,10 +113,10 @@ bench:
 	$(PREPARE) bench "$(CARGO_TARGET_DIR)/demo-project"
 	$(PREPARE) run -- cargo bench --locked --bench budgets -- $(FIGURES)
 
-# make soak MOMENTS=500 kills at more random moments than the usual 200.
+# make soak MOMENTS=500 kills at more random moments than the usual 200; PART=recovery (or runs, deploys) does that alone.
 soak:
 	$(PREPARE) soak "$(CARGO_TARGET_DIR)/demo-project"
-	$(PREPARE) run -- tests/soak/run.sh $(MOMENTS)
+	$(PREPARE) run -- tests/soak/run.sh $(or $(MOMENTS),200) $(PART)
 
 # The suite that every engine has to pass, on the engine you name.
 conformance:

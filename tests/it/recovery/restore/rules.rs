@@ -8,10 +8,11 @@ use async_trait::async_trait;
 use mainstay::backup::catalog::expire::{ExpireError, Report, Settings, expire};
 use mainstay::backup::catalog::manifest::{Frontier, Proof, ProofKind, VERSION};
 use mainstay::backup::catalog::retention::Policy;
-use mainstay::backup::repository::{Item, RepositoryError};
+use mainstay::backup::repository::{BackupId, Item, RepositoryError};
 use mainstay::backup::restore::{self, Into, Target, Wish};
 use mainstay::backup::seal::{Checker, Opener, new_key_set};
 use mainstay::model::{Lsn, Timeline};
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -157,8 +158,32 @@ async fn r20_nothing_that_is_there_is_written_over() {
     }
 }
 
+/// Says of a backup that it opened.
+fn started() -> Vec<u8> {
+    let (at, kind, detail, log) = (jiff::Timestamp::now(), ProofKind::Started, "it opened".to_owned(), Vec::new());
+    let proof = Proof { version: VERSION, at, kind, good: true, detail, reached: None, took_secs: 1, log };
+    serde_json::to_vec(&proof).unwrap()
+}
+
+/// Ten days go by, in which nothing is written: what the writer and the place say then.
+async fn ten_days_on(world: &World, time: u64) -> jiff::Timestamp {
+    let late = jiff::Timestamp::now() + 10 * DAY;
+    let end = world.plan(Target::Latest).await.end;
+    let (timeline, acknowledged) = (end.timeline, end.lsn);
+    let frontier = Frontier { version: VERSION, timeline, acknowledged, at: late, server_time: Some(late) };
+    let item = Item::Frontier(1_000 + time);
+    world.put(item.clone(), &serde_json::to_vec(&frontier).unwrap()).await;
+    let file = world.folder.path().join("repository").join(world.key(item).to_string());
+    fs::File::options().write(true).open(&file).unwrap().set_modified(SystemTime::now() + 10 * DAY).unwrap();
+    late
+}
+
 async fn expired(world: &World, now: jiff::Timestamp, dry_run: bool) -> Result<Report, ExpireError> {
-    let policy = Policy { window: Duration::ZERO, backups: 1 };
+    expired_to(world, now, dry_run, 1).await
+}
+
+async fn expired_to(world: &World, now: jiff::Timestamp, dry_run: bool, backups: u32) -> Result<Report, ExpireError> {
+    let policy = Policy { window: Duration::ZERO, backups };
     let settings = Settings { policy, grace: Duration::ZERO, dry_run, now };
     let checker = Checker::new(vec![world.keys.signing.public()]);
     expire(&*world.repository, &checker, &world.sealer, &world.cluster.source, settings).await
@@ -174,19 +199,8 @@ async fn r18_r19_an_expiry_leaves_the_last_good_and_the_proven_backup_and_both_r
             world.rows_to(rows).await;
             world.ship().await;
         }
-        let (at, kind) = (jiff::Timestamp::now(), ProofKind::Started);
-        let (detail, log) = ("it opened".to_owned(), Vec::new());
-        let proof = Proof { version: VERSION, at, kind, good: true, detail, reached: None, took_secs: 1, log };
-        world.put(Item::Proof(backups[0].clone(), 1), &serde_json::to_vec(&proof).unwrap()).await;
-        // Ten days on, in which nothing else was written.
-        let late = at + 10 * DAY;
-        let end = world.plan(Target::Latest).await.end;
-        let (timeline, acknowledged) = (end.timeline, end.lsn);
-        let frontier = Frontier { version: VERSION, timeline, acknowledged, at: late, server_time: Some(late) };
-        let item = Item::Frontier(1_000);
-        world.put(item.clone(), &serde_json::to_vec(&frontier).unwrap()).await;
-        let file = world.folder.path().join("repository").join(world.key(item).to_string());
-        fs::File::options().write(true).open(&file).unwrap().set_modified(SystemTime::now() + 10 * DAY).unwrap();
+        world.put(Item::Proof(backups[0].clone(), 1), &started()).await;
+        let late = ten_days_on(&world, 0).await;
 
         // A clock that is wrong by a day, either way, plans the same.
         let mut plans = Vec::new();
@@ -216,4 +230,61 @@ async fn r18_r19_an_expiry_leaves_the_last_good_and_the_proven_backup_and_both_r
         fs::rename(objects, world.folder.path().join("elsewhere")).unwrap();
         assert!(matches!(expired(&world, late, false).await, Err(ExpireError::Empty { .. })));
     }
+}
+
+/// What is there after an expiry: the newest so many and the newest that was proven at the least, and nothing that was gone.
+async fn kept_at(world: &World, taken: &[BackupId], proven: Option<&BackupId>, backups: u32) -> BTreeSet<BackupId> {
+    let there: BTreeSet<BackupId> = world.holdings().await.backups.keys().cloned().collect();
+    let mut wanted: BTreeSet<BackupId> = taken.iter().rev().take(backups as usize).cloned().collect();
+    wanted.extend(proven.cloned());
+    let taken: BTreeSet<BackupId> = taken.iter().cloned().collect();
+    assert!(wanted.is_subset(&there) && there.is_subset(&taken), "{wanted:?} of {taken:?}: {there:?}");
+    there
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn soak_r16_after_each_expiry_of_a_random_history_everything_kept_restores_and_opens() {
+    let version = 17;
+    let world = small(version).await;
+    let (mut taken, mut proven, mut rows, mut restores, mut removed) = (Vec::new(), None, 0, 0, 0);
+    let roll = |sides: u32| getrandom::u32().unwrap() % sides;
+    for step in 0..10_u32 {
+        for _ in 0..1 + roll(3) {
+            rows += 1 + roll(3_000);
+            world.rows_to(rows).await;
+            if roll(2) == 0 {
+                world.server.sql("SELECT pg_switch_wal()").await;
+            }
+            if taken.is_empty() || roll(3) > 0 {
+                let backup = world.backup().await.backup;
+                if roll(4) == 0 {
+                    world.put(Item::Proof(backup.clone(), 1), &started()).await;
+                    proven = Some(backup.clone());
+                }
+                taken.push(backup);
+            }
+        }
+        world.ship().await;
+        let late = ten_days_on(&world, u64::from(step)).await;
+        let backups = 1 + roll(3);
+        for _ in 0..2 {
+            removed += expired_to(&world, late, false, backups).await.unwrap().deleted.objects;
+        }
+        let kept = kept_at(&world, &taken, proven.as_ref(), backups).await;
+        taken.retain(|backup| kept.contains(backup));
+        for backup in kept {
+            let wish = Wish { backup: Some(backup.clone()), ..Wish::new(Target::Latest) };
+            let plan = world.try_plan(wish).await.unwrap_or_else(|error| panic!("step {step}, {backup}: {error}"));
+            let options = world.options();
+            let restored = world.restore(&plan, &options).await.unwrap();
+            assert_eq!(restored.rows().await, rows, "step {step}, {backup}");
+            drop(restored);
+            fs::remove_dir_all(&options.data).unwrap();
+            restores += 1;
+        }
+    }
+    assert!(removed > 20, "{removed}");
+    println!(
+        "recovery: 10 expiries of a random history took {removed} objects; all {restores} restores of what was kept opened"
+    );
 }
