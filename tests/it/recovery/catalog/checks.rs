@@ -129,6 +129,30 @@ async fn damage_is_named_exactly_and_proven() {
 }
 
 #[tokio::test]
+async fn a_difference_without_its_parent_is_found() {
+    let mut world = two_backups().await;
+    let parent = world.taken[1].id.clone();
+    let middle = world.take(Some(parent.clone()), false).await.unwrap();
+    let newest = world.take(Some(middle.clone()), false).await.unwrap();
+    for opener in [None, Some(&world.lab.opener)] {
+        assert_eq!(check(&world, opener, 0).await.unwrap().findings, []);
+    }
+    // Somebody takes the one in the middle away; what is left of it is nobody's.
+    std::fs::remove_file(file(&world, Item::Manifest(middle.clone()))).unwrap();
+    let name = world.lab.key(Item::Manifest(newest.clone())).to_string();
+    for opener in [None, Some(&world.lab.opener)] {
+        let found = check(&world, opener, 0).await.unwrap();
+        assert_eq!(found.exit_code(), 1);
+        let why = format!("{newest} is the difference to {middle}, which is not there");
+        let said = |finding: &mainstay::backup::verify::Finding| finding.name == name && finding.why == why;
+        assert!(found.findings.iter().any(said), "{:?}", found.findings);
+    }
+    let catalogue = world.lab.read().await.unwrap();
+    let newest_usable = catalogue.newest_cluster().unwrap().newest_usable().unwrap().id().clone();
+    assert_eq!(newest_usable, parent, "nothing is built on it, and nothing restored from it");
+}
+
+#[tokio::test]
 async fn the_sources_own_file_is_checked_too() {
     let world = two_backups().await;
     for number in [1, 2] {
