@@ -433,7 +433,7 @@ impl Work<'_> {
     /// The statements of an archive that are about the database itself: they name it.
     async fn about_database(&self, objects: &[ObjectFacts]) -> Result<String, RestoreError> {
         let into = &self.options.into;
-        let list = self.feed.told(&self.programs, into, objects, &["--list"]).await?;
+        let list = self.feed.told(&self.programs, into, objects, &["--create", "--list"]).await?;
         let list = about(&String::from_utf8_lossy(&list));
         let file = List::write(&list).map_err(RestoreError::Feed)?;
         let path = file.0.to_string_lossy().into_owned();

@@ -16,6 +16,8 @@ use std::sync::Arc;
 
 pub(super) struct Bench {
     pub(super) root: PathBuf,
+    /// The identity file of its keys.
+    pub(super) identity: String,
     pub(super) sealer: Sealer,
     pub(super) checker: Checker,
     pub(super) opener: Opener,
@@ -33,6 +35,7 @@ impl Bench {
         Bench {
             folder: Arc::new(Folder::create(&root).unwrap()),
             root,
+            identity: keys.identity_file(jiff::Timestamp::now()),
             sealer: Sealer::new(std::slice::from_ref(&keys.recipient), keys.signing.clone()).unwrap(),
             opener: Opener::new(keys.identity.clone(), checker.clone()),
             checker,

@@ -3,6 +3,7 @@
 use super::bench::{Bench, ask, databases};
 use crate::support::postgres::{Options, Server};
 use mainstay::backup::logical::{self, RestoreError};
+use mainstay::backup::source::postgres::{Address, Connection, Purpose};
 use mainstay::backup::verify::{Settings, verify};
 use mainstay::config::backup::Databases;
 use nix::sys::signal::{Signal, kill};
@@ -43,39 +44,32 @@ fn running(program: &str, port: u16) -> Option<Pid> {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_dump_that_is_cut_in_the_middle_is_no_copy() {
     let server = with_shop().await;
-    // It waits for this lock when it has begun to write nothing yet; killed there, and again in the midst of rows.
     let bench = Bench::new();
-    for in_rows in [false, true] {
-        let mut session = server.connection().await;
-        let locked = mainstay::backup::source::postgres::Address { database: Some("shop".into()), ..server.address() };
-        if !in_rows {
-            session.close().await;
-            let purpose = mainstay::backup::source::postgres::Purpose::Sql;
-            session = mainstay::backup::source::postgres::Connection::open(&locked, None, purpose).await.unwrap();
-            session.query("BEGIN; LOCK TABLE orders").await.unwrap();
+    let port = server.port();
+    let killed = |failed: String| assert!(failed.contains("pg_dump") && failed.contains("SIGKILL"), "{failed}");
+    // Before it has written a row: it waits for this lock.
+    let shop_of = Address { database: Some("shop".into()), ..server.address() };
+    let mut session = Connection::open(&shop_of, None, Purpose::Sql).await.unwrap();
+    session.query("BEGIN; LOCK TABLE orders").await.unwrap();
+    let dumping = tokio::spawn(logical::dump(bench.job(&server.address(), shop(), None)));
+    let waits = "SELECT count(*) FROM pg_stat_activity WHERE datname = 'shop' AND wait_event_type = 'Lock'";
+    server.until(waits, "1").await;
+    kill(running("pg_dump", port).unwrap(), Signal::SIGKILL).unwrap();
+    killed(dumping.await.unwrap().unwrap_err().to_string());
+    session.close().await;
+    // In the midst of rows: one object of them has come, and it cannot go on before we have looked.
+    let mut job = bench.job(&server.address(), shop(), None);
+    job.tell = Arc::new(move |progress| {
+        if progress.received_bytes > 16 << 20
+            && let Some(pid) = running("pg_dump", port)
+        {
+            kill(pid, Signal::SIGKILL).unwrap();
         }
-        let job = bench.job(&server.address(), shop(), None);
-        let dumping = tokio::spawn(logical::dump(job));
-        let until = Instant::now() + Duration::from_secs(30);
-        let pid = loop {
-            assert!(Instant::now() < until && !dumping.is_finished(), "pg_dump was not seen");
-            let objects = bench.names().await;
-            // In the midst of rows: the first of its objects is there.
-            let far =
-                !in_rows || objects.iter().any(|name| name.ends_with("/000000.zst.age") && !name.contains("globals"));
-            match running("pg_dump", server.port()).filter(|_| far) {
-                Some(pid) => break pid,
-                None => tokio::time::sleep(Duration::from_millis(1)).await,
-            }
-        };
-        kill(pid, Signal::SIGKILL).unwrap();
-        let failed = dumping.await.unwrap().unwrap_err().to_string();
-        assert!(failed.contains("pg_dump") && failed.contains("SIGKILL"), "{failed}");
-        session.close().await;
-        for holdings in bench.catalogue().await.clusters.values() {
-            assert!(holdings.dumps.good.is_empty() && !holdings.dumps.unfinished.is_empty());
-            assert!(logical::plan(holdings, logical::Wanted::Latest).is_err());
-        }
+    });
+    killed(tokio::spawn(logical::dump(job)).await.unwrap().unwrap_err().to_string());
+    for holdings in bench.catalogue().await.clusters.values() {
+        assert!(holdings.dumps.good.is_empty() && !holdings.dumps.unfinished.is_empty());
+        assert!(logical::plan(holdings, logical::Wanted::Latest).is_err());
     }
 }
 

@@ -5,6 +5,8 @@ use crate::support::postgres::{Options, Server};
 use mainstay::backup::logical::RestoreError;
 use mainstay::backup::restore::Check;
 use mainstay::config::backup::Databases;
+use std::path::Path;
+use std::process::Command;
 
 /// A name with everything that a shell, a connection string, a list or SQL could take for something else.
 const NAME: &str = "sh'op \"Ünï\" = \\ $x; -- DATABASE";
@@ -133,4 +135,32 @@ async fn what_is_there_is_put_aside_only_when_that_is_wanted() {
     assert!(aside.starts_with("shop_before_2"), "{aside}");
     assert_eq!(ask(&server, "shop", "SELECT count(*) FROM orders").await, "100");
     assert_eq!(ask(&server, &aside, "SELECT count(*) FROM orders").await, "1");
+}
+
+/// The commands of `docs/repository-format.md`, as they stand there.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_the_format_says_restores_a_copy_with_public_tools_alone() {
+    let (from, to) = tokio::join!(Server::start(15, Options::default()), Server::start(17, Options::default()));
+    fill(&from).await;
+    let bench = Bench::new();
+    let copy = bench.dump(&from, Databases::Named(vec![NAME.into()])).await.unwrap();
+    let before = answers(&from, NAME).await;
+    let page =
+        std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/repository-format.md")).unwrap();
+    let section = page.split_once("\n## A logical copy by hand\n").expect("the section is there").1;
+    let script = section.split("```sh\n").nth(1).unwrap().split("```").next().unwrap();
+    let (system, oid) = (copy.system.to_string(), copy.databases[0].oid.to_string());
+    let names =
+        [("7432101234567890123", &system), ("20261123T101500Z-1a2b3c4d", &copy.backup.to_string()), ("16385", &oid)];
+    let script = names.into_iter().fold(script.to_owned(), |script, (theirs, ours)| script.replace(theirs, ours));
+    let hand = tempfile::tempdir().unwrap();
+    std::os::unix::fs::symlink(&bench.root, hand.path().join("R")).unwrap();
+    std::fs::write(hand.path().join("identity.txt"), &bench.identity).unwrap();
+    let mut shell = Command::new("sh");
+    shell.args(["-euc", &script]).current_dir(hand.path());
+    shell.env("PATH", format!("{}:/usr/bin:/bin", Server::bin(15).display()));
+    shell.env("PGHOST", "127.0.0.1").env("PGPORT", to.port().to_string()).env("PGUSER", "postgres");
+    let out = shell.output().unwrap();
+    assert!(out.status.success(), "{script}\n{}", String::from_utf8_lossy(&out.stderr));
+    assert_eq!(answers(&to, NAME).await, before);
 }
