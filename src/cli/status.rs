@@ -78,7 +78,11 @@ fn source_line(ui: &Ui, source: &SourceView, now: Timestamp) -> String {
     let failed = source.failed_backup.as_ref().map_or_else(String::new, |failed| {
         format!("; the last try at a backup, {}, {}", words::ago(failed.at, now), words::clean(&failed.words))
     });
-    format!("{} {}: {}{log}{backup}{failed}", ui.paint(tone, sign), source.name, words::clean(&source.words))
+    let checked =
+        source.checked.as_ref().filter(|checked| checked.wrong == 0).map_or_else(String::new, |checked| {
+            format!("; what is stored was checked {}", words::ago(checked.at, now))
+        });
+    format!("{} {}: {}{log}{backup}{checked}{failed}", ui.paint(tone, sign), source.name, words::clean(&source.words))
 }
 
 /// What is wrong with a source: what people were told.

@@ -33,6 +33,9 @@ pub struct SourceView {
     /// How long a restore to the newest state would take now; none before the first backup.
     #[serde(default)]
     pub restore: Option<RestoreForecast>,
+    /// What the last check of the stored objects found, since the daemon started.
+    #[serde(default)]
+    pub checked: Option<CheckedObjects>,
     /// When the schedule asks for the next one.
     #[schemars(with = "Option<String>")]
     pub next_backup: Option<Timestamp>,
@@ -75,6 +78,8 @@ pub enum ConcernKind {
     Rto,
     /// A base backup came to nothing.
     BackupFailed,
+    /// What is stored is damaged, or not there.
+    Damaged,
     /// The slot was dropped: until the next base backup there is a gap in what can be restored.
     SlotDropped,
     /// Commits do not wait for the repository any more: RPO 0 is not held.
@@ -85,13 +90,14 @@ pub enum ConcernKind {
 
 impl ConcernKind {
     /// Every kind.
-    pub const ALL: [ConcernKind; 9] = [
+    pub const ALL: [ConcernKind; 10] = [
         ConcernKind::NotSafe,
         ConcernKind::LagWarn,
         ConcernKind::LagAlarm,
         ConcernKind::Rpo,
         ConcernKind::Rto,
         ConcernKind::BackupFailed,
+        ConcernKind::Damaged,
         ConcernKind::SlotDropped,
         ConcernKind::SteppedDown,
         ConcernKind::CannotStepDown,
@@ -106,6 +112,7 @@ impl ConcernKind {
             ConcernKind::Rpo => "rpo",
             ConcernKind::Rto => "rto",
             ConcernKind::BackupFailed => "backup-failed",
+            ConcernKind::Damaged => "damaged",
             ConcernKind::SlotDropped => "slot-dropped",
             ConcernKind::SteppedDown => "stepped-down",
             ConcernKind::CannotStepDown => "cannot-step-down",
@@ -174,6 +181,20 @@ pub struct UnderWay {
     /// Only what has changed since the backup before was asked for.
     #[serde(default)]
     pub incremental: bool,
+}
+
+/// A check of stored objects: what had not been read before, and a sample of the rest.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct CheckedObjects {
+    /// When it ended.
+    #[schemars(with = "String")]
+    pub at: Timestamp,
+    /// How many objects were read.
+    pub objects: u64,
+    /// How many things are wrong: objects that are damaged or missing, holes in the log.
+    pub wrong: u64,
+    /// The first of them, in words.
+    pub first: Option<String>,
 }
 
 /// How long a restore to the newest state would take, in seconds: as fast as the last base backup was stored, and as servers

@@ -105,6 +105,7 @@ impl Judge {
             (ConcernKind::Rpo, self.rpo(seen)),
             (ConcernKind::Rto, rto(view)),
             (ConcernKind::BackupFailed, backup_failed(view, is_open(ConcernKind::BackupFailed))),
+            (ConcernKind::Damaged, damaged(view)),
             (ConcernKind::SlotDropped, slot_dropped(view, is_open(ConcernKind::SlotDropped))),
         ];
         let mut changes = Vec::new();
@@ -223,7 +224,7 @@ fn near(rpo: Duration, ship_every: Duration) -> Duration {
 fn calm(kind: ConcernKind) -> Duration {
     match kind {
         // A fact each, which does not flicker.
-        ConcernKind::BackupFailed | ConcernKind::SlotDropped => Duration::ZERO,
+        ConcernKind::BackupFailed | ConcernKind::Damaged | ConcernKind::SlotDropped => Duration::ZERO,
         _ => CALM,
     }
 }
@@ -235,6 +236,17 @@ fn backup_failed(view: &SourceView, open: Option<&Episode>) -> Worry {
             Worry::No(format!("backup {} is complete", last.id))
         }
         _ => Worry::Unknown,
+    }
+}
+
+fn damaged(view: &SourceView) -> Worry {
+    match &view.checked {
+        Some(checked) if checked.wrong > 0 => {
+            let first = checked.first.as_deref().unwrap_or_default();
+            Worry::Yes(format!("{} things are wrong with what is stored, the first: {first}", checked.wrong))
+        }
+        Some(checked) => Worry::No(format!("{} objects were read, and nothing is wrong", checked.objects)),
+        None => Worry::Unknown,
     }
 }
 
@@ -260,7 +272,7 @@ pub(super) fn may_drop(open: &[Episode], restart: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::source_view::{FailedBackup, LastBackup, LogView, RestoreForecast};
+    use crate::model::source_view::{CheckedObjects, FailedBackup, LastBackup, LogView, RestoreForecast};
     use crate::model::{ByteSize, Lsn, Timeline};
 
     fn source(more: &str) -> Source {
@@ -412,6 +424,25 @@ mod tests {
         assert_eq!(lab.until(9), [""; 0]);
         lab.view.last_backup = last(1_001);
         assert_eq!(lab.until(12), ["10 backup-failed over"]);
+    }
+
+    #[test]
+    fn damage_is_told_until_a_check_finds_none() {
+        let mut lab = Lab::new("");
+        let at = Timestamp::from_second(2_000).unwrap();
+        let checked = |wrong, first: Option<&str>| {
+            Some(CheckedObjects { at, objects: 9, wrong, first: first.map(str::to_owned) })
+        };
+        lab.view.checked = checked(0, None);
+        assert_eq!(lab.until(3), [""; 0]);
+        lab.view.checked = checked(2, Some("a/b/c: it is not there"));
+        assert_eq!(lab.until(6), ["4 damaged"]);
+        assert!(lab.open[0].words.contains("a/b/c"), "{:?}", lab.open);
+        // After a restart nothing is known, which ends nothing.
+        lab.view.checked = None;
+        assert_eq!(lab.until(9), [""; 0]);
+        lab.view.checked = checked(0, None);
+        assert_eq!(lab.until(12), ["10 damaged over"]);
     }
 
     #[test]

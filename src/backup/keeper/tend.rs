@@ -12,11 +12,14 @@ use crate::backup::restore::estimate::Estimate;
 use crate::backup::ship::lease::{Lease, LeaseError, Standing};
 use crate::backup::ship::{Activity, Shipper, Status};
 use crate::backup::take::Progress;
+use crate::backup::verify;
 use crate::config::backup::Source;
-use crate::model::source_view::{ConcernKind, FailedBackup, LastBackup, RestoreForecast, SourceState, SourceView};
+use crate::model::source_view::{
+    CheckedObjects, ConcernKind, FailedBackup, LastBackup, RestoreForecast, SourceState, SourceView,
+};
 use jiff::Timestamp;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::sync::{Mutex, mpsc, watch};
 use tokio::task::{JoinHandle, JoinSet};
 
@@ -29,6 +32,11 @@ pub(super) const LOOK: Duration = Duration::from_secs(1);
 const GRACE: Duration = Duration::from_secs(15);
 /// The same when the slot is to be dropped: the server's disk fills, and what hangs has hung for long.
 const GRACE_ASIDE: Duration = Duration::from_secs(1);
+
+/// Where base backups are taken less often, what is stored is checked, and the old goes, this often.
+const CHECK_EVERY: Duration = Duration::from_secs(86_400);
+/// One of so many objects that were read before is read again by a check.
+const SAMPLE: u64 = 50;
 
 /// A writer that died is followed after this long; three beats of the lease fit into it.
 pub const LEASE_TTL: Duration = Duration::from_secs(30);
@@ -153,7 +161,7 @@ async fn once_over(
     };
     tended.show_last(last.as_ref());
     // What follows a backup; one that is cut off is done again after the next one.
-    let mut chores = JoinSet::new();
+    let (mut chores, mut checked) = (JoinSet::new(), Instant::now());
     let ended = loop {
         tended.show(&shipped.borrow_and_update().clone(), last.as_ref());
         if let Standing::Lost(who) = &*standing.borrow_and_update() {
@@ -168,6 +176,11 @@ async fn once_over(
                 tended.begin(shipper.status(), kind);
             }
         }
+        if checked.elapsed() >= CHECK_EVERY {
+            let (setup, view) = (setup.clone(), view.clone());
+            chores.spawn(async move { after(&setup, &view).await });
+            checked = Instant::now();
+        }
         tokio::select! {
             () = told(&mut stop) => break Ok(Ended::Stopped),
             () = told(&mut aside) => break Ok(Ended::Aside),
@@ -179,8 +192,9 @@ async fn once_over(
                     last = Some(taken);
                     tended.show_last(last.as_ref());
                     // Beside everything else: with many objects, or a slow store, it takes its time.
-                    let setup = setup.clone();
-                    chores.spawn(async move { after(&setup).await });
+                    let (setup, view) = (setup.clone(), view.clone());
+                    chores.spawn(async move { after(&setup, &view).await });
+                    checked = Instant::now();
                 }
             }
             Some(Ok(Some(newest))) = chores.join_next() => {
@@ -252,10 +266,42 @@ async fn ended(backup: &mut Option<Backup>) -> Result<Manifest, String> {
     }
 }
 
-/// What follows a backup: the old ones go. Answers how it stands then, where that can be read.
-async fn after(setup: &Setup) -> Option<Newest> {
+/// What follows a backup, and is done once a day anyway: what is stored is checked, and the old goes. Answers how it stands
+/// then, where that can be read.
+async fn after(setup: &Setup, view: &watch::Sender<SourceView>) -> Option<Newest> {
+    // Before anything goes: a backup that is found damaged must not be the reason that an older one does.
+    check(setup, view).await;
     expire(setup).await;
     newest(setup).await.ok()
+}
+
+/// Reads what no check has read before, and a sample of the rest; stores the proof. A place that cannot be reached proves
+/// nothing, and the next check reads it.
+async fn check(setup: &Setup, view: &watch::Sender<SourceView>) {
+    let source = &setup.source.name;
+    let now = Timestamp::now();
+    let settings = verify::Settings { sample: SAMPLE, seed: now.as_second().unsigned_abs(), now };
+    let (repository, checker) = (setup.repository.as_ref(), &setup.checker);
+    let report = match verify::verify(repository, checker, None, Some(&setup.sealer), source, settings).await {
+        Ok(report) => report,
+        Err(error) => return tracing::warn!(%source, "failed to {error}"),
+    };
+    if let Some(why) = &report.ended_early {
+        tracing::warn!(%source, "the check of what is stored ended before it was done: {why}");
+    }
+    for finding in &report.findings {
+        tracing::error!(%source, name = finding.name, "what is stored is not what it should be: {}", finding.why);
+    }
+    if report.findings.is_empty() && report.ended_early.is_some() {
+        return;
+    }
+    let of_log = report.clusters.iter().map(|cluster| cluster.log_read.objects);
+    let of_backups = report.clusters.iter().flat_map(|cluster| &cluster.backups).map(|backup| backup.read.objects);
+    let objects = of_log.chain(of_backups).sum();
+    let first = report.findings.first().map(|finding| format!("{}: {}", finding.name, finding.why));
+    let wrong = report.findings.len() as u64;
+    tracing::info!(%source, objects, wrong, "checked what is stored");
+    view.send_modify(|view| view.checked = Some(CheckedObjects { at: Timestamp::now(), objects, wrong, first }));
 }
 
 /// What the repository says of a source.

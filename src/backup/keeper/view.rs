@@ -19,6 +19,7 @@ pub(super) fn starting(source: &Source) -> SourceView {
         backup: None,
         last_backup: None,
         window_start: None,
+        checked: None,
         restore: None,
         next_backup: None,
         failed_backup: None,
