@@ -82,15 +82,11 @@ pub(super) fn stop(data: &Path) {
     run(as_user(format!("{BIN}/pg_ctl")).arg("-D").arg(data).args(["-m", "immediate", "-w", "stop"]));
 }
 
-/// Waits until a server takes writes: the eighth line of `postmaster.pid`, which our own restore waits for too.
-pub(super) fn wait_until_open(data: &Path) {
+/// Waits until a server says in its log that it takes writes: `ready` in `postmaster.pid` stands for reads already.
+pub(super) fn wait_until_open(log: &Path) {
     let end = Instant::now() + PATIENCE;
-    loop {
-        let text = fs::read_to_string(data.join("postmaster.pid")).unwrap_or_default();
-        if text.lines().nth(7).map(str::trim) == Some("ready") {
-            return;
-        }
-        assert!(Instant::now() < end, "the server at {} does not open", data.display());
+    while !fs::read_to_string(log).unwrap_or_default().contains("database system is ready to accept connections") {
+        assert!(Instant::now() < end, "the server does not open: see {}", log.display());
         std::thread::sleep(Duration::from_millis(20));
     }
 }

@@ -95,11 +95,12 @@ impl Peer {
     pub(super) fn restore_latest(&self, target: &Path, port: u16) -> Cost {
         let began = Instant::now();
         let mut cost = self.restore_files(target);
-        let log = fs::File::create(self.folder.join("server.log")).expect("a log is made");
+        let path = self.folder.join("server.log");
+        let log = fs::File::create(&path).expect("a log is made");
         let mut server = as_user(format!("{BIN}/postgres"));
         server.arg("-D").arg(target).args(["-c", &format!("port={port}"), "-c", "archive_mode=off"]);
         let mut child = server.stdout(Stdio::null()).stderr(log).spawn().expect("the server starts");
-        wait_until_open(target);
+        wait_until_open(&path);
         cost.seconds = began.elapsed().as_secs_f64();
         // It ends with `stop`, and is then nobody's child that was not waited for.
         std::thread::spawn(move || child.wait());
