@@ -17,8 +17,11 @@ use mainstay::backup::repository::{
     Abilities, Deleted, Key, Leased, Listed, Put, Replaced, Repository, RepositoryError, Stored,
 };
 use mainstay::backup::seal::{Receipt, Sealed};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::time::Duration;
 
 /// What is asked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -111,5 +114,38 @@ impl<F: Faults> Repository for Faulty<F> {
     }
     async fn replace_lease(&self, key: &Key, object: &Sealed, seen: Option<&str>) -> Result<Replaced, RepositoryError> {
         self.inner.replace_lease(key, object, seen).await
+    }
+}
+
+/// Kills this process at one side of one call: 1 is before the first one, 2 when it was done and nobody has heard of it, 3
+/// before the second.
+pub(crate) struct Deadly {
+    sides: AtomicUsize,
+    at: usize,
+}
+
+impl Deadly {
+    /// The repository, which is the last thing that this process sees when `at` sides of calls were passed.
+    pub(crate) fn before(inner: Arc<dyn Repository>, at: usize) -> Arc<Faulty<Deadly>> {
+        Faulty::over(inner, Deadly { sides: AtomicUsize::new(0), at })
+    }
+
+    fn count(&self) {
+        if self.sides.fetch_add(1, Ordering::SeqCst) + 1 == self.at {
+            let _ = kill(Pid::this(), Signal::SIGKILL);
+            std::thread::sleep(Duration::from_secs(10));
+        }
+    }
+}
+
+#[async_trait]
+impl Faults for Deadly {
+    async fn before(&self, _: &Call<'_>) -> Result<(), RepositoryError> {
+        self.count();
+        Ok(())
+    }
+    async fn after(&self, _: &Call<'_>) -> Result<(), RepositoryError> {
+        self.count();
+        Ok(())
     }
 }

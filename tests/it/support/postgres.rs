@@ -204,7 +204,7 @@ impl Server {
     async fn begin(mut self, options: &Options) -> Server {
         let mut conf = format!(
             "listen_addresses = '127.0.0.1'\nport = {}\nunix_socket_directories = '{}'\nfsync = off\nwal_level = replica\n\
-             max_wal_senders = 10\nmax_replication_slots = 10\nwal_keep_size = 256\nhot_standby = on\nshared_buffers = 16MB\n\
+             max_wal_senders = 10\nmax_replication_slots = 10\nwal_keep_size = 256\nhot_standby = on\nshared_buffers = 16MB\ndynamic_shared_memory_type = mmap\n\
              max_connections = 30\nlog_line_prefix = '%m [%p] %b %q%a '\nlog_timezone = 'UTC'\ntimezone = 'UTC'\n\
              password_encryption = 'scram-sha-256'\n",
             self.port,

@@ -1,7 +1,7 @@
 //! Chains of incremental backups: what comes back is what the server had; what is broken comes not back at all; what was killed
 //! goes on.
 
-use super::killed::Deadly;
+use crate::support::faulty::Deadly;
 use super::world::{World, gone, options};
 use crate::support::postgres::{Options as ServerOptions, Server};
 use mainstay::backup::catalog::manifest::Manifest;
@@ -265,7 +265,7 @@ async fn again(folder: &Path, data: &Path, at: usize) {
     let plan = restore::plan(&holdings, &Wish::new(Target::Latest)).unwrap();
     let options = files_only(data.to_owned(), &options(17, data, folder));
     let progress = Arc::new(Progress::default());
-    restore::restore(Deadly::over(inner, at), opener, &plan, &options, progress.clone()).await.unwrap();
+    restore::restore(Deadly::before(Arc::new(inner), at), opener, &plan, &options, progress.clone()).await.unwrap();
     let now = progress.now();
     assert_eq!(now.base_done_bytes, now.base_total_bytes, "all of the base is counted once");
 }

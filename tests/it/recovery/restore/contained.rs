@@ -1,7 +1,7 @@
 //! Into a container engine: a server in a container does what one of local programs does, by one suite; what is in the way
 //! is told before anything is written; a killed restore never opens and goes on.
 
-use super::killed::Deadly;
+use crate::support::faulty::Deadly;
 use super::world::World;
 use crate::support::postgres::Options as ServerOptions;
 use jiff::Timestamp;
@@ -373,7 +373,7 @@ async fn again(folder: &Path, name: &str, at: usize) -> Report {
     let mut options = placed(look(wanted).await.unwrap(), &plan, false).await.unwrap();
     options.feeding = Feeding { patience: Duration::from_millis(500), at_once: 1, ..options.feeding };
     options.checks.clear();
-    let deadly = Deadly::over(inner, at);
+    let deadly = Deadly::before(Arc::new(inner), at);
     restore::restore(deadly, opener, &plan, &options, Arc::new(Progress::default())).await.unwrap()
 }
 

@@ -3,25 +3,24 @@
 //! kill, no log is missing that the server was told of, and everything that is kept restores.
 
 use super::world::{Restored, options};
-use crate::support::faulty::{Call, Faults, Faulty};
+use crate::support::faulty::Deadly;
 use crate::support::postgres::{Options as ServerOptions, Server};
 use crate::support::store::{S3Server, folder};
 use crate::support::store_proxy::{StoreProxy, When};
-use async_trait::async_trait;
 use mainstay::backup::catalog::expire::{self, expire};
 use mainstay::backup::catalog::manifest::{Frontier, Manifest};
 use mainstay::backup::catalog::retention::Policy;
 use mainstay::backup::keeper::{Setup, once};
 use mainstay::backup::repository::folder::Folder;
 use mainstay::backup::repository::s3::{S3, S3Settings};
-use mainstay::backup::repository::{BackupId, Item, Key, Put, Repository, RepositoryError};
+use mainstay::backup::repository::{BackupId, Item, Key, Put, Repository};
 use mainstay::backup::restore::{self, Target, Wish};
 use mainstay::backup::seal::{Checker, Identities, Opener, Sealed, Sealer, SigningKey, new_key_set_for};
 use mainstay::backup::ship::Shipper;
 use mainstay::config::backup::{Around, parse};
 use mainstay::config::secret::SecretStore;
 use mainstay::model::{Lsn, SourceName};
-use nix::sys::signal::{Signal, kill};
+use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::fs;
@@ -30,7 +29,6 @@ use std::os::unix::process::ExitStatusExt as _;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, SystemTime};
 
 /// Tells the process that it is the one to be killed: what it does, and with what, a line each.
@@ -200,38 +198,11 @@ async fn back_up(endpoint: &str, prefix: &str, recipient: &str, folder: &Path, u
     assert!(shipper.stop(Duration::from_secs(30)).await);
 }
 
-/// The process is killed before the n-th call where n is odd, and after it where n is even.
-struct Deadly {
-    calls: AtomicUsize,
-    at: usize,
-}
-
-impl Deadly {
-    fn count(&self) {
-        if self.calls.fetch_add(1, Ordering::SeqCst) + 1 == self.at {
-            let _ = kill(Pid::this(), Signal::SIGKILL);
-            std::thread::sleep(Duration::from_secs(10));
-        }
-    }
-}
-
-#[async_trait]
-impl Faults for Deadly {
-    async fn before(&self, _: &Call<'_>) -> Result<(), RepositoryError> {
-        self.count();
-        Ok(())
-    }
-    async fn after(&self, _: &Call<'_>) -> Result<(), RepositoryError> {
-        self.count();
-        Ok(())
-    }
-}
-
 /// Ten days from now nobody needs more than the newest backups: the first run marks the rest, the second one takes it.
 async fn expire_at(recipient: &str, folder: &Path, repository: &Path, at: usize) {
     let sealer = sealer(recipient, folder);
     let checker = Checker::new(vec![sealer.public()]);
-    let deadly = Faulty::over(Arc::new(Folder::open(repository).unwrap()), Deadly { calls: AtomicUsize::new(0), at });
+    let deadly = Deadly::before(Arc::new(Folder::open(repository).unwrap()), at);
     let policy = Policy { window: Duration::ZERO, backups: KEPT };
     let now = jiff::Timestamp::now() + 10 * DAY;
     let settings = expire::Settings { policy, grace: Duration::ZERO, dry_run: false, now };
