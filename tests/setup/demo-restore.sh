@@ -12,33 +12,8 @@ binary=$(realpath "${1:?usage: demo-restore.sh MAINSTAY}")
 # The newest that Debian has installed.
 bin=$(find /usr/lib/postgresql -maxdepth 2 -name bin 2>/dev/null | sort -V | tail -n 1)
 
-# ---- telling --------------------------------------------------------------------------------------------------------
-
-strong='' dim='' plain=''
-if [ -t 1 ] && [ -z "${NO_COLOR:-}" ]; then strong=$'\e[1m' dim=$'\e[2m' plain=$'\e[0m'; fi
-title() { printf '\n%s== %s%s\n' "$strong" "$*" "$plain"; }
-say() { printf '%s\n' "$*"; }
-prompt() { printf '%s$ %s%s\n' "$dim" "$*" "$plain"; }
-die() {
-    printf 'demo-restore: failed to %s\n' "$1" >&2
-    if [ -s "$folder/daemon.log" ]; then
-        say "the end of the daemon's log:" >&2
-        tail -n 12 "$folder/daemon.log" | cut -c1-300 | sed 's/^/    /' >&2
-    fi
-    exit 1
-}
-mainstay() {
-    prompt "mainstay $*"
-    "$binary" "$@"
-}
-until_so() {
-    local end=$((SECONDS + $1)) what=$2
-    shift 2
-    until "$@"; do
-        [ "$SECONDS" -lt "$end" ] || die "see $what"
-        sleep 0.1
-    done
-}
+demo=demo-restore
+. "$(dirname "${BASH_SOURCE[0]}")/tell.sh"
 
 [ -n "$bin" ] && [ -x "$bin/initdb" ] && [ -x "$bin/pgbench" ] || {
     echo "demo-restore: failed to find PostgreSQL's programs under /usr/lib/postgresql" >&2
