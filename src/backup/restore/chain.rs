@@ -64,8 +64,10 @@ pub(super) async fn put_on_top(
 ) -> Result<(), RestoreError> {
     place.note(&begun(backup))?;
     crate::failpoint!("restore-difference-begun");
-    let (onto, pages) = (roots.clone(), pages(server));
+    let (onto, pages, lock) = (roots.clone(), pages(server), place.hold()?);
     let work = move || {
+        // Until it is done nobody else writes here, even when whoever asked for it has given up.
+        let _lock = lock;
         let keep: BTreeSet<OsString> = [BESIDE, STATE, STAGE, LOG_FILE].map(OsString::from).into();
         combine(&onto, &beside, pages, &keep)?;
         remove(beside.values())

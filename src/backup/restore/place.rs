@@ -191,6 +191,11 @@ impl Place {
         self.state.write_all(format!("{line}\n").as_bytes()).map_err(io("write", &self.data.join(STATE)))
     }
 
+    /// The lock of this place once more, for work that goes on when nobody waits for it any longer.
+    pub(super) fn hold(&self) -> Result<File, RestoreError> {
+        self.state.try_clone().map_err(io("lock", &self.data.join(STATE)))
+    }
+
     /// Notes that the base is complete and durable.
     pub(super) fn base_complete(&mut self) -> Result<(), RestoreError> {
         self.note(BASE_COMPLETE)?;
