@@ -46,8 +46,12 @@ pub(super) async fn ask(host: Host<'_>, data: &Path, checks: &[Check]) -> Vec<Ch
 }
 
 async fn one(host: Host<'_>, data: &Path, check: &Check) -> Result<String, String> {
-    let rows = host.query(data, &check.database, &check.sql).await?;
-    match &rows[..] {
+    single(&host.query(data, &check.database, &check.sql).await?)
+}
+
+/// The one value of an answer.
+fn single(rows: &[Vec<String>]) -> Result<String, String> {
+    match rows {
         [row] if row.len() == 1 => Ok(row[0].clone()),
         [] => Err("it gave no row".into()),
         [row, ..] => Err(format!("it gave {} rows of {} columns, not one of one", rows.len(), row.len())),
