@@ -192,9 +192,12 @@ pub async fn run(args: &Args, context: &Context) -> Result<Exit, Failure> {
         return Ok(Exit::Good);
     }
     ui.say(planned.to_string().trim_end());
-    check_keys(desk.repository.as_ref(), &opener, &planned).await.map_err(failed)?;
     let data = match &mut into {
-        Files::Container(container) => container.place(&planned, args.force).await.map_err(failed)?,
+        Files::Container(container) => {
+            // Nothing is made or moved aside for what nobody here can open.
+            check_keys(desk.repository.as_ref(), &opener, &planned).await.map_err(failed)?;
+            container.place(&planned, args.force).await.map_err(failed)?
+        }
         _ => job.target().to_owned(),
     };
     let checks = job.checks();

@@ -207,7 +207,12 @@ pub(super) async fn query(
     let (role, database, place) = (escaped(&server.role), escaped(database), escaped(&listens(data)?));
     let url = format!("postgres://{role}@{place}:{}/{database}", server.port);
     let address = Address::parse(&url).map_err(|error| error.to_string())?;
-    let mut connection = Connection::open(&address, None, Purpose::Sql).await.map_err(|error| error.to_string())?;
+    rows_at(&address, sql).await
+}
+
+/// Asks a server of which the address is known.
+async fn rows_at(address: &Address, sql: &str) -> Result<Vec<Vec<String>>, String> {
+    let mut connection = Connection::open(address, None, Purpose::Sql).await.map_err(|error| error.to_string())?;
     let answer = connection.query(sql).await.map_err(|error| error.to_string())?;
     connection.close().await;
     let text = |value: &Option<bytes::Bytes>| match value {
