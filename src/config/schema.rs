@@ -641,7 +641,9 @@ mod tests {
         for text in examples {
             deserialise::<recovery::SourceFile>("recovery.md", &text);
             let name = "shop-db".parse().unwrap();
-            store.set("SHOP_DB", &crate::config::secret::Secret::new("x")).unwrap();
+            for name in ["SHOP_DB", "CRM_DB", "NEW_DB"] {
+                store.set(name, &crate::config::secret::Secret::new("x")).unwrap();
+            }
             let (env, folder) = (|_: &str| None, folder.path());
             let around = sources::Around { env: &env, folder, store: &store, repos: Some(&["shop"]) };
             sources::parse(&name, "recovery.md", &text, &around).unwrap_or_else(|e| panic!("{e}"));

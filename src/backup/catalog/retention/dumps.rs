@@ -100,7 +100,7 @@ mod tests {
     use crate::backup::catalog::dumps::make::{at, id, with_copies};
     use crate::backup::catalog::holdings::{Missing, Object};
     use crate::backup::catalog::index::BadKind;
-    use crate::backup::repository::{DumpItem, Item};
+    use crate::backup::repository::{DumpItem, DumpStream, Item};
     use proptest::prelude::*;
     use std::time::Duration;
 
@@ -158,8 +158,9 @@ mod tests {
     fn what_is_not_finished_goes_only_when_a_later_one_is_and_it_is_old() {
         let mut holdings = with_copies(&[0, 48]);
         for hours in [24, 72] {
-            let dump = holdings.dumps.good.values().next().unwrap().object.clone();
-            holdings.dumps.unfinished.insert(id(hours), vec![dump]);
+            let chunk = DumpItem::Chunk { stream: DumpStream::Globals, number: 0 };
+            let object = Object { key: holdings.key(Item::Dump(id(hours), chunk)), bytes: 1, written: at(0) };
+            holdings.dumps.unfinished.insert(id(hours), vec![object]);
         }
         let at_all = policy(1_000, 1);
         let unfinished = |hours| {
