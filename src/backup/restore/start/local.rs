@@ -14,7 +14,7 @@ use super::{
 use crate::backup::source::postgres::{Address, Connection, Purpose};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{Read as _, Seek as _, SeekFrom};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
@@ -23,8 +23,9 @@ use tokio::process::{Child, Command};
 
 /// Asks a server to become a primary, as `pg_ctl promote` does: this file, and a signal to look for it.
 const PROMOTE: &str = "promote";
-/// What a server says that cannot be a hot standby with its settings: 13 ends then, later ones wait for somebody.
-const NO_STANDBY: &str = "hot standby is not possible because";
+/// What a server says that cannot be a hot standby with its settings. 13 ends then; later ones do so before they are
+/// consistent, and afterwards wait for somebody.
+const NO_STANDBY: [&str; 2] = ["hot standby is not possible because", "because of insufficient parameter settings"];
 /// What it says when it takes writes. Its status is `ready` for a hot standby already.
 const OPEN: &str = "database system is ready to accept connections";
 /// So much of its messages is searched for these; what comes after them is a few lines.
@@ -110,7 +111,7 @@ impl Running {
             look += 1;
             let ended = self.child.try_wait().map_err(|error| RestoreError::io("watch the server", error))?;
             let looked = ended.is_some() || look.is_multiple_of(LOOKS);
-            if self.ending == Ending::Quick && looked && self.log(RECENT_BYTES).contains(NO_STANDBY) {
+            if self.ending == Ending::Quick && looked && self.cannot_stand_by() {
                 self.end().await?;
                 *self = spawn(&self.server, &self.data, Ending::Slow)?;
                 continue;
@@ -119,13 +120,22 @@ impl Running {
                 return Ok(refused(&status.to_string(), &self.log(SEARCHED_BYTES)));
             }
             match status(&self.data).filter(|(pid, _)| Some(*pid) == self.child.id()) {
-                Some((_, status)) if status == "ready" && self.is_open() => return Ok(Outcome::Open),
+                Some((_, status)) if status == "ready" && self.is_open() => {
+                    // One that had recovered before it was started had no use for it.
+                    let _ = fs::remove_file(self.data.join(PROMOTE));
+                    return Ok(Outcome::Open);
+                }
                 // It has begun, and takes signals.
                 Some(_) if self.ending == Ending::Quick => self.promote()?,
                 _ => {}
             }
             tokio::time::sleep(LOOK_EVERY).await;
         }
+    }
+
+    fn cannot_stand_by(&self) -> bool {
+        let log = self.log(RECENT_BYTES);
+        NO_STANDBY.iter().any(|words| log.contains(words))
     }
 
     /// Whether a server that takes connections takes writes.
