@@ -10,6 +10,8 @@ use nix::unistd::Pid;
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 
+/// Between two transactions of a thousand rows.
+const PAUSE: Duration = Duration::from_millis(40);
 /// Set for the child alone: what it ships, from where, to where.
 const CHILD: &str = "MAINSTAY_TEST_SHIPS";
 
@@ -17,13 +19,13 @@ fn size() -> SegmentSize {
     SegmentSize::new(1 << 20).unwrap()
 }
 
-async fn busy(server: &Server, stop: Arc<AtomicBool>) -> tokio::task::JoinHandle<()> {
+async fn busy(server: &Server, stop: Arc<AtomicBool>, pause: Duration) -> tokio::task::JoinHandle<()> {
     server.sql("CREATE TABLE t (x text)").await;
     let mut writer = server.connection().await;
     tokio::spawn(async move {
         while !stop.load(Ordering::Relaxed) {
             writer.query("INSERT INTO t SELECT md5(i::text) FROM generate_series(1, 1000) i").await.unwrap();
-            tokio::time::sleep(Duration::from_millis(40)).await;
+            tokio::time::sleep(pause).await;
         }
     })
 }
@@ -37,7 +39,7 @@ async fn r01_through_a_store_that_fails_and_loses_answers_nothing_is_lost() {
     let settings = S3Settings { endpoint: Some(proxy.endpoint()), ..settings };
     let server = Server::start(15, Options { segment_mib: Some(1), ..Options::default() }).await;
     let stop = Arc::new(AtomicBool::new(false));
-    let load = busy(&server, stop.clone()).await;
+    let load = busy(&server, stop.clone(), PAUSE).await;
     proxy.rule(Rule::new(Fault::LoseAnswer).method("PUT").every(5));
     proxy.rule(Rule::new(Fault::CutRequest).method("PUT").every(7));
     proxy.rule(Rule::new(Fault::Answer(503)).every(6));
@@ -98,11 +100,14 @@ async fn a_process_killed_at_any_call_to_the_store_loses_nothing() {
     }
     let store = S3Server::shared();
     let proxy = StoreProxy::start(&store.address());
-    let settings = store.settings();
+    // Nobody but this test reads everything again and again: it has time.
+    let settings = S3Settings { attempt: PATIENCE, trying: 2 * PATIENCE, ..store.settings() };
     let place = Place::of(tempfile::tempdir().unwrap(), Arc::new(S3::open(settings.clone()).await.unwrap()));
     let server = Server::start(17, Options { segment_mib: Some(1), ..Options::default() }).await;
     let stop = Arc::new(AtomicBool::new(false));
-    let load = busy(&server, stop.clone()).await;
+    // All that was stored is read again after each kill, so a long sweep writes less.
+    let all = std::env::var("MAINSTAY_SOAK").is_ok();
+    let load = busy(&server, stop.clone(), if all { 10 * PAUSE } else { PAUSE }).await;
     let cluster = cluster(&server).await;
     let key = place.folder.path().join("sign.key");
     let words = [
@@ -115,7 +120,6 @@ async fn a_process_killed_at_any_call_to_the_store_loses_nothing() {
         key.to_str().unwrap(),
     ];
     // All calls of a start, some of its stride; every one of the first 60 when there is time.
-    let all = std::env::var("MAINSTAY_SOAK").is_ok();
     let sweep: Vec<usize> = if all { (1..=60).collect() } else { vec![1, 6, 7, 8, 10, 12, 15, 19, 24] };
     let name = std::thread::current().name().unwrap().to_owned();
     let mut killed = Vec::new();
@@ -168,7 +172,7 @@ async fn soak_r10_a_put_of_a_minute_loses_nothing_and_the_lag_is_shown() {
         let options = Options { segment_mib: Some(1), ..Options::with(&["wal_sender_timeout = '5s'"]) };
         let server = Server::start(version, options).await;
         let stop = Arc::new(AtomicBool::new(false));
-        let load = busy(&server, stop.clone()).await;
+        let load = busy(&server, stop.clone(), PAUSE).await;
         let mut job = place.job(&server);
         // Each version is a cluster of its own; the time that one try and all of them have is what it is for everybody.
         job.new_cluster = true;

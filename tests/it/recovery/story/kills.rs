@@ -87,27 +87,9 @@ async fn client(number: u64, address: Address, answered: Arc<Mutex<BTreeSet<u64>
 
 /// So many commits that were answered, while daemon and server are killed at random. At each fourth kill both are, and what
 /// can be had without them is compared with what was answered until then; so it is in the end.
-async fn commits_under_kills(wanted: usize) {
-    let store = S3Server::shared();
-    let settings = store.settings();
-    let keys = settings.credentials.clone().unwrap();
-    let prefix = settings.prefix.trim_matches('/').to_owned();
-    let endpoint = settings.endpoint.clone().unwrap();
-    // SAFETY: nextest runs each test in a process of its own, and nothing else here reads the environment meanwhile.
-    unsafe {
-        std::env::set_var("AWS_ACCESS_KEY_ID", &keys.access_key);
-        std::env::set_var("AWS_SECRET_ACCESS_KEY", keys.secret_key.expose());
-        std::env::set_var("AWS_ENDPOINT_URL", &endpoint);
-        std::env::set_var("AWS_REGION", "us-east-1");
-    }
-    let url = format!("s3://{BUCKET}/{prefix}");
-    let repository = format!(
-        "  url: \"{url}\"\n  endpoint: \"{endpoint}\"\n  path-style: true\n  access-key: \"{}\"\n  secret-key: \
-         \"${{AWS_SECRET_ACCESS_KEY}}\"\n",
-        keys.access_key
-    );
+async fn commits_under_kills(wanted: usize, repository: &str, url: &str) {
     let mut server = Server::start(17, Options::with(&["synchronous_standby_names = '*'"])).await;
-    let mut lab = Lab::new(&server, &repository);
+    let mut lab = Lab::new(&server, repository);
     let file = lab.at("backups/shop-db.yml");
     let text = std::fs::read_to_string(&file).unwrap();
     std::fs::write(&file, text.replace("ship-every: 250ms\n", "synchronous: true\n")).unwrap();
@@ -137,7 +119,7 @@ async fn commits_under_kills(wanted: usize) {
         }
         if kind == 3 {
             let promised = answered.lock().unwrap().clone();
-            let there = restored(&mut lab, &url).await;
+            let there = restored(&mut lab, url).await;
             let missing: Vec<_> = promised.difference(&there).collect();
             assert!(missing.is_empty(), "{missing:?} of {} were answered and are lost", promised.len());
             restores += 1;
@@ -164,10 +146,27 @@ async fn commits_under_kills(wanted: usize) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_answered_commit_is_lost_when_daemon_and_server_are_killed() {
-    commits_under_kills(300).await;
+    let store = S3Server::shared();
+    let settings = store.settings();
+    let keys = settings.credentials.clone().unwrap();
+    let endpoint = settings.endpoint.clone().unwrap();
+    // SAFETY: nextest runs each test in a process of its own, and nothing else here reads the environment meanwhile.
+    unsafe {
+        std::env::set_var("AWS_ACCESS_KEY_ID", &keys.access_key);
+        std::env::set_var("AWS_SECRET_ACCESS_KEY", keys.secret_key.expose());
+        std::env::set_var("AWS_ENDPOINT_URL", &endpoint);
+        std::env::set_var("AWS_REGION", "us-east-1");
+    }
+    let url = format!("s3://{BUCKET}/{}", settings.prefix.trim_matches('/'));
+    let repository = format!(
+        "  url: \"{url}\"\n  endpoint: \"{endpoint}\"\n  path-style: true\n  access-key: \"{}\"\n  secret-key: \
+         \"${{AWS_SECRET_ACCESS_KEY}}\"\n",
+        keys.access_key
+    );
+    commits_under_kills(300, &repository, &url).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn soak_ten_thousand_answered_commits_under_kills_of_daemon_and_server() {
-    commits_under_kills(10_000).await;
+    commits_under_kills(10_000, "  url: repository\n", "repository").await;
 }
