@@ -251,6 +251,12 @@ where
     O: Fn(Option<Bytes>) -> BoxFuture<'static, Result<BaseStream, PostgresError>> + Send,
     D: FnOnce(LogSpan) -> BoxFuture<'static, Result<(), Box<dyn Error + Send + Sync>>> + Send,
 {
+    // Chains go back in time by the names of their backups, which count seconds: a difference is of a later one than its parent.
+    if let Wish::Difference(parent) = &job.wish
+        && parent.manifest.began.as_second() >= Timestamp::now().as_second()
+    {
+        tokio::time::sleep(std::time::Duration::from_millis(1_100)).await;
+    }
     let began = Timestamp::now();
     let backup = BackupId::new(began).map_err(|error| TakeError::Broken(error.to_string()))?;
     let tell = |phase, received_bytes, stored_bytes| {

@@ -5,7 +5,7 @@ use crate::support::store;
 use mainstay::backup::catalog::manifest::Manifest;
 use mainstay::backup::keeper::once::{back_up, shipping};
 use mainstay::backup::keeper::{Kind, Setup};
-use mainstay::backup::repository::{Item, Key, Repository};
+use mainstay::backup::repository::{Item, Key};
 use mainstay::backup::restore::{self, Into, Options as RestoreOptions, Progress, Target, Wish};
 use mainstay::backup::seal::{Checker, KeySet, Opener, Sealer, new_key_set};
 use mainstay::backup::ship::{Activity, Shipper};
