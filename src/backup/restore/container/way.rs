@@ -208,7 +208,7 @@ impl Container {
     fn port_is_free(&self, server: &Published, seen: &[Seen], root: &Path) -> Result<(), RestoreError> {
         let at = format!("port {} of {}", server.port, server.listen);
         let hint = "hint: name another with `--port N`";
-        for one in seen.iter().filter(|one| one.ports.contains(&server.port)) {
+        if let Some(one) = seen.iter().find(|one| one.ports.contains(&server.port)) {
             if self.left_over(one, root) {
                 return Ok(());
             }
