@@ -3,6 +3,7 @@
 mod bench;
 mod broken;
 mod into;
+mod story;
 
 use self::bench::Bench;
 use crate::support::postgres::{Options, Server};
