@@ -127,8 +127,7 @@ async fn a_database_is_copied_shown_checked_and_brought_to_another_server() {
     let repository = lab.at("repository").display().to_string();
     let identity = lab.at("identity.txt").display().to_string();
     let bare = ["--repository", &repository, "--identity", &identity];
-    let restore = |more: &[&str]| [&["restore", "crm"], more, &bare[..]].concat();
-    let plan = lab.mainstay(&restore(&["--latest", "--dry-run", "--into", &url]));
+    let plan = lab.mainstay(&restore(&["--latest", "--dry-run", "--into", &url], &bare));
     assert!(plan.contains("the newest copy") && plan.contains("database crm: "), "{plan}");
     for (more, words) in [
         (vec!["--at", began, "--into", &url], "no copy had ended by"),
@@ -136,11 +135,11 @@ async fn a_database_is_copied_shown_checked_and_brought_to_another_server() {
         (vec!["--point", "x"], "is about base backups"),
         (vec!["--backup", "20200101T000000Z-00000000"], "there is no logical copy"),
     ] {
-        let (code, said) = lab.code(&restore(&more));
+        let (code, said) = lab.code(&restore(&more, &bare));
         assert!(code == 2 && said.contains(words), "{code}: {said}");
     }
     // Into the server that the file in the repository names; commands of that file are only shown.
-    let said = lab.mainstay(&restore(&["--latest"]));
+    let said = lab.mainstay(&restore(&["--latest"], &bare));
     assert!(said.contains("echo $MAINSTAY_SOURCE > told") && !lab.at("told").exists(), "{said}");
     assert_eq!(ask(&to, "crm", "SELECT count(*) FROM people").await, "400");
 
@@ -156,6 +155,11 @@ async fn a_database_is_copied_shown_checked_and_brought_to_another_server() {
     );
     assert_eq!(ask(&to, "crm", "SELECT count(*) FROM people").await, "300");
     assert_eq!(told(&lab.at("told")), "crm\n");
+}
+
+/// The restore of the source on a bare machine.
+fn restore<'a>(more: &[&'a str], bare: &[&'a str]) -> Vec<&'a str> {
+    [&["restore", "crm"], more, bare].concat()
 }
 
 fn told(path: &Path) -> String {
