@@ -32,6 +32,9 @@ pub struct Args {
     /// Do it here even if a daemon answers
     #[arg(long)]
     alone: bool,
+    /// Yes, the server was made anew: take it over although the repository holds another cluster for this source
+    #[arg(long)]
+    new_cluster: bool,
 }
 
 /// How often the daemon is asked how far it is.
@@ -65,7 +68,7 @@ async fn by_daemon(args: &Args, context: &Context, client: &Client, views: &[Sou
     let before = views.iter().find(|view| view.name == name);
     let last_before = before.and_then(|view| view.last_backup.clone());
     let failed_before = before.and_then(|view| view.failed_backup.clone());
-    let path = format!("sources/{name}/backup");
+    let path = format!("sources/{name}/{}", if args.new_cluster { "take-over" } else { "backup" });
     let _: BackupAsked = client.post(&path, &json!({})).await?;
     let bar = bar(context);
     loop {
@@ -122,10 +125,10 @@ async fn by_ourselves(args: &Args, context: &Context) -> Result<Exit, Failure> {
         owner: format!("`mainstay backup`, process {}", std::process::id()),
         source,
     };
-    take(&setup, context).await
+    take(&setup, args, context).await
 }
 
-async fn take(setup: &Setup, context: &Context) -> Result<Exit, Failure> {
+async fn take(setup: &Setup, args: &Args, context: &Context) -> Result<Exit, Failure> {
     let (repository, name) = (setup.repository.clone(), setup.source.name.clone());
     let (sealer, checker) = (setup.sealer.clone(), setup.checker.clone());
     let lease = Lease::take(repository, sealer, checker, name.clone(), &setup.owner, LEASE_TTL).await;
@@ -133,7 +136,7 @@ async fn take(setup: &Setup, context: &Context) -> Result<Exit, Failure> {
         LeaseError::Held { .. } => Failure::new(Exit::Refused, error),
         other => Failure::new(Exit::Unreachable, other),
     })?;
-    let shipper = Shipper::start(once::shipping(setup));
+    let shipper = Shipper::start(once::shipping(setup, args.new_cluster));
     let bar = bar(context);
     let shown = bar.clone();
     let began = jiff::Timestamp::now();
