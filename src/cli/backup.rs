@@ -32,7 +32,7 @@ pub struct Args {
     /// Do it here even if a daemon answers
     #[arg(long)]
     alone: bool,
-    /// Yes, the server was made anew: take it over although the repository holds another cluster for this source
+    /// Yes, the server was made anew: let it take the place of what is stored
     #[arg(long)]
     new_cluster: bool,
 }
