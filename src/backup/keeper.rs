@@ -90,7 +90,7 @@ struct Kept {
     place: RepositorySettings,
     view: watch::Receiver<SourceView>,
     /// Room for one wish: a second one is answered by the same backup.
-    wishes: mpsc::Sender<Kind>,
+    wishes: mpsc::Sender<Wish>,
     stop: watch::Sender<bool>,
     task: JoinHandle<()>,
 }
@@ -104,6 +104,15 @@ pub enum BackedUp {
     Failed(FailedBackup),
 }
 
+/// What somebody wants of a source now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Wish {
+    /// A base backup.
+    Backup(Kind),
+    /// A whole one, of a server that is another cluster than the one stored. Said once, it holds for this time.
+    NewCluster,
+}
+
 /// Why a wish is not taken.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum AskError {
@@ -111,6 +120,8 @@ pub enum AskError {
     Unknown(Vec<String>),
     /// The daemon is stopping.
     Stopping,
+    /// Something else that was asked for is still to be begun.
+    Busy,
 }
 
 impl Keeper {
@@ -199,9 +210,26 @@ impl Keeper {
         };
         let joined =
             kept.view.borrow().backup.as_ref().is_some_and(|backup| kind == Kind::Incremental || !backup.incremental);
-        match kept.wishes.try_send(kind) {
+        match kept.wishes.try_send(Wish::Backup(kind)) {
             // Full: it is taken out within a moment, and answered by the same backup.
             Ok(()) | Err(mpsc::error::TrySendError::Full(_)) => Ok(BackupAsked { source: source.clone(), joined }),
+            Err(mpsc::error::TrySendError::Closed(_)) => Err(AskError::Stopping),
+        }
+    }
+
+    /// Takes over the server of a source although it is another cluster than the one stored, and begins a backup of it. What
+    /// is stored of the old one stays. Of a server that is the same one nothing is taken over: it is a backup like any other.
+    ///
+    /// # Errors
+    /// When there is no such source, the daemon is stopping, or an earlier wish was not begun yet.
+    pub fn take_over(&self, source: &SourceName) -> Result<BackupAsked, AskError> {
+        let sources = self.0.sources.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(kept) = sources.get(source) else {
+            return Err(AskError::Unknown(sources.keys().map(ToString::to_string).collect()));
+        };
+        match kept.wishes.try_send(Wish::NewCluster) {
+            Ok(()) => Ok(BackupAsked { source: source.clone(), joined: false }),
+            Err(mpsc::error::TrySendError::Full(_)) => Err(AskError::Busy),
             Err(mpsc::error::TrySendError::Closed(_)) => Err(AskError::Stopping),
         }
     }

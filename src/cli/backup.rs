@@ -37,6 +37,9 @@ pub struct Args {
     /// Do it here even if a daemon answers
     #[arg(long)]
     alone: bool,
+    /// Yes, the server was made anew: let it take the place of what is stored
+    #[arg(long)]
+    new_cluster: bool,
 }
 
 /// How often the daemon is asked how far it is.
@@ -70,8 +73,10 @@ async fn by_daemon(args: &Args, context: &Context, client: &Client, views: &[Sou
     let before = views.iter().find(|view| view.name == name);
     let last_before = before.and_then(|view| view.last_backup.clone());
     let failed_before = before.and_then(|view| view.failed_backup.clone());
-    let path = format!("sources/{name}/backup");
-    let _: BackupAsked = client.post(&path, &BackupWish { full: args.full }).await?;
+    let _: BackupAsked = match args.new_cluster {
+        true => client.post(&format!("sources/{name}/take-over"), &json!({})).await?,
+        false => client.post(&format!("sources/{name}/backup"), &BackupWish { full: args.full }).await?,
+    };
     let bar = bar(context);
     loop {
         tokio::time::sleep(LOOK).await;
@@ -130,10 +135,11 @@ async fn by_ourselves(args: &Args, context: &Context) -> Result<Exit, Failure> {
         source,
         state: config.state.clone(),
     };
-    take(&setup, if args.full { Kind::Whole } else { Kind::Incremental }, context).await
+    take(&setup, args, context).await
 }
 
-async fn take(setup: &Setup, kind: Kind, context: &Context) -> Result<Exit, Failure> {
+async fn take(setup: &Setup, args: &Args, context: &Context) -> Result<Exit, Failure> {
+    let kind = if args.full || args.new_cluster { Kind::Whole } else { Kind::Incremental };
     let (repository, name) = (setup.repository.clone(), setup.source.name.clone());
     let (sealer, checker) = (setup.sealer.clone(), setup.checker.clone());
     let lease = Lease::take(repository, sealer, checker, name.clone(), &setup.owner, LEASE_TTL).await;
@@ -158,7 +164,7 @@ async fn take(setup: &Setup, kind: Kind, context: &Context) -> Result<Exit, Fail
         let manifest = taken.map_err(|error| Failure::new(exit(&error), error))?;
         return Ok(done(context, &name, &LastBackup::from(&manifest)));
     }
-    let shipper = Shipper::start(once::shipping(setup));
+    let shipper = Shipper::start(once::shipping(setup, args.new_cluster));
     let taken = once::back_up(setup, kind, shipper.status(), Arc::new(tell)).await;
     bar.finish_and_clear();
     shipper.stop(GRACE).await;

@@ -2,12 +2,14 @@
 
 use super::Core;
 use crate::engine::EngineError;
+use crate::model::SourceName;
 use crate::model::api::{DaemonStatus, HookAccepted, InboxView, Reloaded, RetryRequest, Started, TriggerRequest};
+use crate::model::source_view::BackupAsked;
 use crate::model::{Asker, RepoName, RunId};
-use crate::store::{InboxId, StoreError, Verdict};
+use crate::store::{Act, ActKind, InboxId, StoreError, Verdict};
 use crate::trigger::IntakeError;
 use crate::trigger::webhook::{Taken, WebhookError};
-use crate::web::{Control, Headers, HookError, Intake, Problem};
+use crate::web::{Control, Headers, HookError, Intake, Problem, recovery};
 use async_trait::async_trait;
 use std::sync::{Arc, PoisonError};
 
@@ -42,6 +44,20 @@ impl Control for Arc<Core> {
             Ok(changes) => Ok(Reloaded { changes }),
             Err(error) => Err(Problem::wrong(format!("read the configuration again, the old one stays: {error:#}"))),
         }
+    }
+
+    async fn take_over(&self, source: &str, by: &Asker) -> Result<BackupAsked, Problem> {
+        let named =
+            SourceName::new(source).map_err(|error| Problem::not_found(format!("take over a source: {error}")))?;
+        let asked = self.keeper.take_over(&named).map_err(|error| recovery::refused(&named, error))?;
+        let act = Act {
+            by: by.clone(),
+            kind: ActKind::TakeOver,
+            subject: format!("source {named}"),
+            details: serde_json::json!({}),
+        };
+        self.engine.store().record_act(act).await.map_err(broken)?;
+        Ok(asked)
     }
 
     async fn status(&self) -> DaemonStatus {

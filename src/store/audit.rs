@@ -92,6 +92,8 @@ pub enum ActKind {
     StepDown,
     /// Commits on a source wait for the repository again.
     StepUp,
+    /// Another cluster took the place of the one that is stored for a source.
+    TakeOver,
     /// The replication slot of a source was dropped, so that its server's disk does not fill.
     DropSlot,
 }
@@ -127,6 +129,7 @@ impl ActKind {
             ActKind::ApprovalLinkDead => "approval-link-dead",
             ActKind::StepDown => "step-down",
             ActKind::StepUp => "step-up",
+            ActKind::TakeOver => "take-over",
             ActKind::DropSlot => "drop-slot",
         }
     }

@@ -357,7 +357,8 @@ mod tests {
                 db.query_row(&format!("SELECT count(*) FROM {table}"), [], |row| row.get(0)).unwrap()
             };
             let counts =
-                ["meta", "inbox", "runs", "run_events", "tokens", "audit", "deploys", "outbox", "reverts", "concerns"].map(count);
+                ["meta", "inbox", "runs", "run_events", "tokens", "audit", "deploys", "outbox", "reverts", "concerns"]
+                    .map(count);
             assert_eq!(counts, [1, 1, 1, 1, 0, 0, 0, 0, 0, 0], "from step {taken}");
             let version: i64 = db.query_row("PRAGMA user_version", [], |row| row.get(0)).unwrap();
             assert_eq!(version, STEPS.len() as i64);

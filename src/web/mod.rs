@@ -16,7 +16,7 @@ mod logs;
 mod openapi;
 mod page;
 mod problem;
-mod recovery;
+pub(crate) mod recovery;
 mod routes;
 
 pub use problem::Problem;
@@ -31,6 +31,7 @@ use crate::model::api::{
     AuditEntry, AuditFilter, AuditVerdict, DaemonStatus, HookAccepted, InboxView, Reloaded, RetryRequest, RunDetail,
     RunFilter, RunSummary, Started, TokenCreated, TokenRequest, TokenView, TriggerRequest,
 };
+use crate::model::source_view::BackupAsked;
 use crate::model::{Asker, PersonName, RepoName, RunId};
 use crate::store::Store;
 use async_trait::async_trait;
@@ -124,6 +125,8 @@ pub trait Control: Send + Sync {
     async fn retry(&self, run: RunId, request: RetryRequest, by: &Asker) -> Result<Started, Problem>;
     /// Reads the configuration again: all of it, or on error nothing.
     async fn reload(&self, by: &Asker) -> Result<Reloaded, Problem>;
+    /// Takes over the server of a source although it is another cluster than the one stored, and backs it up.
+    async fn take_over(&self, source: &str, by: &Asker) -> Result<BackupAsked, Problem>;
     /// How the daemon stands. Must answer from memory: health checks ask it without a token, as often as they like.
     async fn status(&self) -> DaemonStatus;
 }

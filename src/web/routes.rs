@@ -106,6 +106,7 @@ pub const ROUTES: &[Route] = &[
     route!("POST" "/api/v1/inbox/{id}/replay", Token, "Take a report again", 202, openapi::replay, post(api::replay)),
     route!("GET" "/api/v1/sources", Token, "Sources of backups, and how each stands", 200, openapi::sources, get(recovery::sources)),
     route!("POST" "/api/v1/sources/{source}/backup", Token, "Back a source up now", 202, openapi::backup, post(recovery::backup)),
+    route!("POST" "/api/v1/sources/{source}/take-over", Token, "Take over another cluster as this source, and back it up", 202, openapi::backup, post(recovery::take_over)),
     route!("POST" "/api/v1/reload", Token, "Read the configuration again", 200, openapi::reload, post(api::reload)),
     route!("GET" "/api/v1/tokens", Token, "Personal tokens, without their texts", 200, openapi::tokens, get(api::tokens)),
     route!("POST" "/api/v1/tokens", Socket, "Make a personal token; over the Unix socket only", 201, openapi::create_token, post(api::create_token)),

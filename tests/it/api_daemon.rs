@@ -13,6 +13,7 @@ use mainstay::model::api::{
 };
 use mainstay::model::approval::{ApprovalPolicy, ApprovalRequest, Channel, Subject};
 use mainstay::model::log::{LogChunk, Stream};
+use mainstay::model::source_view::BackupAsked;
 use mainstay::model::{Asker, AttemptId, PersonName, RepoName, RunId, RunStatus, Span};
 use mainstay::signing::SigningKey;
 use mainstay::store::Store;
@@ -148,6 +149,10 @@ impl Control for Memory {
         self.known(run)?;
         self.wish_of(by, format!("retry {run} {:?}", request.from));
         Ok(Started { runs: vec![RunId(run.0 + 1)], notes: vec![] })
+    }
+    async fn take_over(&self, source: &str, by: &Asker) -> Result<BackupAsked, Problem> {
+        self.wish_of(by, format!("take over {source}"));
+        Err(Problem::not_found("find a source: there is none"))
     }
     async fn reload(&self, by: &Asker) -> Result<Reloaded, Problem> {
         self.wish_of(by, "reload".into());

@@ -117,7 +117,7 @@ fn by_mail(server: &MailServer) -> Channels {
 fn by_webhook(receiver: &Receiver, format: WebhookFormat) -> Channels {
     let webhook =
         Webhook { url: Secret::new(receiver.url()), format, secret: Some(Secret::new("between us")), inbound: None };
-    let notify = Notify { smtp: None, webhooks: [("board".to_owned(), webhook)].into() };
+    let notify = Notify { smtp: None, webhooks: [("board".to_owned(), webhook)].into(), alerts: None };
     Channels::new(&notify, &people(), &instance()).unwrap()
 }
 

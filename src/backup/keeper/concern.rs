@@ -401,7 +401,7 @@ mod tests {
         assert_eq!(lab.until(10), [""; 0], "a base backup is under way by then");
         lab.view.restore = restore(100, 470);
         assert_eq!(lab.until(15), ["11 rto"]);
-        assert!(lab.open[0].words.contains("7m50s of them"), "{:?}", lab.open);
+        assert!(lab.open[0].words.contains("470s of them for the log"), "{:?}", lab.open);
         lab.view.restore = restore(100, 0);
         assert_eq!(lab.until(30), ["26 rto over"]);
         lab.view.restore = restore(500, 0);

@@ -2,7 +2,7 @@
 //! and by `mainstay backup` where no daemon does it.
 
 use super::tend::{AGAIN, AGAIN_MAX, LOOK, expire, told};
-use super::{Kind, Setup, once, view};
+use super::{Setup, Wish, once, view};
 use crate::backup::catalog::dumps::DumpManifest;
 use crate::backup::catalog::index::Catalogue;
 use crate::backup::logical::{self, Job};
@@ -56,7 +56,7 @@ pub(super) async fn tend(
     setup: &Setup,
     what: &Logical,
     lease: Lease,
-    wishes: &mut mpsc::Receiver<Kind>,
+    wishes: &mut mpsc::Receiver<Wish>,
     shown: &watch::Sender<SourceView>,
     mut stop: watch::Receiver<bool>,
 ) -> Result<(), String> {

@@ -47,7 +47,9 @@ pub enum BackUpError {
 }
 
 /// What shipping this source takes.
-pub fn shipping(setup: &Setup) -> ShipJob {
+///
+/// With `new_cluster` a server that is another cluster than the one stored is taken over: a person has said so.
+pub fn shipping(setup: &Setup, new_cluster: bool) -> ShipJob {
     let source = &setup.source;
     ShipJob {
         source: source.name.clone(),
@@ -57,7 +59,7 @@ pub fn shipping(setup: &Setup) -> ShipJob {
         ship_every: source.ship_every.0,
         synchronous: source.synchronous,
         standby: false,
-        new_cluster: false,
+        new_cluster,
         repository: setup.repository.clone(),
         sealer: setup.sealer.clone(),
         checker: setup.checker.clone(),

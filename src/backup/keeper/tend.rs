@@ -2,7 +2,7 @@
 
 use super::forecast::{Base, needs_base};
 use super::guard::{Book, Shared, guard};
-use super::{Kind, Opening, Setup, logical, once, view};
+use super::{Kind, Opening, Setup, Wish, logical, once, view};
 use crate::backup::catalog::index::Catalogue;
 use crate::backup::catalog::manifest::Manifest;
 use crate::backup::catalog::retention::Policy;
@@ -48,7 +48,7 @@ pub(super) async fn tend(
     source: Source,
     opening: Opening,
     book: Book,
-    mut wishes: mpsc::Receiver<Kind>,
+    mut wishes: mpsc::Receiver<Wish>,
     view: watch::Sender<SourceView>,
     stop: watch::Receiver<bool>,
 ) {
@@ -62,7 +62,7 @@ pub(super) async fn tend(
 async fn again_and_again(
     source: &Source,
     opening: &Opening,
-    wishes: &mut mpsc::Receiver<Kind>,
+    wishes: &mut mpsc::Receiver<Wish>,
     shared: &Shared,
     mut stop: watch::Receiver<bool>,
 ) {
@@ -133,7 +133,7 @@ async fn too_long_aside(mut aside: watch::Receiver<bool>) {
 /// From opening the repository to a stop or a failure.
 async fn once_over(
     opening: &Opening,
-    wishes: &mut mpsc::Receiver<Kind>,
+    wishes: &mut mpsc::Receiver<Wish>,
     shared: &Shared,
     mut stop: watch::Receiver<bool>,
 ) -> Result<Ended, String> {
@@ -146,7 +146,7 @@ async fn once_over(
     let mut newest = newest(&setup).await?;
     let mut last = newest.manifest.take();
     view.send_modify(|view| view.window_start = newest.window_start);
-    let shipper = Shipper::start(once::shipping(&setup));
+    let mut shipper = Shipper::start(once::shipping(&setup, false));
     let (mut shipped, mut standing) = (shipper.status(), lease.standing());
     let mut tended = Tended {
         setup: &setup,
@@ -184,7 +184,17 @@ async fn once_over(
         tokio::select! {
             () = told(&mut stop) => break Ok(Ended::Stopped),
             () = told(&mut aside) => break Ok(Ended::Aside),
-            Some(kind) = wishes.recv() => tended.wish(kind),
+            Some(wish) = wishes.recv() => match wish {
+                Wish::Backup(kind) => tended.wish(kind),
+                Wish::NewCluster => {
+                    tracing::warn!(source = %setup.source.name, "a person says that another cluster may take this source's place");
+                    tended.drop_backup();
+                    shipper.stop(GRACE_ASIDE).await;
+                    shipper = Shipper::start(once::shipping(&setup, true));
+                    shipped = shipper.status();
+                    tended.wish(Kind::Whole);
+                }
+            },
             ended = ended(&mut tended.backup) => {
                 if let Some(taken) = tended.end(ended) {
                     let own = stored_bytes(&taken);
@@ -465,6 +475,12 @@ impl Tended<'_> {
         self.backup = Some(tokio::spawn(async move { once::back_up(&setup, kind, shipped, Arc::new(tell)).await }));
     }
 
+    fn drop_backup(&mut self) {
+        if let Some(backup) = self.backup.take() {
+            backup.abort();
+        }
+    }
+
     fn end(&mut self, ended: Result<Manifest, String>) -> Option<Manifest> {
         self.backup = None;
         let failed = |why| FailedBackup { at: Timestamp::now(), words: format!("failed to {why}") };
@@ -495,9 +511,7 @@ impl Tended<'_> {
 
 impl Drop for Tended<'_> {
     fn drop(&mut self) {
-        if let Some(backup) = self.backup.take() {
-            backup.abort();
-        }
+        self.drop_backup();
     }
 }
 

@@ -140,10 +140,12 @@ pub enum ShipError {
     Seal(#[from] SealError),
     /// The server is another cluster than the one that is stored.
     #[error(
-        "go on with this source: its server is the cluster {found}, and the repository holds {}\nhint: if the cluster was made anew (initdb, pg_upgrade, a restored dump), give it a source of its own: another file in `backups/`; what is stored of the old one stays as it is",
-        .stored.iter().map(SystemId::to_string).collect::<Vec<_>>().join(", ")
+        "go on with this source: its server is the cluster {found}, and the repository holds {}\nhint: if the cluster was made anew (initdb, pg_upgrade, a restored dump), `mainstay backup {} --new-cluster` says yes to it, once; or give it a source of its own, another file in `backups/`. What is stored of the old one stays as it is either way",
+        .stored.iter().map(SystemId::to_string).collect::<Vec<_>>().join(", "), .source_name
     )]
     OtherCluster {
+        /// The source.
+        source_name: SourceName,
         /// Those that are stored.
         stored: Vec<SystemId>,
         /// The one that answered.

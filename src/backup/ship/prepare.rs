@@ -129,7 +129,7 @@ async fn same_cluster(job: &Job, store: &Store, cluster: &Cluster) -> Result<(),
     stored.dedup();
     match stored.is_empty() || stored.contains(&cluster.system) || job.new_cluster {
         true => Ok(()),
-        false => Err(ShipError::OtherCluster { stored, found: cluster.system }),
+        false => Err(ShipError::OtherCluster { source_name: job.source.clone(), stored, found: cluster.system }),
     }
 }
 

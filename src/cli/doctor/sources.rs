@@ -125,7 +125,7 @@ fn needs(source: &Source) -> Needs {
         slot: Some(source.slot.clone()),
         synchronous: source.synchronous,
         step_down: source.step_down.is_some(),
-        ..Needs::default()
+        incremental: source.incremental.is_some(),
     }
 }
 

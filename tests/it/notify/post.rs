@@ -73,7 +73,7 @@ async fn nobody_there_is_a_reason_without_the_address() {
     let nowhere = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let url = Secret::new(format!("http://{nowhere}/hook/T0KEN"));
     let webhook = Webhook { url, format: WebhookFormat::Slack, secret: None, inbound: None };
-    let notify = Notify { smtp: None, webhooks: [("board".to_owned(), webhook)].into() };
+    let notify = Notify { smtp: None, webhooks: [("board".to_owned(), webhook)].into(), alerts: None };
     let post = Post::start(Channels::new(&notify, &people(), &instance()).unwrap());
     post.put("1", "board", "", &rolled_back(7)).await;
     let row = post.row_once("1", |row| row.error.is_some()).await;

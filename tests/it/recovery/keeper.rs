@@ -32,7 +32,7 @@ struct Lab {
     keeper: Keeper,
     stop: watch::Sender<bool>,
     _store: S3Server,
-    _folder: tempfile::TempDir,
+    folder: tempfile::TempDir,
 }
 
 impl Lab {
@@ -49,7 +49,7 @@ impl Lab {
         let stop = watch::Sender::new(false);
         let keeper = Keeper::new(stop.subscribe());
         let (open, told) = (Arc::default(), Arc::default());
-        let lab = Lab { proxy, settings, keys, source, open, told, keeper, stop, _store: store, _folder: folder };
+        let lab = Lab { proxy, settings, keys, source, open, told, keeper, stop, _store: store, folder: folder };
         lab.tend();
         lab
     }
@@ -61,12 +61,13 @@ impl Lab {
     fn tend(&self) {
         let (settings, source, checker) = (self.settings.clone(), self.source.clone(), self.checker());
         let sealer = Sealer::new(std::slice::from_ref(&self.keys.recipient), self.keys.signing.clone()).unwrap();
+        let state = self.folder.path().to_owned();
         let opening: Opening = Arc::new(move || {
             let (settings, source) = (settings.clone(), source.clone());
-            let (sealer, checker) = (sealer.clone(), checker.clone());
+            let (sealer, checker, state) = (sealer.clone(), checker.clone(), state.clone());
             async move {
                 let repository = Arc::new(S3::open(settings).await.map_err(|error| error.to_string())?);
-                Ok(Setup { source, repository, sealer, checker, owner: "the test".into() })
+                Ok(Setup { source, repository, sealer, checker, owner: "the test".into(), state: state.clone() })
             }
             .boxed()
         });

@@ -10,7 +10,7 @@ use crate::support::store_proxy::{StoreProxy, When};
 use mainstay::backup::catalog::expire::{self, expire};
 use mainstay::backup::catalog::manifest::{Frontier, Manifest};
 use mainstay::backup::catalog::retention::Policy;
-use mainstay::backup::keeper::{Setup, once};
+use mainstay::backup::keeper::{Kind, Setup, once};
 use mainstay::backup::repository::folder::Folder;
 use mainstay::backup::repository::s3::{S3, S3Settings};
 use mainstay::backup::repository::{BackupId, Item, Key, Put, Repository};
@@ -192,9 +192,10 @@ async fn back_up(endpoint: &str, prefix: &str, recipient: &str, folder: &Path, u
         checker: Checker::new(vec![sealer.public()]),
         sealer,
         owner: "the one that is killed".into(),
+        state: folder.to_owned(),
     };
-    let shipper = Shipper::start(once::shipping(&setup));
-    once::back_up(&setup, shipper.status(), Arc::new(|_| {})).await.unwrap();
+    let shipper = Shipper::start(once::shipping(&setup, false));
+    once::back_up(&setup, Kind::Whole, shipper.status(), Arc::new(|_| {})).await.unwrap();
     assert!(shipper.stop(Duration::from_secs(30)).await);
 }
 
