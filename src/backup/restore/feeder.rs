@@ -190,6 +190,9 @@ pub(super) struct Feeder {
     counted: BTreeSet<usize>,
     staged: BTreeSet<usize>,
     under_way: BTreeSet<usize>,
+    running: JoinSet<Result<usize, RestoreError>>,
+    /// Where the last record begins and ends, once it was looked for.
+    last: Option<(Lsn, Lsn)>,
 }
 
 impl Feeder {
@@ -201,11 +204,54 @@ impl Feeder {
         feeding: Feeding,
     ) -> Feeder {
         let (counted, staged, under_way) = (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
-        Feeder { stage, fetch, log, expected, feeding, asked: 0, counted, staged, under_way }
+        let (running, last) = (JoinSet::new(), None);
+        Feeder { stage, fetch, log, expected, feeding, asked: 0, counted, staged, under_way, running, last }
+    }
+
+    /// What is done while the base is on its way, until `base` says that it is there: the history files, the end of the log
+    /// where the plan has no other, then segment after segment from the first one on. One at a time: they only fill what
+    /// the base leaves of the line and the processor, which both idle once the server replays.
+    pub(super) async fn head_start(
+        &mut self,
+        to_the_end: bool,
+        mut base: watch::Receiver<bool>,
+    ) -> Result<(), RestoreError> {
+        self.histories().await?;
+        if to_the_end {
+            self.last_record().await?;
+        }
+        let ahead = self.ahead().min(self.log.wanted).min(self.log.segments.len());
+        while self.feeding.at_once > 1 && !*base.borrow() {
+            if self.running.is_empty() {
+                let Some(index) = (0..ahead).find(|index| self.is_free(*index)) else { break };
+                self.begin(index);
+            }
+            tokio::select! {
+                one = self.running.join_next() => self.ended(one)?,
+                // What is under way goes on; `keep_ahead` waits for it. A sender that is gone has said all it will.
+                _ = base.wait_for(|there| *there) => break,
+            }
+        }
+        Ok(())
+    }
+
+    /// As many segments may lie ready.
+    fn ahead(&self) -> usize {
+        (self.feeding.ahead_bytes / self.expected.segment_size.bytes()).max(2) as usize
+    }
+
+    fn is_free(&self, index: usize) -> bool {
+        !self.staged.contains(&index) && !self.under_way.contains(&index)
+    }
+
+    fn begin(&mut self, index: usize) {
+        self.under_way.insert(index);
+        let work = self.work(index);
+        self.running.spawn(work);
     }
 
     /// Stages every history file of the plan; they are small and the server asks for them first.
-    pub(super) async fn histories(&mut self) -> Result<(), RestoreError> {
+    async fn histories(&mut self) -> Result<(), RestoreError> {
         for history in &self.log.histories {
             let opened = self.fetch.open(&history.key, history.stored_bytes, history.stored_bytes).await?;
             let (name, new) = (&history.name, self.stage.wal(&format!("{}.new", history.name)));
@@ -218,6 +264,9 @@ impl Feeder {
 
     /// Where the last whole record of the log begins, and where it ends. Stages the segments that are looked at.
     pub(super) async fn last_record(&mut self) -> Result<(Lsn, Lsn), RestoreError> {
+        if let Some(known) = self.last {
+            return Ok(known);
+        }
         let none = || RestoreError::Server("the plan has no log".into());
         let (first, last) = self.log.segments.first().zip(self.log.segments.last()).ok_or_else(none)?;
         let (begins, end) = (first.begins, last.ends);
@@ -226,6 +275,7 @@ impl Feeder {
             let from = Lsn((end.0 - 1).saturating_sub(window) / LOOK_BACK * LOOK_BACK).max(begins);
             let found = self.tail(from).await?;
             if let Some(record) = found.last {
+                self.last = Some((record, found.end));
                 return Ok((record, found.end));
             }
             if from == begins {
@@ -241,7 +291,11 @@ impl Feeder {
         let (log, mut bytes, mut page) = (self.log.clone(), Vec::new(), 0);
         let reached = log.segments.iter().enumerate().filter(|(_, segment)| segment.ends > from);
         for (index, segment) in reached {
-            if self.staged.insert(index) {
+            while self.under_way.contains(&index) {
+                let one = self.running.join_next().await;
+                self.ended(one)?;
+            }
+            if !self.staged.contains(&index) {
                 self.stage_one(index).await?;
             }
             let path = self.stage.wal(&segment.name.to_string());
@@ -262,17 +316,17 @@ impl Feeder {
 
     /// Stages everything, for a server that is started by hand.
     pub(super) async fn everything(&mut self) -> Result<(), RestoreError> {
-        let mut running = JoinSet::new();
         for index in 0..self.log.segments.len() {
-            if !self.staged.insert(index) {
+            if !self.is_free(index) {
                 continue;
             }
-            while running.len() >= self.feeding.at_once.max(1) {
-                self.ended(running.join_next().await)?;
+            while self.running.len() >= self.feeding.at_once.max(1) {
+                let one = self.running.join_next().await;
+                self.ended(one)?;
             }
-            running.spawn(self.work(index));
+            self.begin(index);
         }
-        while let Some(one) = running.join_next().await {
+        while let Some(one) = self.running.join_next().await {
             self.ended(Some(one))?;
         }
         self.stage.whole()
@@ -295,8 +349,7 @@ impl Feeder {
     async fn keep_ahead(&mut self) -> Result<(), RestoreError> {
         let names: BTreeMap<String, usize> =
             self.log.segments.iter().enumerate().map(|(index, segment)| (segment.name.to_string(), index)).collect();
-        let ahead = (self.feeding.ahead_bytes / self.expected.segment_size.bytes()).max(2) as usize;
-        let mut running = JoinSet::new();
+        let ahead = self.ahead();
         // What the server waits for now, which may lie behind: it reads the checkpoint's record before it goes back to
         // where replay begins.
         let mut wanted = BTreeSet::new();
@@ -310,29 +363,23 @@ impl Feeder {
                     }
                 };
                 self.asked = index;
-                if !self.staged.contains(&index) && !self.under_way.contains(&index) {
+                if self.is_free(index) {
                     wanted.insert(index);
                 }
             }
             let at = self.asked;
             self.clear_behind(at, ahead)?;
             // What lies behind the target is fetched when it is asked for, one ahead.
-            let coming = at..(at + ahead).min(self.log.wanted.max(at + 2)).min(self.log.segments.len());
+            let mut coming = at..(at + ahead).min(self.log.wanted.max(at + 2)).min(self.log.segments.len());
             let width = self.feeding.at_once.max(1);
-            while running.len() < width {
-                let free = |index: &usize| !self.staged.contains(index) && !self.under_way.contains(index);
+            while self.running.len() < width {
                 // With one at a time nothing is fetched that nobody has asked for.
-                let next = wanted.pop_first().or_else(|| coming.clone().find(free).filter(|_| width > 1));
-                let Some(index) = next else { break };
-                self.under_way.insert(index);
-                running.spawn(self.work(index));
+                let free = |index: &usize| self.is_free(*index) && width > 1;
+                let Some(index) = wanted.pop_first().or_else(|| coming.find(free)) else { break };
+                self.begin(index);
             }
             tokio::select! {
-                one = running.join_next(), if !running.is_empty() => {
-                    let index = self.ended(one)?;
-                    self.under_way.remove(&index);
-                    self.staged.insert(index);
-                }
+                one = self.running.join_next(), if !self.running.is_empty() => self.ended(one)?,
                 () = tokio::time::sleep(LOOK_EVERY) => {}
             }
         }
@@ -352,22 +399,25 @@ impl Feeder {
         Ok(())
     }
 
+    /// Notes that a segment is laid out.
     fn ended(
         &mut self,
         one: Option<Result<Result<usize, RestoreError>, tokio::task::JoinError>>,
-    ) -> Result<usize, RestoreError> {
-        let Some(one) = one else { return Ok(0) };
+    ) -> Result<(), RestoreError> {
+        let Some(one) = one else { return Ok(()) };
         let index = one.map_err(|error| RestoreError::io("lay out the log", std::io::Error::other(error)))??;
+        self.under_way.remove(&index);
+        self.staged.insert(index);
         if self.counted.insert(index) {
             let stored = self.log.segments[index].parts.iter().map(|part| part.stored_bytes).sum();
             self.fetch.progress.log(stored);
         }
-        Ok(index)
+        Ok(())
     }
 
     async fn stage_one(&mut self, index: usize) -> Result<(), RestoreError> {
         let done = self.work(index).await;
-        self.ended(Some(Ok(done))).map(|_| ())
+        self.ended(Some(Ok(done)))
     }
 
     /// Fetches one segment, whole or piece by piece, and lays it out.

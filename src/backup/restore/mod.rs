@@ -257,13 +257,10 @@ pub async fn restore(
     progress.expect(plan.base_bytes, plan.log_bytes);
     let fetch = Fetch::new(repository, opener, progress);
 
-    match place.base_complete {
-        true => fetch.progress.base(plan.base_bytes),
-        false => base::restore(&fetch, plan, &mut place, options.force).await?,
-    }
+    let mut feeder = lay_out(plan, &place, &fetch, options.feeding)?;
+    base_and_log(plan, &mut place, &fetch, &mut feeder, options.force).await?;
     clock.base_done();
     let mut flow = Flow { plan, place, fetch, options, reach: plan.base.stop };
-    let mut feeder = flow.feeder().await?;
     let stop = match plan.stop() {
         Some(stop) => stop,
         None => flow.last_record(&mut feeder).await?,
@@ -281,7 +278,9 @@ pub async fn restore(
     match host {
         None => {
             feeder.everything().await?;
-            place::give_all(&flow.place.data, owner)?;
+            for folder in [&flow.place.data, &flow.place.data.join(feeder::STAGE)] {
+                place::give_all(folder, owner)?;
+            }
             place::sync(std::slice::from_ref(&flow.place.data))?;
             match &options.into {
                 Into::Container(container) => report.run_by_hand(container),
@@ -301,6 +300,34 @@ pub async fn restore(
     Ok(report)
 }
 
+/// What lays out the log in the folder that is being restored into.
+fn lay_out(plan: &Plan, place: &Place, fetch: &Fetch, feeding: Feeding) -> Result<Feeder, RestoreError> {
+    let log = Arc::new(plan.log.clone());
+    let stage = Stage::make(&place.data, place.owner(), &log, &feeding)?;
+    let expected = Expected { system: plan.system, segment_size: plan.log.segment_size, page_size: None };
+    Ok(Feeder::new(stage, fetch.clone(), log, expected, feeding))
+}
+
+/// The base into its place, unless it is there, and beside it the beginning of the log.
+async fn base_and_log(
+    plan: &Plan,
+    place: &mut Place,
+    fetch: &Fetch,
+    feeder: &mut Feeder,
+    force: bool,
+) -> Result<(), RestoreError> {
+    let (say, there) = watch::channel(place.base_complete);
+    let base = async {
+        match place.base_complete {
+            true => fetch.progress.base(plan.base_bytes),
+            false => base::restore(fetch, plan, place, force).await?,
+        }
+        say.send_replace(true);
+        Ok(())
+    };
+    tokio::try_join!(base, feeder.head_start(plan.stop().is_none(), there)).map(drop)
+}
+
 /// A restore whose base is in place.
 struct Flow<'a> {
     plan: &'a Plan,
@@ -312,17 +339,6 @@ struct Flow<'a> {
 }
 
 impl Flow<'_> {
-    /// A feeder, with every history file laid out.
-    async fn feeder(&self) -> Result<Feeder, RestoreError> {
-        let (plan, feeding) = (self.plan, self.options.feeding);
-        let log = Arc::new(plan.log.clone());
-        let stage = Stage::make(&self.place.data, self.place.owner(), &log, &feeding)?;
-        let expected = Expected { system: plan.system, segment_size: plan.log.segment_size, page_size: None };
-        let mut feeder = Feeder::new(stage, self.fetch.clone(), log, expected, feeding);
-        feeder.histories().await?;
-        Ok(feeder)
-    }
-
     /// The end of the log as a target: its last record, read from its last segments.
     async fn last_record(&mut self, feeder: &mut Feeder) -> Result<Stop, RestoreError> {
         let (last, end) = feeder.last_record().await?;
@@ -354,7 +370,8 @@ impl Flow<'_> {
             // Every transaction of the log ended before that, and the log is known to reach beyond it: the state that was
             // asked for is that at the end of the log.
             report.notes.push(format!("nothing was written between the end of the log and {}", self.plan.target));
-            let mut again = self.feeder().await?;
+            let mut again = lay_out(self.plan, &self.place, &self.fetch, self.options.feeding)?;
+            again.head_start(true, watch::channel(true).1).await?;
             let stop = self.last_record(&mut again).await?;
             self.settings(&stop)?;
             (running, outcome) = self.fed(again, host).await?;

@@ -215,13 +215,17 @@ pub(super) fn give(path: &Path, owner: Option<(u32, u32)>) -> Result<(), Restore
     std::os::unix::fs::lchown(path, Some(user), Some(group)).map_err(io("give away", path))
 }
 
-/// Hands a folder and all in it to the server's user, without following links.
+/// Hands a folder and all in it to the server's user, without following links. The log that lies in it is given away file
+/// by file, by who lays it out, perhaps at this moment.
 pub(super) fn give_all(path: &Path, owner: Option<(u32, u32)>) -> Result<(), RestoreError> {
     let Some(wanted) = owner else { return Ok(()) };
     let facts = fs::symlink_metadata(path).map_err(io("read", path))?;
     if facts.is_dir() {
         for entry in fs::read_dir(path).map_err(io("read", path))? {
-            give_all(&entry.map_err(io("read", path))?.path(), owner)?;
+            let entry = entry.map_err(io("read", path))?;
+            if entry.file_name() != super::feeder::STAGE {
+                give_all(&entry.path(), owner)?;
+            }
         }
     }
     if (facts.uid(), facts.gid()) == wanted { Ok(()) } else { give(path, owner) }
