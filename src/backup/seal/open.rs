@@ -123,11 +123,11 @@ impl Opener {
         self.fits(&seal)?;
         let damaged = |error: &dyn std::fmt::Display| SealError::Damaged(error.to_string());
         let sealed = age::Decryptor::new_buffered(&stored.bytes[..]).map_err(|error| damaged(&error))?;
-        let compressed = sealed.decrypt(self.identities.each()).map_err(|error| damaged(&error))?;
-        let unpacked = zstd::stream::read::Decoder::new(compressed).map_err(|error| damaged(&error))?;
-        let mut plain = Vec::with_capacity(seal.plain.bytes as usize);
-        // One byte more than was sealed, so that what goes on is seen and not unpacked without end.
-        unpacked.take(seal.plain.bytes + 1).read_to_end(&mut plain).map_err(|error| damaged(&error))?;
+        let mut decrypting = sealed.decrypt(self.identities.each()).map_err(|error| damaged(&error))?;
+        let mut compressed = Vec::with_capacity(stored.bytes.len());
+        decrypting.read_to_end(&mut compressed).map_err(|error| damaged(&error))?;
+        // In one go, into as much room as was sealed: what is longer is an error, and nothing is copied on its way.
+        let plain = zstd::bulk::decompress(&compressed, seal.plain.bytes as usize).map_err(|error| damaged(&error))?;
         if Extent::of(&plain) != seal.plain {
             return Err(SealError::Damaged("it opens to other bytes than were sealed".into()));
         }

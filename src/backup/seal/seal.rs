@@ -63,14 +63,18 @@ impl Sealer {
     }
 
     fn encrypt(&self, plain: &[u8]) -> io::Result<Bytes> {
-        let to = age::Encryptor::with_recipients(self.recipients.each()).map_err(io::Error::other)?;
-        let encrypted = to.wrap_output(Vec::with_capacity(plain.len() / 2 + 1_024))?;
-        let mut compressed = zstd::stream::write::Encoder::new(encrypted, ZSTD_LEVEL)?;
+        // In one go: a stream would copy every byte into its window first.
+        let mut compressor = zstd::bulk::Compressor::new(ZSTD_LEVEL)?;
         // With its length and a checksum in the frame, a stock zstd checks what it unpacks.
-        compressed.set_pledged_src_size(Some(plain.len() as u64))?;
-        compressed.include_contentsize(true)?;
-        compressed.include_checksum(true)?;
-        compressed.write_all(plain)?;
-        Ok(Bytes::from(compressed.finish()?.finish()?))
+        compressor.include_contentsize(true)?;
+        compressor.include_checksum(true)?;
+        let compressed = compressor.compress(plain)?;
+        drop(compressor);
+        let to = age::Encryptor::with_recipients(self.recipients.each()).map_err(io::Error::other)?;
+        // A header of some hundred bytes, and a tag of 16 for each 64 KiB.
+        let room = compressed.len() + compressed.len() / 4_096 + 4_096;
+        let mut encrypted = to.wrap_output(Vec::with_capacity(room))?;
+        encrypted.write_all(&compressed)?;
+        Ok(Bytes::from(encrypted.finish()?))
     }
 }

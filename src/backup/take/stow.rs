@@ -14,9 +14,8 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::{JoinError, JoinSet};
 
 /// Bytes of objects that are between entering and lying in the repository: plain ones count twice while they are sealed, since the
-/// sealed ones are then there too. Three chunks are sealed at once, which is 600 MB/s and more; with the chunk that fills and
-/// the codecs' own memory a backup stays below 200 MiB even where nothing compresses (123 MB measured, where the allocator
-/// gives large blocks back).
+/// sealed ones are then there too, and for a moment the compressed ones beside them. Three chunks are sealed at once; with
+/// the chunk that fills and the codecs' own memory a backup stays below 200 MiB even where nothing compresses.
 const MEMORY_BYTES: usize = 96 << 20;
 
 /// Memory is counted in units of this many bytes.

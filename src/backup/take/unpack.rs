@@ -187,6 +187,7 @@ impl Unpacker {
                 Event::Content { at, bytes } => writer.content(at, bytes)?,
             }
         }
+        writer.leave();
         match (&expected.next, reader.stand()) {
             (None, _) => reader.finish().map_err(tar)?,
             (Some(next), Stand::Header { since }) if since == next.offset && next.continues.is_none() => {}

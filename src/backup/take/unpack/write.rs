@@ -12,7 +12,7 @@ use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::fs::{File, Permissions};
 use std::io;
-use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::{FileExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
@@ -22,13 +22,18 @@ use std::sync::PoisonError;
 /// tablespace.
 const WITHHELD_LIMIT: u64 = 1 << 20;
 
+/// Whoever wrote so much into a file has the disk begin with it at once. Left to itself the kernel waits until a tenth of
+/// the memory is unwritten or half a minute is over, and the disk idles while chunks are opened and works alone at the end.
+const WRITE_BACK_BYTES: u64 = 1 << 20;
+
 /// How something that is there is looked at: no link is followed, and no pipe waited for.
 const READ: OFlag = OFlag::O_RDONLY.union(OFlag::O_NOFOLLOW).union(OFlag::O_NONBLOCK).union(OFlag::O_CLOEXEC);
 
 /// What receives the content of the member that is being read.
 enum Open {
     Nothing,
-    File(File, PathBuf),
+    /// A file, its path, and how much was written into it.
+    File(File, PathBuf, u64),
     Held(Vec<u8>),
 }
 
@@ -50,7 +55,7 @@ impl<'a> Writer<'a> {
     }
 
     pub(super) fn begin(&mut self, member: Member) -> Result<(), UnpackError> {
-        self.open = Open::Nothing;
+        self.leave();
         match member.kind {
             Kind::Folder => self.make_folder(&member),
             Kind::SymbolicLink => self.symbolic_link(&member),
@@ -72,11 +77,23 @@ impl<'a> Writer<'a> {
         if self.is_withheld(&path) { self.hold(&path, size, None) } else { self.file(&path, size, None) }
     }
 
+    /// Ends with the file that was written last.
+    pub(super) fn leave(&mut self) {
+        if let Open::File(file, _, bytes) = std::mem::replace(&mut self.open, Open::Nothing)
+            && bytes >= WRITE_BACK_BYTES
+        {
+            // SAFETY: no memory is passed, and the file is open. Only a wish, so that its answer does not matter: whoever
+            // called syncs in the end, and is told then what could not be written.
+            unsafe { libc::sync_file_range(file.as_raw_fd(), 0, 0, libc::SYNC_FILE_RANGE_WRITE) };
+        }
+    }
+
     pub(super) fn content(&mut self, at: u64, bytes: &[u8]) -> Result<(), UnpackError> {
-        match &self.open {
+        match &mut self.open {
             Open::Nothing => {}
-            Open::File(file, path) => {
+            Open::File(file, path, written) => {
                 file.write_all_at(bytes, at).map_err(|error| UnpackError::Write { path: path.clone(), error })?;
+                *written += bytes.len() as u64;
                 self.written.bytes += bytes.len() as u64;
             }
             Open::Held(path) => {
@@ -115,7 +132,7 @@ impl<'a> Writer<'a> {
         let opened = self.open_file(path, size, mode).map_err(|error| self.failed(path, error))?;
         let path = self.path(path);
         self.written.files.push(path.clone());
-        self.open = Open::File(opened, path);
+        self.open = Open::File(opened, path, 0);
         Ok(())
     }
 
