@@ -110,7 +110,7 @@ release-binary: build
 # The budgets of docs/benchmarks.md on the optimised binary, each against its peer in the same minutes: half an hour.
 # make bench FIGURES="push ready" measures those alone, FIGURES=--quick all with few repetitions.
 bench:
-	$(PREPARE) test "$(CARGO_TARGET_DIR)/demo-project"
+	$(PREPARE) bench "$(CARGO_TARGET_DIR)/demo-project"
 	$(PREPARE) run -- cargo bench --locked --bench budgets -- $(FIGURES)
 
 # make soak MOMENTS=500 kills at more random moments than the usual 200.

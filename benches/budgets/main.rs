@@ -15,6 +15,7 @@ mod logs;
 mod numbers;
 mod push;
 mod ready;
+mod recovery;
 mod row;
 mod tree;
 mod wide;
@@ -43,7 +44,7 @@ type Figure = (&'static str, fn(&Lab, Effort, &mut Report));
 type Apart = (&'static str, fn(Effort, &mut Report));
 
 /// The figures with a daemon of their own, after the others.
-const APART: &[Apart] = &[("deploy", deploy::measure), ("idle", idle::measure)];
+const APART: &[Apart] = &[("deploy", deploy::measure), ("idle", idle::measure), ("recovery", recovery::measure)];
 
 /// The figures that share one daemon, in order.
 const SHARED: &[Figure] = &[

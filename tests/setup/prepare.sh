@@ -7,6 +7,7 @@
 #   tests/setup/prepare.sh demo-deploy           engine + base images, a swarm of one node, and what is deployed there
 #   tests/setup/prepare.sh demo-restore          build + PostgreSQL's programs, none of them started
 #   tests/setup/prepare.sh test [FOLDER]         demo + the programs that tests start, and cargo's companions
+#   tests/setup/prepare.sh bench [FOLDER]        test + what recovery is measured beside
 #   tests/setup/prepare.sh soak [FOLDER]         test + PostgreSQL in every version that is supported
 #   tests/setup/prepare.sh run -- COMMAND…       COMMAND with access to the engine (a fresh `docker` group counts)
 #
@@ -59,6 +60,10 @@ age         age
 zstd        zstd
 setpriv     util-linux
 "
+# What recovery is measured beside.
+BENCH_PACKAGES="
+pgbackrest  pgbackrest
+"
 # Only where a PostgreSQL that Debian has not is missing, to fetch and unpack it.
 POSTGRES_PACKAGES="
 npm         npm
@@ -101,8 +106,9 @@ demo-deploy)
 demo-restore)
     locked install_packages "$BUILD_PACKAGES$DEMO_RESTORE_PACKAGES"
     ;;
-test | soak)
+test | soak | bench)
     locked install_packages "$BUILD_PACKAGES$TEST_PACKAGES"
+    [ "$what" != bench ] || locked install_packages "$BENCH_PACKAGES"
     locked ensure_engine
     locked ensure_images
     locked ensure_demo_project "${2:-$(target_dir)/demo-project}"
@@ -111,7 +117,7 @@ test | soak)
     locked ensure_cargo_tools
     locked ensure_s3_server
     locked ensure_postgres $POSTGRES_GATE
-    [ "$what" = test ] || locked ensure_postgres $POSTGRES_SOAK
+    [ "$what" != soak ] || locked ensure_postgres $POSTGRES_SOAK
     ;;
 run)
     shift
