@@ -32,7 +32,8 @@ impl Peer {
         let peer = Peer { folder, data: cluster.data.clone(), port: cluster.port };
         peer.look_at(store);
         run(peer.command().arg("stanza-create"));
-        cluster.archive(&format!("{:?}", peer.command().arg("archive-push").arg("%p")).replace('"', ""));
+        let config = peer.folder.join("peer.conf");
+        cluster.archive(&format!("pgbackrest --config={} --stanza=main archive-push %p", config.display()));
         peer
     }
 
