@@ -6,12 +6,12 @@
 //! tended by one process at a time, under a lease in the repository. Beside the tending somebody looks on (`guard`): tells
 //! people what is wrong, drops a slot that would fill the server's disk, lets commits go on without the repository.
 
-pub mod logical;
-mod mark;
-pub mod once;
 mod concern;
 mod forecast;
 mod guard;
+pub mod logical;
+mod mark;
+pub mod once;
 mod parent;
 mod tend;
 mod view;

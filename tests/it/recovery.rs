@@ -3,8 +3,8 @@
 mod alarms;
 mod catalog;
 mod incremental;
-mod logical;
 mod keeper;
+mod logical;
 mod repository;
 mod restore;
 mod ship;

@@ -419,7 +419,9 @@ mod tests {
         assert_eq!(lab.until(6), [""; 0]);
         // After a restart nothing is known of it, and an older backup proves nothing.
         lab.view.failed_backup = None;
-        let last = |at| Some(LastBackup { id: "b".into(), began: time(at), ended: time(at), parent: None, whole_because: None });
+        let last = |at| {
+            Some(LastBackup { id: "b".into(), began: time(at), ended: time(at), parent: None, whole_because: None })
+        };
         lab.view.last_backup = last(999);
         assert_eq!(lab.until(9), [""; 0]);
         lab.view.last_backup = last(1_001);
@@ -458,7 +460,8 @@ mod tests {
         });
         assert!(may_drop(&lab.open, "0/3000000"), "killed before it was dropped: it is dropped after all");
         assert!(!may_drop(&lab.open, "0/9000000"), "this is the next one");
-        lab.view.last_backup = Some(LastBackup { id: "b".into(), began: since, ended: since, parent: None, whole_because: None });
+        lab.view.last_backup =
+            Some(LastBackup { id: "b".into(), began: since, ended: since, parent: None, whole_because: None });
         assert_eq!(lab.until(5), [""; 0], "it began before");
         lab.view.last_backup.as_mut().unwrap().began = Timestamp::from_second(1_001).unwrap();
         assert_eq!(lab.until(6), ["6 slot-dropped over"]);

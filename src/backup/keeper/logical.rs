@@ -167,7 +167,9 @@ impl Tended<'_> {
         // Seen from its first moment on: whoever waits for its end must not take this for it.
         let tell = move |progress: Progress| {
             let (bytes, phase) = (progress.received_bytes, phase(progress.phase).to_owned());
-            view.send_modify(|view| view.backup = Some(UnderWay { began, bytes, of_bytes: None, phase, incremental: false }));
+            view.send_modify(|view| {
+                view.backup = Some(UnderWay { began, bytes, of_bytes: None, phase, incremental: false })
+            });
         };
         self.copying = Some(tokio::spawn(async move { copy(&setup, &what, Arc::new(tell)).await }));
     }

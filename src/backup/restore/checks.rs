@@ -64,7 +64,8 @@ async fn answer(address: &Address, check: &Check) -> Result<String, String> {
     let mut connection = Connection::open(address, None, Purpose::Sql).await.map_err(|error| error.to_string())?;
     let rows = connection.query(&check.sql).await.map_err(|error| error.to_string())?;
     connection.close().await;
-    let text = |value: &Option<bytes::Bytes>| value.as_deref().map_or("null".into(), String::from_utf8_lossy).into_owned();
+    let text =
+        |value: &Option<bytes::Bytes>| value.as_deref().map_or("null".into(), String::from_utf8_lossy).into_owned();
     let rows: Vec<Vec<String>> = rows.rows.iter().map(|row| row.iter().map(text).collect()).collect();
     single(&rows)
 }

@@ -46,7 +46,9 @@ fn destination(text: &str) -> Result<Destination, String> {
         return Ok(Destination::Server(text.to_owned()));
     }
     let kind = Kind::from_str(text, true).map(Destination::Kind);
-    kind.map_err(|_| "`folder`, `server`, `volume` or `container`; for logical copies `postgres://USER@HOST/`".to_owned())
+    kind.map_err(|_| {
+        "`folder`, `server`, `volume` or `container`; for logical copies `postgres://USER@HOST/`".to_owned()
+    })
 }
 
 /// Options about where to, and about a container engine.

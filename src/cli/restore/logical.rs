@@ -52,7 +52,8 @@ pub(super) async fn run(
             .hint(format!("`mainstay backup {source}` makes a copy"))
     })?;
     let plan = logical::plan(holdings, wanted).map_err(|error| failed(error.into()))?;
-    let aside = args.contained.server().is_some() && written.as_ref().is_some_and(|written| written.into.as_ref() != Some(&into));
+    let aside = args.contained.server().is_some()
+        && written.as_ref().is_some_and(|written| written.into.as_ref() != Some(&into));
     let LogicalRestore { bin, mut then, checks, .. } =
         written.unwrap_or(LogicalRestore { into: None, bin: None, then: Vec::new(), checks: Vec::new() });
     // Somewhere else than where the file says is a look aside: what follows a real restore does not follow it.

@@ -30,7 +30,8 @@ pub(in crate::config) const INCREMENTAL_KEYS: &[&str] = &["schedule", "chain"];
 pub(in crate::config) const KEEP_KEYS: &[&str] = &["window", "backups"];
 pub(in crate::config) const WAL_LAG_KEYS: &[&str] = &["policy", "warn", "alarm", "drop"];
 pub(in crate::config) const RESTORE_KEYS: &[&str] = &[
-    "into", "target", "user", "bin", "port", "password", "then", "checks", "image", "volume", "name", "listen", "network",
+    "into", "target", "user", "bin", "port", "password", "then", "checks", "image", "volume", "name", "listen",
+    "network",
 ];
 /// Of these, what only the restore of a base backup has a use for.
 pub(super) const RESTORE_PHYSICAL_KEYS: &[&str] =

@@ -70,6 +70,9 @@ impl DataSteps {
             }
             Ok(BackedUp::Failed(failed)) => recovery_failed(failed.words),
             Err(AskError::Unknown(known)) => refused(unknown(&step.source, &known)),
+            Err(AskError::Busy) => {
+                recovery_failed(format!("back up {}: what was asked for before was not begun yet", step.source))
+            }
             Err(AskError::Stopping) => {
                 recovery_failed(format!("back up {}: it is no longer tended, or the daemon stops", step.source))
             }

@@ -49,7 +49,7 @@ impl Lab {
         let stop = watch::Sender::new(false);
         let keeper = Keeper::new(stop.subscribe());
         let (open, told) = (Arc::default(), Arc::default());
-        let lab = Lab { proxy, settings, keys, source, open, told, keeper, stop, _store: store, folder: folder };
+        let lab = Lab { proxy, settings, keys, source, open, told, keeper, stop, _store: store, folder };
         lab.tend();
         lab
     }

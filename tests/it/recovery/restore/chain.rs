@@ -1,8 +1,8 @@
 //! Chains of incremental backups: what comes back is what the server had; what is broken comes not back at all; what was killed
 //! goes on.
 
-use crate::support::faulty::Deadly;
 use super::world::{World, gone, options};
+use crate::support::faulty::Deadly;
 use crate::support::postgres::{Options as ServerOptions, Server};
 use mainstay::backup::catalog::manifest::Manifest;
 use mainstay::backup::repository::folder::Folder;

@@ -1,8 +1,8 @@
 //! Into a container engine: a server in a container does what one of local programs does, by one suite; what is in the way
 //! is told before anything is written; a killed restore never opens and goes on.
 
-use crate::support::faulty::Deadly;
 use super::world::World;
+use crate::support::faulty::Deadly;
 use crate::support::postgres::Options as ServerOptions;
 use jiff::Timestamp;
 use mainstay::backup::repository::folder::Folder;
