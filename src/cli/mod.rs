@@ -133,7 +133,7 @@ enum Command {
     // recovery
     Backup(backup::Args),
     Backups(backups::Args),
-    Restore(restore::Args),
+    Restore(Box<restore::Args>),
     Verify(verify::Args),
     Expire(expire::Args),
     // keeping

@@ -23,6 +23,7 @@ pub(super) struct Cost {
 }
 
 /// Runs a command to its end, which must be a good one. Gives what it cost and what it printed.
+#[allow(clippy::zombie_processes, reason = "`wait4` waits for it, and tells what it used")]
 pub(super) fn run(command: &mut Command, log: &Path) -> (Cost, String) {
     let file = File::create(log).expect("a log is made");
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(file);

@@ -109,10 +109,8 @@ pub(super) async fn guard(source: &Source, book: &Book, shared: &Shared) {
 impl Watcher<'_> {
     async fn look(&mut self) {
         let view = self.shared.view.borrow().clone();
-        // Another process tends it, and watches it.
-        if view.state == SourceState::Elsewhere {
-            self.asked = None;
-        } else if Judge::is_safe(&view, FRESH) {
+        // Another process that tends it watches it, too.
+        if view.state == SourceState::Elsewhere || Judge::is_safe(&view, FRESH) {
             self.asked = None;
         } else if self.asked.is_none_or(|(at, _)| at.elapsed() >= ASK) {
             let held = self.ask().await;

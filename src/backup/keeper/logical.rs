@@ -168,7 +168,7 @@ impl Tended<'_> {
         let tell = move |progress: Progress| {
             let (bytes, phase) = (progress.received_bytes, phase(progress.phase).to_owned());
             view.send_modify(|view| {
-                view.backup = Some(UnderWay { began, bytes, of_bytes: None, phase, incremental: false })
+                view.backup = Some(UnderWay { began, bytes, of_bytes: None, phase, incremental: false });
             });
         };
         self.copying = Some(tokio::spawn(async move { copy(&setup, &what, Arc::new(tell)).await }));

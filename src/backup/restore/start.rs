@@ -118,7 +118,7 @@ impl Host<'_> {
     /// Starts it; it goes on when this process ends.
     pub(super) async fn start(&self, data: &Path) -> Result<Running, RestoreError> {
         match self {
-            Host::Local(server) => local::start(server, data).map(Running::Local),
+            Host::Local(server) => local::start(server, data).map(|running| Running::Local(Box::new(running))),
             Host::Container(container) => container::start(container, data).await.map(Running::Container),
         }
     }
@@ -134,7 +134,7 @@ impl Host<'_> {
 
 /// A server that was started here.
 pub(super) enum Running {
-    Local(local::Running),
+    Local(Box<local::Running>),
     Container(container::Running),
 }
 

@@ -69,7 +69,7 @@ async fn of_version(version: u32) {
     let keys = new_key_set().unwrap();
     let setup = setup(&server, folder.path(), &keys, "incremental: { schedule: '0 * * * *', chain: 2 }");
     let kept = folder.path().join("state/backups/shop-db.manifest");
-    let shipper = Shipper::start(shipping(&setup));
+    let shipper = Shipper::start(shipping(&setup, false));
     streaming(&shipper).await;
 
     // Nothing to build on yet; then a server that keeps no summaries.
@@ -152,7 +152,7 @@ async fn r14_a_server_before_17_gives_whole_backups_and_says_so() {
     let folder = tempfile::tempdir().unwrap();
     let keys = new_key_set().unwrap();
     let setup = setup(&server, folder.path(), &keys, "incremental: { schedule: '0 * * * *' }");
-    let shipper = Shipper::start(shipping(&setup));
+    let shipper = Shipper::start(shipping(&setup, false));
     streaming(&shipper).await;
     take(&setup, Kind::Whole, &shipper).await;
     let second = take(&setup, Kind::Incremental, &shipper).await;
