@@ -160,14 +160,16 @@ impl Key {
 }
 
 impl BackupId {
-    /// A name for a backup that begins now.
+    /// A name for a backup that begins now. Names are in the order of their moments, within a second too: of the last eight
+    /// digits, the first four are the 65,536ths of the second that have gone by. The others are random.
     ///
     /// # Errors
     /// When the system gives no random bytes.
     pub fn new(now: jiff::Timestamp) -> Result<BackupId, getrandom::Error> {
-        let mut random = [0; 4];
-        getrandom::fill(&mut random)?;
-        Ok(BackupId(format!("{}-{}", now.strftime("%Y%m%dT%H%M%SZ"), hex::encode(random))))
+        let nanos = u64::try_from(now.subsec_nanosecond()).unwrap_or_default();
+        let fraction = (nanos << 16) / 1_000_000_000;
+        let random = getrandom::u32()? & 0xffff;
+        Ok(BackupId(format!("{}-{fraction:04x}{random:04x}", now.strftime("%Y%m%dT%H%M%SZ"))))
     }
 
     /// When it began, to the second.
@@ -408,5 +410,18 @@ mod tests {
         assert!(id.to_string().starts_with("20261123T101500Z-"));
         assert_eq!(id.began(), Some("2026-11-23T10:15:00Z".parse().unwrap()));
         assert_ne!(id, BackupId::new(now).unwrap());
+    }
+
+    #[test]
+    fn names_of_backups_are_in_the_order_of_their_moments() {
+        let at = |text: &str| BackupId::new(text.parse().unwrap()).unwrap().to_string();
+        let moments = ["2026-11-23T10:15:00Z", "2026-11-23T10:15:00.0001Z", "2026-11-23T10:15:00.9Z", "2026-11-23T10:15:01Z"];
+        let names: Vec<String> = moments.map(at).into();
+        assert!(names.is_sorted() && names[2].starts_with("20261123T101500Z-e666"), "{names:?}");
+        for (name, moment) in names.iter().zip(moments) {
+            let second: jiff::Timestamp = moment.parse().unwrap();
+            let began = name.parse::<BackupId>().unwrap().began().unwrap();
+            assert_eq!(began.as_second(), second.as_second());
+        }
     }
 }

@@ -1,12 +1,4 @@
 //! A server of local programs: a child that goes on when this process ends, its messages in a file of its folder.
-//!
-//! Its recovery ends as a failover ends, and not as a start does. A server that meets its target and is told to open by its
-//! settings alone first writes out everything that replay has changed, and opens when that is on the disk. One that was
-//! asked to become a primary notes where its recovery ended, opens, and writes out the rest while it serves; both are as
-//! safe, since the log that makes up for it is on the disk. So it is told to pause at the target, and asked from the first
-//! moment to go on: a server looks for that only when it would pause, and it still refuses to open when its log ends before
-//! the target. For the pause it has to be a hot standby, which is impossible when the source's settings were raised
-//! behind the backup; then it is started again to end the slow way.
 
 use super::{
     LOG_FILE, LOOK_EVERY, LocalServer, Outcome, RestoreError, SEARCHED_BYTES, STOP_WITHIN, listens, refused, status,
@@ -14,52 +6,23 @@ use super::{
 use crate::backup::source::postgres::{Address, Connection, Purpose};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::{Read as _, Seek as _, SeekFrom};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use tokio::process::{Child, Command};
 
-/// Asks a server to become a primary, as `pg_ctl promote` does: this file, and a signal to look for it.
-const PROMOTE: &str = "promote";
-/// What a server says that cannot be a hot standby with its settings. 13 ends then; later ones do so before they are
-/// consistent, and afterwards wait for somebody.
-const NO_STANDBY: [&str; 2] = ["hot standby is not possible because", "because of insufficient parameter settings"];
-/// What it says when it takes writes. Its status is `ready` for a hot standby already.
-const OPEN: &str = "database system is ready to accept connections";
-/// So much of its messages is searched for these; what comes after them is a few lines.
-const RECENT_BYTES: usize = 16 << 10;
-/// For a server that waits it is looked once in so many looks.
-const LOOKS: usize = 50;
-
-/// How a recovery ends.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Ending {
-    /// As a failover.
-    Quick,
-    /// With everything written out first.
-    Slow,
-}
-
 /// A server that was started here.
 pub(in crate::backup::restore) struct Running {
-    server: LocalServer,
     child: Child,
     data: PathBuf,
     /// Its messages from this start on begin here.
     log_begins: u64,
-    ending: Ending,
-    /// Whether it was asked to become a primary.
-    asked: bool,
 }
 
 /// Starts it; it goes on when this process ends.
 pub(super) fn start(server: &LocalServer, data: &Path) -> Result<Running, RestoreError> {
-    spawn(server, data, Ending::Quick)
-}
-
-fn spawn(server: &LocalServer, data: &Path, ending: Ending) -> Result<Running, RestoreError> {
     let log_path = data.join(LOG_FILE);
     let wrong = |error| RestoreError::io(format!("write {}", log_path.display()), error);
     let log = File::options().create(true).append(true).mode(0o600).open(&log_path).map_err(wrong)?;
@@ -80,9 +43,6 @@ fn spawn(server: &LocalServer, data: &Path, ending: Ending) -> Result<Running, R
         set("hba_file", &data.join("pg_hba.conf").display().to_string()),
         set("ident_file", &data.join("pg_ident.conf").display().to_string()),
     ];
-    if ending == Ending::Quick {
-        settings.extend([set("hot_standby", "on"), set("recovery_target_action", "pause")]);
-    }
     if let Some(socket) = &server.socket {
         settings.push(set("unix_socket_directories", &super::super::settings::listed(socket)));
     }
@@ -100,68 +60,21 @@ fn spawn(server: &LocalServer, data: &Path, ending: Ending) -> Result<Running, R
     let copy = log.try_clone().map_err(wrong)?;
     command.stdout(copy).stderr(log);
     let child = command.spawn().map_err(|error| RestoreError::io(format!("run {}", path.display()), error))?;
-    Ok(Running { server: server.clone(), child, data: data.to_owned(), log_begins, ending, asked: false })
+    Ok(Running { child, data: data.to_owned(), log_begins })
 }
 
 impl Running {
     /// Waits until it is open or gone. May be dropped and called again.
     pub(super) async fn outcome(&mut self) -> Result<Outcome, RestoreError> {
-        let mut look = 0_usize;
         loop {
-            look += 1;
             let ended = self.child.try_wait().map_err(|error| RestoreError::io("watch the server", error))?;
-            let looked = ended.is_some() || look.is_multiple_of(LOOKS);
-            if self.ending == Ending::Quick && looked && self.cannot_stand_by() {
-                self.end().await?;
-                *self = spawn(&self.server, &self.data, Ending::Slow)?;
-                continue;
-            }
             if let Some(status) = ended {
                 return Ok(refused(&status.to_string(), &self.log(SEARCHED_BYTES)));
             }
-            match status(&self.data).filter(|(pid, _)| Some(*pid) == self.child.id()) {
-                Some((_, status)) if status == "ready" && self.is_open() => {
-                    // One that had recovered before it was started had no use for it.
-                    let _ = fs::remove_file(self.data.join(PROMOTE));
-                    return Ok(Outcome::Open);
-                }
-                // It has begun, and takes signals.
-                Some(_) if self.ending == Ending::Quick => self.promote()?,
-                _ => {}
+            if status(&self.data).is_some_and(|(pid, status)| Some(pid) == self.child.id() && status == "ready") {
+                return Ok(Outcome::Open);
             }
             tokio::time::sleep(LOOK_EVERY).await;
-        }
-    }
-
-    fn cannot_stand_by(&self) -> bool {
-        let log = self.log(RECENT_BYTES);
-        NO_STANDBY.iter().any(|words| log.contains(words))
-    }
-
-    /// Whether a server that takes connections takes writes.
-    fn is_open(&self) -> bool {
-        self.ending == Ending::Slow || self.log(RECENT_BYTES).contains(OPEN)
-    }
-
-    /// Asks it to become a primary once it has met its target. Each time: it does not listen before it has begun to recover.
-    fn promote(&mut self) -> Result<(), RestoreError> {
-        let path = self.data.join(PROMOTE);
-        if !self.asked {
-            File::create(&path).map_err(|error| RestoreError::io(format!("write {}", path.display()), error))?;
-            super::super::place::give(&path, self.server.user)?;
-            self.asked = true;
-        }
-        // It takes the file away when it does as it was asked.
-        if path.exists() {
-            self.signal(Signal::SIGUSR1);
-        }
-        Ok(())
-    }
-
-    fn signal(&self, signal: Signal) {
-        if let Some(pid) = self.child.id() {
-            // It may have ended since.
-            let _ = kill(Pid::from_raw(pid as i32), signal);
         }
     }
 
@@ -181,15 +94,10 @@ impl Running {
 
     /// Stops it at once, without a checkpoint, and waits until it is gone.
     pub(super) async fn stop(mut self) -> Result<(), RestoreError> {
-        self.end().await
-    }
-
-    async fn end(&mut self) -> Result<(), RestoreError> {
         for signal in [Signal::SIGQUIT, Signal::SIGKILL] {
-            if self.child.id().is_none() {
-                return Ok(());
-            }
-            self.signal(signal);
+            let Some(pid) = self.child.id() else { return Ok(()) };
+            // It may have ended since.
+            let _ = kill(Pid::from_raw(pid as i32), signal);
             if tokio::time::timeout(STOP_WITHIN, self.child.wait()).await.is_ok() {
                 return Ok(());
             }
@@ -199,7 +107,9 @@ impl Running {
 
     /// Has it read its configuration again.
     pub(super) fn reload(&self) {
-        self.signal(Signal::SIGHUP);
+        if let Some(pid) = self.child.id() {
+            let _ = kill(Pid::from_raw(pid as i32), Signal::SIGHUP);
+        }
     }
 
     pub(super) fn data(&self) -> &Path {

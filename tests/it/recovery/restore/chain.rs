@@ -309,7 +309,10 @@ async fn r21_a_killed_restore_of_a_chain_goes_on() {
             again(folder, &data, usize::MAX).await;
             assert_same(&files(&data), &wanted, &format!("killed at call {at}"));
         }
-        fs::remove_dir_all(&data).unwrap();
+        // The first calls are made before anything is.
+        if data.exists() {
+            fs::remove_dir_all(&data).unwrap();
+        }
         assert!(killed < 60, "it never comes to its end");
     }
     // An index and a part of each backup, before and after each.

@@ -226,39 +226,3 @@ async fn a_promotion_is_followed_and_the_older_branch_can_be_chosen() {
     assert_eq!(old.rows().await, 20_005);
     assert_eq!(old.report.new_timeline.map(|timeline| timeline.0), Some(3), "2 is taken");
 }
-
-/// A server whose settings were raised behind the backup cannot be a hot standby with those of the backup, which is how a
-/// recovery ends quickly; it recovers all the same.
-#[tokio::test(flavor = "multi_thread")]
-async fn r26_settings_that_were_raised_behind_the_backup_stop_no_restore() {
-    let mut world = World::new(15, ServerOptions::default()).await;
-    world.server.sql("CREATE TABLE t (i int)").await;
-    world.backup().await;
-    world.server.sql("ALTER SYSTEM SET max_connections = 177").await;
-    world.server.stop(Stop::Fast).await;
-    world.server.start_again().await;
-    world.rows_to(1_000).await;
-    world.ship().await;
-    let restored = world.back_to(Target::Latest).await;
-    assert_eq!(restored.rows().await, 1_000);
-    assert_eq!(restored.value("INSERT INTO t VALUES (1001) RETURNING i").await, "1001");
-    let log = fs::read_to_string(restored.data().join(restore::start::LOG_FILE)).unwrap();
-    assert!(log.contains("insufficient parameter settings"), "it was tried quickly first: {log}");
-}
-
-/// A local server ends its recovery as a failover does: it serves before everything that replay changed is written out.
-#[tokio::test(flavor = "multi_thread")]
-async fn a_server_opens_before_it_has_written_everything_out() {
-    for version in Server::versions() {
-        let world = World::new(version, ServerOptions::default()).await;
-        world.server.sql("CREATE TABLE t (i int)").await;
-        world.backup().await;
-        world.rows_to(100).await;
-        world.ship().await;
-        let restored = world.back_to(Target::Latest).await;
-        assert_eq!(restored.rows().await, 100);
-        let log = fs::read_to_string(restored.data().join(restore::start::LOG_FILE)).unwrap();
-        assert!(log.contains("received promote request") && !log.contains("end-of-recovery"), "{version}: {log}");
-        assert!(!restored.data().join("promote").exists(), "it has taken the wish away");
-    }
-}

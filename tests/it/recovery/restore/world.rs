@@ -256,10 +256,6 @@ impl Restored {
         Restored { report, data: options.data.clone(), address }
     }
 
-    pub(super) fn data(&self) -> &Path {
-        &self.data
-    }
-
     pub(super) async fn value(&self, sql: &str) -> String {
         let mut connection = Connection::open(&self.address, None, Purpose::Sql).await.unwrap();
         let rows = connection.query(sql).await.unwrap_or_else(|error| panic!("{sql}: {error}"));
