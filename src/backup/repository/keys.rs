@@ -415,7 +415,8 @@ mod tests {
     #[test]
     fn names_of_backups_are_in_the_order_of_their_moments() {
         let at = |text: &str| BackupId::new(text.parse().unwrap()).unwrap().to_string();
-        let moments = ["2026-11-23T10:15:00Z", "2026-11-23T10:15:00.0001Z", "2026-11-23T10:15:00.9Z", "2026-11-23T10:15:01Z"];
+        let moments =
+            ["2026-11-23T10:15:00Z", "2026-11-23T10:15:00.0001Z", "2026-11-23T10:15:00.9Z", "2026-11-23T10:15:01Z"];
         let names: Vec<String> = moments.map(at).into();
         assert!(names.is_sorted() && names[2].starts_with("20261123T101500Z-e666"), "{names:?}");
         for (name, moment) in names.iter().zip(moments) {

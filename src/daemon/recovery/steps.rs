@@ -177,7 +177,7 @@ fn told(end: &CommandEnd) -> Ended {
     let last = &end.tail[end.tail.len().saturating_sub(LAST_LINES)..];
     let said = last.join("\n");
     match end.code {
-        0 => (AttemptEnd::Exited { code: 0 }, BTreeMap::from([("report".to_owned(), said)])),
+        0 => (AttemptEnd::Exited { code: 0 }, BTreeMap::from([("report".to_owned(), end.stdout.trim().to_owned())])),
         // The documented codes of `mainstay restore`: what was asked for cannot be, or is not allowed.
         2 | 4 => refused(said),
         code => recovery_failed(format!("`mainstay restore` ended with {code}:\n{said}")),

@@ -285,7 +285,8 @@ async fn pipelines_back_up_and_restore_what_they_may() {
     let allowed = "from: [{ repo: shop, branches: [main], pipelines: [save, back] }]\n";
     std::fs::write(lab.at("backups/shop-db.yml"), source + allowed).unwrap();
     let config = std::fs::read_to_string(lab.at("mainstay.yml")).unwrap();
-    let more = "  identity: identity.txt\nruntime: process\nrepos: { shop: { url: shop.git, poll: 1h } }\n";
+    let more =
+        "  identity: identity.txt\nruntime: process\nrepos: { shop: { url: shop.git, poll: 1h, trusted: true } }\n";
     std::fs::write(lab.at("mainstay.yml"), config + more).unwrap();
     lab.commit(&[
         ("save", "on: { manual: {} }\nsteps: { save: { backup: { source: shop-db } } }\n"),
@@ -352,7 +353,7 @@ async fn the_data_go_back_to_where_a_release_ended() {
     let mut server = Server::start(15, Options::default()).await;
     let mut lab = Lab::new(&server, "  url: repository\n");
     let config = std::fs::read_to_string(lab.at("mainstay.yml")).unwrap();
-    let more = "runtime: process\nrepos: { shop: { url: shop.git, poll: 1h } }\nenvironments:\n  live:\n    from: [{ repo: shop, branches: [main] }]\n    \
+    let more = "runtime: process\nrepos: { shop: { url: shop.git, poll: 1h, trusted: true } }\nenvironments:\n  live:\n    from: [{ repo: shop, branches: [main] }]\n    \
                 downtime: allowed\n    watch: 200ms\n    target: { command: { repo: shop, up: ['true'], status: ['echo up=1'], down: ['true'] } }\n";
     std::fs::write(lab.at("mainstay.yml"), config + more).unwrap();
     let pipeline = |image: &str| {

@@ -399,9 +399,8 @@ async fn r21_a_killed_restore_into_a_container_never_opens_and_goes_on() {
 
     // One place is restored into again and again, killed ever later: at first in its base, then while its server recovers.
     let (mut killed, mut recovering) = (0, 0);
-    for at in [2, 9, 6, 10, 14, 18, 20, 22, 24, 26, 28, 30, 32, 34, 36, 38, 40, 1000] {
+    for at in [2, 9, 6, 10, 14, 18, 24, 28, 32, 34, 1000] {
         let died = child(folder, name, at);
-        println!("{at} {died}");
         let state = docker(&["inspect", "-f", "{{.State.Running}} {{.HostConfig.RestartPolicy.Name}}", name]);
         if !died {
             assert_eq!(state, (true, "true unless-stopped".into()));
