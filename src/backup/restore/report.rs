@@ -66,8 +66,8 @@ pub struct Report {
     pub reached: Option<Lsn>,
     /// The timeline that the server writes now.
     pub new_timeline: Option<Timeline>,
-    /// When the last transaction that was restored had ended, by the source's clock. `None` when none was replayed after
-    /// the base, or no server was started.
+    /// When the last transaction that was restored had ended, by the source's clock, as the server says: one whose commit is
+    /// the very last record is not counted. `None` when there was no other after the base, or no server was started.
     pub last_transaction: Option<Timestamp>,
     /// What the server was asked, and answered.
     pub checks: Vec<Checked>,
@@ -166,10 +166,14 @@ impl Report {
                 let name = container.wanted.server.as_ref().map_or("", |server| &server.name);
                 self.next = format!("docker exec -it -u {} {name} psql -d postgres", container.user());
                 self.notes.push(format!("the messages of the server: docker logs {name}"));
+                self.notes.push("who may connect to its port stands in its pg_hba.conf".to_owned());
             }
         }
         if let Some(at) = plan.end.at.filter(|_| plan.target == Target::Latest && reached.last_transaction.is_none()) {
-            self.notes.push(format!("no transaction ended after the base backup; the log was last seen at {at}"));
+            // Servers do not count the one whose commit is the log's last record.
+            self.notes.push(format!(
+                "between the base backup and the log's last record no transaction ended; the log was last seen at {at}"
+            ));
         }
     }
 }
