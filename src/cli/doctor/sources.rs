@@ -2,12 +2,14 @@
 //! probe is written, as every start does.
 
 use super::{Check, State};
+use crate::backup::logical::Programs;
 use crate::backup::repository::Repository;
 use crate::backup::repository::open::{self, Making};
 use crate::backup::source::postgres::advise::{self, Needs, Verdict};
+use crate::backup::source::postgres::{Connection, Purpose};
 use crate::cli::desk;
 use crate::cli::exit::Failure;
-use crate::config::backup::{Backups, Source};
+use crate::config::backup::{Backups, Logical, Source};
 use crate::config::daemon::{Daemon, RepositoryPlace};
 use jiff::{SignedDuration, Timestamp};
 use std::time::Duration;
@@ -27,7 +29,10 @@ pub(super) async fn look(config: &Daemon, backups: &Backups, checks: &mut Vec<Ch
     checks.push(keys(config));
     repository(config, checks).await;
     for source in backups.sources.values() {
-        checks.extend(server(source).await);
+        match &source.logical {
+            Some(what) => checks.extend(copied(source, what).await),
+            None => checks.extend(server(source).await),
+        }
     }
 }
 
@@ -49,11 +54,17 @@ fn keys(config: &Daemon) -> Check {
 }
 
 fn failed(name: &'static str, failure: &Failure) -> Check {
-    let text = failure.error.to_string();
-    let mut lines = text.lines();
+    let mut check = missing(name, &failure.error.to_string());
+    check.mend.extend(failure.hints.iter().cloned());
+    check
+}
+
+/// What an error says, with its hints as ways to mend it.
+fn missing(name: &'static str, error: &str) -> Check {
+    let mut lines = error.lines();
     let found = lines.next().unwrap_or_default().to_owned();
-    let hints = lines.map(|line| line.trim_start_matches("hint: ").to_owned());
-    Check { name, state: State::Missing, found, mend: hints.chain(failure.hints.iter().cloned()).collect() }
+    let mend = lines.map(|line| line.trim_start_matches("hint: ").to_owned()).collect();
+    Check { name, state: State::Missing, found, mend }
 }
 
 /// Whether the repository answers, what it can do, and whether its clock agrees with ours.
@@ -158,6 +169,29 @@ async fn server(source: &Source) -> Vec<Check> {
         let found = format!("{name}: {}: {}", answer.what, lines.next().unwrap_or_default());
         let hints = lines.map(|line| line.trim_start_matches("hint: ").to_owned());
         checks.push(Check { name: NAME, state, found, mend: answer.mend.into_iter().chain(hints).collect() });
+    }
+    checks
+}
+
+/// What logical copies want: a connection, and programs that are not older than the server. No slot and no replication.
+async fn copied(source: &Source, what: &Logical) -> Vec<Check> {
+    const NAME: &str = "source";
+    let name = &source.name;
+    let asked = tokio::time::timeout(PATIENCE, Connection::open(&source.postgres, None, Purpose::Sql)).await;
+    let connection = match asked {
+        Ok(Ok(connection)) => connection,
+        Ok(Err(error)) => return vec![missing(NAME, &format!("{name}: {error}"))],
+        Err(_) => {
+            let found = format!("{name}: its server did not answer within {} s", PATIENCE.as_secs());
+            return vec![Check::missing(NAME, found, "is the server running, and is the address right?")];
+        }
+    };
+    let major = connection.major();
+    connection.close().await;
+    let mut checks = vec![Check::good(NAME, format!("{name}: SQL connects to PostgreSQL {major}"))];
+    match Programs::find("pg_dump", what.bin.as_deref(), major).await {
+        Ok(programs) => checks.push(Check::good(NAME, format!("{name}: {}", programs.version))),
+        Err(error) => checks.push(missing(NAME, &format!("{name}: {error}"))),
     }
     checks
 }

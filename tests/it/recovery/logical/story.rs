@@ -90,6 +90,10 @@ async fn a_database_is_copied_shown_checked_and_brought_to_another_server() {
     ask(&from, "crm", "CREATE TABLE people AS SELECT generate_series(1, 300) id").await;
     let mut lab = Lab::new(&from, &to);
     lab.mainstay(&["validate"]);
+    // Nothing of a slot or of replication is asked for a source that has neither.
+    let (_, found) = lab.code(&["doctor", "--no-run"]);
+    let fit = found.contains("crm: SQL connects to PostgreSQL 15") && found.contains("crm: pg_dump (PostgreSQL)");
+    assert!(fit && !found.contains("slot") && !found.contains("replication"), "{found}");
     let said = lab.mainstay(&["backup", "--alone"]);
     assert!(said.starts_with("crm: backup 2") && said.contains("is complete"), "{said}");
 
