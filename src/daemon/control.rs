@@ -1,6 +1,7 @@
 //! What the web room may ask of the daemon: its traits, answered from engine, store, logs and triggers.
 
 use super::Core;
+use crate::backup::keeper::AskError;
 use crate::engine::EngineError;
 use crate::model::SourceName;
 use crate::model::api::{DaemonStatus, HookAccepted, InboxView, Reloaded, RetryRequest, Started, TriggerRequest};
@@ -49,7 +50,9 @@ impl Control for Arc<Core> {
     async fn take_over(&self, source: &str, by: &Asker) -> Result<BackupAsked, Problem> {
         let named =
             SourceName::new(source).map_err(|error| Problem::not_found(format!("take over a source: {error}")))?;
-        let asked = self.keeper.take_over(&named).map_err(|error| recovery::refused(&named, error))?;
+        let refused = |error| recovery::refused(&named, error);
+        self.keeper.source(&named).map_err(|known| refused(AskError::Unknown(known)))?;
+        // First the record, then the deed: a wish that is then refused was a person's word all the same.
         let act = Act {
             by: by.clone(),
             kind: ActKind::TakeOver,
@@ -57,7 +60,7 @@ impl Control for Arc<Core> {
             details: serde_json::json!({}),
         };
         self.engine.store().record_act(act).await.map_err(broken)?;
-        Ok(asked)
+        self.keeper.take_over(&named).map_err(refused)
     }
 
     async fn status(&self) -> DaemonStatus {
