@@ -364,8 +364,15 @@ fn tell(context: &Context, report: &Report, followed: &[Followed]) {
         return ui.json(&json!({ "report": report, "then": then, "good": good }));
     }
     let (sign, tone) = if good { ("✓", Tone::Good) } else { ("✗", Tone::Bad) };
-    let reached = report.reached.map_or_else(String::new, |lsn| format!(", at {lsn}"));
-    ui.out(format!("{} {} restored to {}{reached}", ui.paint(tone, sign), report.source, report.target));
+    let (source, target) = (&report.source, &report.target);
+    // Nobody has looked for the target before a server has.
+    let done = match report.reached {
+        Some(lsn) => format!("{source} restored to {target}, at {lsn}"),
+        None => format!(
+            "{source}: the files are there; a server that is started on them recovers to {target}, or does not open"
+        ),
+    };
+    ui.out(format!("{} {done}", ui.paint(tone, sign)));
     if let Some(at) = report.last_transaction {
         ui.out(format!("  its last transaction ended at {}", at.strftime("%Y-%m-%d %H:%M:%S%.3fZ")));
     }
