@@ -25,6 +25,7 @@ use crate::config::backup::Source;
 use crate::config::daemon::Repository as RepositorySettings;
 use crate::model::SourceName;
 use crate::model::source_view::{BackupAsked, FailedBackup, LastBackup, SourceView};
+use jiff::Timestamp;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -208,11 +209,13 @@ impl Keeper {
         let Some(kept) = sources.get(source) else {
             return Err(AskError::Unknown(sources.keys().map(ToString::to_string).collect()));
         };
-        let joined =
-            kept.view.borrow().backup.as_ref().is_some_and(|backup| kind == Kind::Incremental || !backup.incremental);
+        let under_way = kept.view.borrow().backup.clone();
+        let joined = under_way.filter(|backup| kind == Kind::Incremental || !backup.incremental);
+        let since = joined.as_ref().map_or_else(Timestamp::now, |backup| backup.began);
+        let asked = BackupAsked { source: source.clone(), joined: joined.is_some(), since };
         match kept.wishes.try_send(Wish::Backup(kind)) {
             // Full: it is taken out within a moment, and answered by the same backup.
-            Ok(()) | Err(mpsc::error::TrySendError::Full(_)) => Ok(BackupAsked { source: source.clone(), joined }),
+            Ok(()) | Err(mpsc::error::TrySendError::Full(_)) => Ok(asked),
             Err(mpsc::error::TrySendError::Closed(_)) => Err(AskError::Stopping),
         }
     }
@@ -228,7 +231,7 @@ impl Keeper {
             return Err(AskError::Unknown(sources.keys().map(ToString::to_string).collect()));
         };
         match kept.wishes.try_send(Wish::NewCluster) {
-            Ok(()) => Ok(BackupAsked { source: source.clone(), joined: false }),
+            Ok(()) => Ok(BackupAsked { source: source.clone(), joined: false, since: Timestamp::now() }),
             Err(mpsc::error::TrySendError::Full(_)) => Err(AskError::Busy),
             Err(mpsc::error::TrySendError::Closed(_)) => Err(AskError::Stopping),
         }
@@ -239,22 +242,20 @@ impl Keeper {
     /// # Errors
     /// When there is no such source, or it is no longer tended, or the daemon is stopping.
     pub async fn back_up(&self, source: &SourceName, kind: Kind) -> Result<BackedUp, AskError> {
-        let mut view = {
+        let view = {
             let sources = self.0.sources.lock().unwrap_or_else(PoisonError::into_inner);
             sources.get(source).map(|kept| kept.view.clone())
         };
-        let before = view.as_mut().map(|view| view.borrow_and_update().clone());
-        self.ask(source, kind)?;
-        let (Some(mut view), Some(before)) = (view, before) else { return Err(AskError::Stopping) };
+        // What the view showed before says nothing: right after a start it knows of no backup yet.
+        let since = self.ask(source, kind)?.since;
+        let Some(mut view) = view else { return Err(AskError::Stopping) };
         loop {
             {
                 let now = view.borrow_and_update();
-                if let Some(last) = now.last_backup.as_ref().filter(|last| before.last_backup.as_ref() != Some(last)) {
+                if let Some(last) = now.last_backup.as_ref().filter(|last| last.began >= since) {
                     return Ok(BackedUp::Taken(last.clone()));
                 }
-                if let Some(failed) =
-                    now.failed_backup.as_ref().filter(|failed| before.failed_backup.as_ref() != Some(failed))
-                {
+                if let Some(failed) = now.failed_backup.as_ref().filter(|failed| failed.at >= since) {
                     return Ok(BackedUp::Failed(failed.clone()));
                 }
             }
@@ -290,5 +291,66 @@ impl Kept {
     fn end(self) -> JoinHandle<()> {
         self.stop.send_replace(true);
         self.task
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::backup::{Around, parse};
+    use crate::config::daemon::RepositoryPlace;
+    use crate::model::source_view::UnderWay;
+    use std::path::Path;
+    use std::time::Duration;
+
+    fn taken(id: &str, began: Timestamp) -> Option<LastBackup> {
+        Some(LastBackup { id: id.to_owned(), began, ended: began, parent: None, whole_because: None })
+    }
+
+    #[tokio::test]
+    async fn no_backup_and_no_failure_from_before_a_wish_answers_it() {
+        let store = crate::config::secret::SecretStore::new(Path::new("/nowhere"));
+        let around = Around { env: &|_| None, folder: Path::new("/"), store: &store, repos: None };
+        let text = "postgres: \"postgres://backup@127.0.0.1/?sslmode=disable\"\n";
+        let name: SourceName = "shop-db".parse().unwrap();
+        let source = parse(&name, "shop-db.yml", text, &around).unwrap();
+        let (view, shown) = watch::channel(view::starting(&source));
+        let (wishes, _wished) = mpsc::channel(1);
+        let place = RepositorySettings {
+            place: RepositoryPlace::Folder("/nowhere".into()),
+            encrypt_to: Vec::new(),
+            sign_with: None,
+            identity: None,
+            trust: Vec::new(),
+        };
+        let stop = watch::Sender::new(false);
+        let keeper = Keeper::new(stop.subscribe());
+        let task = tokio::spawn(std::future::pending());
+        let kept = Kept { source, place, view: shown, wishes, stop: watch::Sender::new(false), task };
+        keeper.0.sources.lock().unwrap().insert(name.clone(), kept);
+
+        let waiting = {
+            let (keeper, name) = (keeper.clone(), name.clone());
+            tokio::spawn(async move { keeper.back_up(&name, Kind::Whole).await })
+        };
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        // A keeper that has just started learns only now of last night's backup, and of the one that failed before it.
+        let night = Timestamp::now() - Duration::from_secs(3_600);
+        view.send_modify(|view| {
+            view.last_backup = taken("night", night);
+            view.failed_backup = Some(FailedBackup { at: night, words: "failed to connect".into() });
+        });
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        assert!(!waiting.is_finished());
+        view.send_modify(|view| view.last_backup = taken("now", Timestamp::now()));
+        let answer = waiting.await.unwrap().unwrap();
+        assert!(matches!(&answer, BackedUp::Taken(last) if last.id == "now"), "{answer:?}");
+
+        // One that is under way is joined, and answers though it began before.
+        let began = Timestamp::now();
+        let under_way = UnderWay { began, bytes: 0, of_bytes: None, phase: "reading".into(), incremental: false };
+        view.send_modify(|view| view.backup = Some(under_way));
+        let asked = keeper.ask(&name, Kind::Whole).unwrap();
+        assert!(asked.joined && asked.since == began, "{asked:?}");
     }
 }

@@ -70,10 +70,7 @@ async fn by_daemon(args: &Args, context: &Context, client: &Client, views: &[Sou
         (None, [only]) => (*only).clone(),
         (None, _) => return Err(which(&names)),
     };
-    let before = views.iter().find(|view| view.name == name);
-    let last_before = before.and_then(|view| view.last_backup.clone());
-    let failed_before = before.and_then(|view| view.failed_backup.clone());
-    let _: BackupAsked = match args.new_cluster {
+    let asked: BackupAsked = match args.new_cluster {
         true => client.post(&format!("sources/{name}/take-over"), &json!({})).await?,
         false => client.post(&format!("sources/{name}/backup"), &BackupWish { full: args.full }).await?,
     };
@@ -88,13 +85,14 @@ async fn by_daemon(args: &Args, context: &Context, client: &Client, views: &[Sou
             continue;
         }
         // An incremental one that was under way comes first, and does not answer the wish for a whole one.
-        let answers = |last: &LastBackup| Some(last) != last_before.as_ref() && (!args.full || last.parent.is_none());
+        let whole = args.full || args.new_cluster;
+        let answers = |last: &LastBackup| last.began >= asked.since && (!whole || last.parent.is_none());
         if let Some(last) = view.last_backup.filter(answers) {
             bar.finish_and_clear();
             return Ok(done(context, &name, &last));
         }
         // One that ended between two looks was never seen under way.
-        if let Some(failed) = view.failed_backup.filter(|failed| Some(failed) != failed_before.as_ref()) {
+        if let Some(failed) = view.failed_backup.filter(|failed| failed.at >= asked.since) {
             bar.finish_and_clear();
             let why = failed.words.strip_prefix("failed to ").unwrap_or(&failed.words).to_owned();
             return Err(Failure::new(Exit::Bad, anyhow::anyhow!(why)));

@@ -254,4 +254,7 @@ pub struct BackupAsked {
     pub source: SourceName,
     /// It was under way already, and is the answer to this wish too.
     pub joined: bool,
+    /// A backup that began at this moment or later is the answer, by the daemon's clock.
+    #[schemars(with = "String")]
+    pub since: Timestamp,
 }
