@@ -82,6 +82,13 @@ async fn again_and_again(
                 () = too_long_aside(aside) => Ok(Ended::Aside),
             }
         };
+        shared.view.send_modify(|view| {
+            // Cut off with all else. Whoever waits for it hears so.
+            if view.backup.take().is_some() {
+                let words = "failed to go on: the source was let go of meanwhile".to_owned();
+                view.failed_backup = Some(FailedBackup { at: Timestamp::now(), words });
+            }
+        });
         let why = match ended {
             Ok(Ended::Stopped) => return,
             Ok(Ended::Aside) => continue,
@@ -208,6 +215,11 @@ async fn once_over(
                 }
             }
             Some(Ok(Some(newest))) = chores.join_next() => {
+                // It may have looked before the newest backup was there.
+                let same = newest.manifest.as_ref().map(|one| &one.backup) == last.as_ref().map(|one| &one.backup);
+                if !same {
+                    continue;
+                }
                 tended.chain_bytes = newest.chain_bytes;
                 view.send_modify(|view| view.window_start = newest.window_start);
             }
@@ -413,7 +425,8 @@ impl Tended<'_> {
     /// What kind of backup is due: whole ones begin the chains, and answer lost log.
     fn kind(&self, last: Option<&Manifest>, status: &Status, now: Timestamp) -> Kind {
         let gap = status.needs_base.is_some() && status.needs_base != self.answered;
-        let whole = last.is_none() || gap || self.whole_scheduled().is_some_and(|due| due <= now);
+        let dropped = last.is_none_or(|last| self.was_dropped_since(last.began));
+        let whole = dropped || gap || self.whole_scheduled().is_some_and(|due| due <= now);
         match self.setup.source.incremental {
             Some(_) if !whole => Kind::Incremental,
             _ => Kind::Whole,
@@ -431,7 +444,9 @@ impl Tended<'_> {
     /// How long a restore to the newest state would take now.
     fn forecast(&self, last: Option<&Manifest>, status: &Status) -> Option<Estimate> {
         let last = last?;
-        let base = Base { chain_bytes: self.chain_bytes, own_bytes: stored_bytes(last), took: took(last) };
+        // What a difference took is the server's reading, and says nothing of how fast bytes come.
+        let own_bytes = if last.parent.is_none() { stored_bytes(last) } else { 0 };
+        let base = Base { chain_bytes: self.chain_bytes, own_bytes, took: took(last) };
         // On another timeline too: places are counted on.
         Some(base.restore(status.durable?.0.saturating_sub(last.start.0)))
     }
@@ -444,8 +459,7 @@ impl Tended<'_> {
     }
 
     /// Whether a backup is due: there is none, log is missing since the last one, a restore would take too long without, or
-    /// the schedule says so. One that was
-    /// missed while nobody looked is made up for once.
+    /// the schedule says so. One that was missed while nobody looked is made up for once.
     fn is_due(&self, last: Option<&Manifest>, status: &Status, now: Timestamp) -> bool {
         let needed = last.is_none() || (status.needs_base.is_some() && status.needs_base != self.answered);
         let needed = needed || last.is_some_and(|last| self.was_dropped_since(last.began));
