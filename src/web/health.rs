@@ -56,9 +56,10 @@ struct ConcernOfSource {
 }
 
 /// The words of a source's state, each with 1 or 0, so that an alert can be written for any of them.
-const STATES: [(SourceState, &str); 5] = [
+const STATES: [(SourceState, &str); 6] = [
     (SourceState::Starting, "starting"),
     (SourceState::Shipping, "shipping"),
+    (SourceState::Scheduled, "scheduled"),
     (SourceState::Elsewhere, "elsewhere"),
     (SourceState::Failing, "failing"),
     (SourceState::Stuck, "stuck"),

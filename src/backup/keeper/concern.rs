@@ -86,7 +86,9 @@ impl Judge {
     /// What begins and what ends now.
     pub(super) fn look(&mut self, seen: Seen<'_>, open: &[Episode]) -> Vec<Change> {
         let Seen { now, view, .. } = seen;
-        let good = Judge::is_safe(view, GRACE);
+        // The first logical copy takes what it takes; a physical source ships by then.
+        let first_copy = self.source.logical.is_some() && view.state == SourceState::Starting;
+        let good = first_copy || Judge::is_safe(view, GRACE);
         self.bad = if good { None } else { self.bad.or(Some(now)) };
         match view.state {
             // Copies on a schedule are late or not; that is in their state.
@@ -174,7 +176,9 @@ impl Judge {
     }
 
     fn rpo(&self, seen: Seen<'_>) -> Worry {
-        let Some(rpo) = self.source.rpo.map(|span| span.0).filter(|rpo| !rpo.is_zero()) else {
+        // A copy that is too old is in its source's state, which `not_safe` tells.
+        let rpo = self.source.rpo.filter(|_| self.source.logical.is_none());
+        let Some(rpo) = rpo.map(|span| span.0).filter(|rpo| !rpo.is_zero()) else {
             return Worry::No("there is no `rpo` any more".into());
         };
         let exposed = self.unsafe_for(seen.now);

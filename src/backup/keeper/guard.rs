@@ -109,8 +109,9 @@ pub(super) async fn guard(source: &Source, book: &Book, shared: &Shared) {
 impl Watcher<'_> {
     async fn look(&mut self) {
         let view = self.shared.view.borrow().clone();
-        // Another process that tends it watches it, too.
-        if view.state == SourceState::Elsewhere || Judge::is_safe(&view, FRESH) {
+        // Another process that tends it watches it, too; logical copies have no slot.
+        let slotless = self.source.logical.is_some() || view.state == SourceState::Elsewhere;
+        if slotless || Judge::is_safe(&view, FRESH) {
             self.asked = None;
         } else if self.asked.is_none_or(|(at, _)| at.elapsed() >= ASK) {
             let held = self.ask().await;
