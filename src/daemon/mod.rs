@@ -112,9 +112,10 @@ pub async fn serve(config_path: &Path) -> anyhow::Result<()> {
 
     // As it is before anything goes on: what is not alive now was left by an earlier daemon.
     let left = sweep::Left::of_earlier(&core.engine, core.runtimes()).await?;
+    // Before runs and deploys go on: their steps ask for sources.
+    core.keeper.configure(sources);
     core.engine.recover().await?;
     core.deploys.start();
-    core.keeper.configure(sources);
     let loops = loops::start(&core, hook, left);
     tracing::info!(%address, state = %config.state.display(), repos = config.repos.len(), version = env!("CARGO_PKG_VERSION"), "ready");
     notify(&[sd_notify::NotifyState::Ready]);

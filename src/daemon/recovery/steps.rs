@@ -90,7 +90,8 @@ impl DataSteps {
             Ok(source) => source,
             Err(why) => return refused(why),
         };
-        if source.restore.is_none() {
+        let server = source.logical.as_ref().and_then(|copies| copies.restore.as_ref()?.into.as_ref());
+        if source.restore.is_none() && server.is_none() {
             return refused(format!(
                 "restore {}: its file does not say where to\nhint: `restore:` in backups/{}.yml",
                 step.source, step.source
