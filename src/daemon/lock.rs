@@ -4,6 +4,12 @@ use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{Read, Seek, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
+use std::time::{Duration, Instant};
+
+/// How long a folder that is in use is waited for. A program that a killed daemon was about to start holds what that daemon
+/// had open until it runs: a moment, on a busy machine a longer one. Who starts the next daemon at once must not be told
+/// that there are two.
+const GRACE: Duration = Duration::from_secs(2);
 
 /// Holds the state folder; let go when dropped.
 #[derive(Debug)]
@@ -34,7 +40,13 @@ impl StateLock {
             .mode(0o600)
             .open(state.join("lock"))
             .map_err(failed)?;
-        match file.try_lock() {
+        let until = Instant::now() + GRACE;
+        let mut tried = file.try_lock();
+        while matches!(tried, Err(TryLockError::WouldBlock)) && Instant::now() < until {
+            std::thread::sleep(Duration::from_millis(20));
+            tried = file.try_lock();
+        }
+        match tried {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => {
                 let mut holder = String::new();
@@ -74,7 +86,12 @@ mod tests {
         let first = StateLock::take(folder.path()).unwrap();
         let message = StateLock::take(folder.path()).unwrap_err().to_string();
         assert!(message.contains(&format!("pid {}", std::process::id())) && message.contains("hint:"), "{message}");
-        drop(first);
+        // As when the first one was killed and something that it was starting lets go a little later.
+        let later = std::thread::spawn(move || {
+            std::thread::sleep(std::time::Duration::from_millis(200));
+            drop(first);
+        });
         StateLock::take(folder.path()).unwrap();
+        later.join().unwrap();
     }
 }

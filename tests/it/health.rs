@@ -3,7 +3,6 @@
 use mainstay::config::daemon::environment::{Compare, Expect, HealthCheck, HealthRule};
 use mainstay::deploy::health::{Surroundings, ask};
 use mainstay::model::Span;
-use std::net::TcpListener;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -26,7 +25,7 @@ impl Drop for Prometheus {
 impl Prometheus {
     fn start() -> Prometheus {
         let folder = tempfile::tempdir().unwrap();
-        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let port = crate::support::ports::free();
         let config = format!(
             "global: {{ scrape_interval: 1s }}\nscrape_configs: [{{ job_name: self, static_configs: [{{ targets: ['127.0.0.1:{port}'] }}] }}]\n"
         );

@@ -19,7 +19,7 @@ struct Registry {
 impl Registry {
     fn start() -> Registry {
         let folder = tempfile::tempdir().unwrap();
-        let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let port = crate::support::ports::free();
         let host = format!("127.0.0.1:{port}");
         let passwords = needed("htpasswd", Command::new("htpasswd").args(["-Bbn", "ana", "open sesame"]).output());
         std::fs::write(folder.path().join("htpasswd"), passwords.stdout).unwrap();

@@ -36,7 +36,7 @@ impl Lab {
         git(&work, &["remote", "add", "origin", "../shop.git"]);
         git(&work, &["commit", "-q", "--allow-empty", "-m", "first"]);
         git(&work, &["push", "-q", "origin", "main"]);
-        let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let port = crate::support::ports::free();
         std::fs::write(
             at.join("mainstay.yml"),
             format!(

@@ -4,6 +4,7 @@
 
 mod kills;
 
+use crate::support::ports;
 use crate::support::postgres::{Options, Server, Stop};
 use crate::support::store::{BUCKET, S3Server};
 use mainstay::backup::repository::folder::Folder;
@@ -203,10 +204,6 @@ impl Drop for Lab {
     }
 }
 
-fn free_port() -> u16 {
-    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
-}
-
 /// Fills a table, in transactions of which each counts.
 async fn sell(server: &Server, from: u32, count: u32) {
     for n in from..from + count {
@@ -252,7 +249,7 @@ async fn r27_from_a_bucket_and_a_key_everything_comes_back() {
         std::env::set_var("AWS_REGION", "us-east-1");
     }
     let url = format!("s3://{BUCKET}/{}", settings.prefix.trim_matches('/'));
-    let (data, port) = (lab.at("restored"), free_port());
+    let (data, port) = (lab.at("restored"), ports::free());
     let from = ["--repository", &url, "--identity", "identity.txt"];
     let place = ["--target", data.to_str().unwrap(), "--port", &port.to_string()].map(str::to_owned);
     let place: Vec<&str> = place.iter().map(String::as_str).collect();
@@ -279,7 +276,7 @@ async fn r27_from_a_bucket_and_a_key_everything_comes_back() {
 async fn pipelines_back_up_and_restore_what_they_may() {
     let server = Server::start(15, Options::default()).await;
     let mut lab = Lab::new(&server, "  url: repository\n");
-    let (data, port) = (lab.at("restored"), free_port());
+    let (data, port) = (lab.at("restored"), ports::free());
     let source = std::fs::read_to_string(lab.at("backups/shop-db.yml")).unwrap();
     let source = source.replace("port: 5499", &format!("port: {port}, target: {}", data.display()));
     let allowed = "from: [{ repo: shop, branches: [main], pipelines: [save, back] }]\n";
@@ -380,7 +377,7 @@ async fn the_data_go_back_to_where_a_release_ended() {
     lab.kill_daemon();
     std::fs::remove_dir_all(lab.at("state")).unwrap();
 
-    let (data, port) = (lab.at("restored"), free_port());
+    let (data, port) = (lab.at("restored"), ports::free());
     let (target, at) = (data.display().to_string(), port.to_string());
     lab.restored.push(data);
     let place = ["--target", &target, "--port", &at, "--identity", "identity.txt"];

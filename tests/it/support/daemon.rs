@@ -68,7 +68,7 @@ impl Daemon {
         git(&work, &["add", "-A"]);
         git(&work, &["commit", "-q", "-m", "first [skip ci]"]);
         git(&work, &["push", "-q", "origin", "main"]);
-        let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let port = crate::support::ports::free();
         let host = setup.docker_host.clone().unwrap_or_else(|| setup.engine.host());
         let config = format!(
             "server: {{ listen: \"127.0.0.1:{port}\" }}\nstate: state\nruntime: {{ docker: {{ host: \"{host}\" }} }}\n\

@@ -10,6 +10,7 @@ pub(crate) mod faulty;
 pub(crate) mod forge;
 pub(crate) mod http;
 pub(crate) mod nodes;
+pub(crate) mod ports;
 pub(crate) mod postgres;
 pub(crate) mod proxy;
 pub(crate) mod receiver;

@@ -12,7 +12,6 @@ use nix::unistd::{Pid, User};
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::Write as _;
-use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
@@ -61,6 +60,8 @@ pub(crate) struct Server {
     port: u16,
     data: PathBuf,
     running: Option<Child>,
+    /// What was killed beside it and may not be gone yet.
+    orphans: std::sync::Mutex<Vec<i32>>,
     /// Holds the socket, the log, tablespaces, the CA.
     folder: tempfile::TempDir,
 }
@@ -197,7 +198,7 @@ impl Server {
             fs::set_permissions(dir, fs::Permissions::from_mode(0o700)).unwrap();
             Server::give(dir);
         }
-        Server { version, port: free_port(), data, running: None, folder }
+        Server { version, port: super::ports::free(), data, running: None, orphans: std::sync::Mutex::default(), folder }
     }
 
     /// Writes the settings and starts.
@@ -266,11 +267,18 @@ impl Server {
         }
     }
 
-    /// Waits until it ended by itself, and says how.
+    /// Waits until it ended, with all of its processes: one that still holds its memory would keep the next one from
+    /// starting. Says how.
     pub(crate) async fn ended(&mut self) -> std::process::ExitStatus {
         let until = Instant::now() + PATIENCE;
         loop {
-            if let Some(status) = self.running.as_mut().unwrap().try_wait().unwrap() {
+            let alone = {
+                let mut orphans = self.orphans.lock().unwrap();
+                orphans.retain(|pid| lives(*pid));
+                orphans.is_empty()
+            };
+            let ended = self.running.as_mut().unwrap().try_wait().unwrap();
+            if let (Some(status), true) = (ended, alone) {
                 self.running = None;
                 return status;
             }
@@ -293,12 +301,17 @@ impl Server {
             Stop::Fast => kill(pid, Signal::SIGINT).unwrap(),
             Stop::Immediate => kill(pid, Signal::SIGQUIT).unwrap(),
             Stop::Kill => {
-                // Each of its processes leads a group of its own. First it is kept from starting more.
+                // Each of its processes leads a group of its own. First it is kept from starting more, and has stopped
+                // before they are counted.
                 kill(pid, Signal::SIGSTOP).unwrap();
+                while state_of(pid.as_raw()).is_some_and(|state| !matches!(state, 'T' | 'Z')) {
+                    std::thread::sleep(Duration::from_millis(1));
+                }
                 let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap();
                 kill(pid, Signal::SIGKILL).unwrap();
-                for child in children.split_whitespace() {
-                    let _ = kill(Pid::from_raw(child.parse().unwrap()), Signal::SIGKILL);
+                for child in children.split_whitespace().map(|child| child.parse().unwrap()) {
+                    let _ = kill(Pid::from_raw(child), Signal::SIGKILL);
+                    self.orphans.lock().unwrap().push(child);
                 }
             }
         }
@@ -476,8 +489,15 @@ pub(crate) fn run(command: &mut Command) -> String {
     said
 }
 
-fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+/// The letter that the kernel gives a process's state; none when there is no such process.
+fn state_of(pid: i32) -> Option<char> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    stat.rsplit_once(") ")?.1.chars().next()
+}
+
+/// Whether a process still has its memory.
+fn lives(pid: i32) -> bool {
+    state_of(pid).is_some_and(|state| !matches!(state, 'Z' | 'X'))
 }
 
 /// What a base backup brought, besides its files.

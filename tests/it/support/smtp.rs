@@ -57,7 +57,7 @@ impl MailServer {
         if security != SmtpSecurity::Plain {
             make_certificates(folder.path());
         }
-        let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let port = crate::support::ports::free();
         let mut server = MailServer { process: None, folder, port, security };
         server.resume();
         server

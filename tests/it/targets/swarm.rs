@@ -321,7 +321,7 @@ fn an_image_that_is_gone_is_said_before_anything_is_touched() {
 #[test]
 fn no_request_fails_in_a_good_deploy_a_bad_one_and_a_rollback() {
     let mut lab = SwarmLab::new(PROXIED, &["app"], 2);
-    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let port = crate::support::ports::free();
     lab.variables = BTreeMap::from([("PORT".to_owned(), port.to_string())]);
     with(lab, move |lab| {
         Box::pin(async move {

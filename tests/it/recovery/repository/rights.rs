@@ -108,7 +108,7 @@ async fn what_cannot_work_says_so_quickly_and_what_to_try() {
     let server = S3Server::shared();
     let usual =
         || S3Settings { trying: Duration::from_secs(60), attempt: Duration::from_secs(30), ..server.settings() };
-    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let free = crate::support::ports::free();
     let dir = tempfile::tempdir().unwrap();
     let foreign = dir.path().join("foreign.pem");
     let made = std::process::Command::new("openssl")

@@ -3,6 +3,7 @@
 
 use super::world::World;
 use crate::support::faulty::Deadly;
+use crate::support::ports;
 use crate::support::postgres::Options as ServerOptions;
 use jiff::Timestamp;
 use mainstay::backup::repository::folder::Folder;
@@ -74,10 +75,6 @@ impl Drop for Things {
     }
 }
 
-fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
-}
-
 fn wanted(name: &str, keep: Keep, server: bool) -> Wanted {
     Wanted {
         source: SourceName::new("shop-db").unwrap(),
@@ -87,7 +84,7 @@ fn wanted(name: &str, keep: Keep, server: bool) -> Wanted {
         server: server.then(|| Published {
             name: name.to_owned(),
             listen: [127, 0, 0, 1].into(),
-            port: free_port(),
+            port: ports::free(),
             network: None,
             role: "postgres".into(),
         }),
@@ -301,7 +298,7 @@ async fn r20_what_is_in_the_way_of_a_container_is_told_before_anything_is_writte
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let error = why(with_port(listener.local_addr().unwrap().port())).await.to_string();
     assert!(error.contains("another program listens there") && error.contains("--port"), "{error}");
-    let (other, port) = (format!("{}-other", things.prefix), free_port());
+    let (other, port) = (format!("{}-other", things.prefix), ports::free());
     let own = format!("{other}-data");
     docker_must(&[
         "run",
@@ -394,7 +391,7 @@ async fn r21_a_killed_restore_into_a_container_never_opens_and_goes_on() {
     world.ship().await;
     let folder = world.folder.path();
     fs::write(folder.join("identity"), world.keys.identity_file(Timestamp::now())).unwrap();
-    fs::write(folder.join("port"), free_port().to_string()).unwrap();
+    fs::write(folder.join("port"), ports::free().to_string()).unwrap();
     let name = &things.prefix;
 
     // One place is restored into again and again, killed ever later: at first in its base, then while its server recovers.

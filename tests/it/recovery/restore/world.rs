@@ -234,7 +234,7 @@ pub(super) fn options(version: u32, data: &Path, folder: &Path) -> Options {
     let socket = folder.join("s");
     let _ = fs::create_dir(&socket);
     fs::set_permissions(&socket, fs::Permissions::from_mode(0o777)).unwrap();
-    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let port = crate::support::ports::free();
     let role = "postgres".to_owned();
     let server = LocalServer { bin: Server::bin(version), user, port, role, socket: Some(socket) };
     let feeding = Feeding { patience: Duration::from_secs(2), ..Feeding::default() };

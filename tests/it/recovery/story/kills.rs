@@ -1,6 +1,7 @@
 //! The daemon and the server, killed for good and killed at random: what was promised is in the repository.
 
-use super::{Lab, free_port};
+use super::Lab;
+use crate::support::ports;
 use crate::support::postgres::{Options, Server, Stop};
 use crate::support::store::{BUCKET, S3Server};
 use mainstay::backup::source::postgres::{Address, Connection, Purpose};
@@ -24,7 +25,7 @@ async fn numbers(port: u16) -> BTreeSet<u64> {
 
 /// The newest state, from the repository and the key alone, in a server that is stopped and removed afterwards.
 async fn restored(lab: &mut Lab, repository: &str) -> BTreeSet<u64> {
-    let (data, port) = (lab.at("restored"), free_port());
+    let (data, port) = (lab.at("restored"), ports::free());
     lab.restored.push(data.clone());
     let (place, listens) = (data.display().to_string(), port.to_string());
     let from = ["restore", "--latest", "--repository", repository, "--identity", "identity.txt"];
@@ -105,7 +106,8 @@ async fn commits_under_kills(wanted: usize, repository: &str, url: &str) {
     for round in 0.. {
         pause(1_500).await;
         // They go on: what is answered in the last moment counts.
-        let done = answered.lock().unwrap().len() >= wanted;
+        // A quick machine has done all of them before anything is killed: each kind of kill comes all the same.
+        let done = answered.lock().unwrap().len() >= wanted && round > 3;
         let kind = if done { 3 } else { round % 4 };
         // The daemon alone twice, the server alone, both.
         if kind != 2 {
@@ -124,7 +126,7 @@ async fn commits_under_kills(wanted: usize, repository: &str, url: &str) {
             assert!(missing.is_empty(), "{missing:?} of {} were answered and are lost", promised.len());
             restores += 1;
         }
-        if done && of_server > 1 {
+        if done {
             break;
         }
         pause(300).await;
@@ -137,7 +139,7 @@ async fn commits_under_kills(wanted: usize, repository: &str, url: &str) {
     }
     clients.iter().for_each(tokio::task::JoinHandle::abort);
     let answered = answered.lock().unwrap().len();
-    assert!(answered >= wanted && of_daemon > 2, "{answered} {of_daemon}");
+    assert!(answered >= wanted && of_daemon > 3 && of_server > 2, "{answered} {of_daemon} {of_server}");
     println!(
         "recovery: {answered} commits answered by a synchronous source, {of_daemon} kills of the daemon, {of_server} of \
          the server, {restores} restores compared; 0 missing"
