@@ -14,7 +14,8 @@ use crate::backup::repository::{BackupId, Key, RepositoryError};
 use crate::backup::restore::place::Watched;
 use crate::backup::restore::start::program;
 use crate::backup::restore::{
-    Checked, Feeding, Into as Files, Options, Plan, Progress, Report, RestoreError, Target, Wish, plan, restore, survey,
+    Checked, Feeding, Into as Files, Options, Plan, Progress, Report, RestoreError, Tablespace, Target, Wish, plan,
+    restore, survey,
 };
 use crate::backup::restore::{check_keys, place};
 use crate::config::backup::{Around, Restore, parse_restore};
@@ -92,6 +93,9 @@ pub struct Args {
     user: Option<String>,
     #[command(flatten)]
     contained: Contained,
+    /// Put a tablespace, by its OID or the folder it was in, into another folder [repeatable]
+    #[arg(long, value_name = "OLD=DIR")]
+    tablespace: Vec<Elsewhere>,
     /// Move aside what is in the target
     #[arg(long)]
     force: bool,
@@ -103,6 +107,23 @@ pub struct Args {
     dry_run: bool,
     #[command(flatten)]
     place: Where,
+}
+
+/// A tablespace that goes elsewhere, as `16400=/srv/fast`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Elsewhere {
+    what: Tablespace,
+    to: PathBuf,
+}
+
+impl std::str::FromStr for Elsewhere {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Elsewhere, String> {
+        let form = "a tablespace's new folder is written as OLD=DIR, such as 16400=/srv/fast";
+        let (what, to) = text.split_once('=').filter(|(_, to)| !to.is_empty()).ok_or(form)?;
+        let to = std::path::absolute(to).map_err(|error| error.to_string())?;
+        Ok(Elsewhere { what: what.parse()?, to })
+    }
 }
 
 /// A release of an environment, as `production/12`.
@@ -164,6 +185,7 @@ pub async fn run(args: &Args, context: &Context) -> Result<Exit, Failure> {
     }
     let mut wish = Wish::new(args.state());
     wish.timeline = args.timeline.map(Timeline);
+    wish.tablespaces = args.tablespace.iter().map(|one| (one.what.clone(), one.to.clone())).collect();
     let newest = holdings.newest_usable().map(|backup| backup.manifest.server.major());
     let mut into = job.files(newest, &desk, context).await?;
     wish.program = match &into {
@@ -174,9 +196,9 @@ pub async fn run(args: &Args, context: &Context) -> Result<Exit, Failure> {
     let planned = plan(&holdings, &wish).map_err(|error| failed(error.into()))?;
     let ui = &context.ui;
     if args.dry_run {
-        match &into {
-            Files::Container(container) => container.check(&planned, args.force).await,
-            _ => place::check(job.target(), &planned.digest(), args.force, Watched::ByItsFile),
+        let aside = match &into {
+            Files::Container(container) => container.check(&planned, args.force).await.map(|()| Vec::new()),
+            _ => place::check(job.target(), &planned, args.force, Watched::ByItsFile),
         }
         .map_err(failed)?;
         check_keys(desk.repository.as_ref(), &opener, &planned).await.map_err(failed)?;
@@ -186,6 +208,9 @@ pub async fn run(args: &Args, context: &Context) -> Result<Exit, Failure> {
                 ui.out(planned.to_string().trim_end());
                 if let Files::Container(container) = &into {
                     ui.out(format!("  into      {container}"));
+                }
+                for folder in aside {
+                    ui.out(format!("  aside     goes what is in {}", folder.display()));
                 }
             }
         }
@@ -385,7 +410,7 @@ fn tell(context: &Context, report: &Report, followed: &[Followed]) {
         Some((name, published)) => ui.out(format!("  in the container {name}, published at {published}")),
         None => ui.out(format!("  in {}", report.data.display())),
     }
-    if let Some(aside) = &report.moved_aside {
+    for aside in &report.moved_aside {
         ui.out(format!("  what was there is in {}", aside.display()));
     }
     ui.out(format!("  {}", report.next));

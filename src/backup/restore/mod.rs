@@ -28,6 +28,7 @@ pub mod estimate;
 pub mod feeder;
 pub mod fetch;
 mod log;
+mod occupied;
 pub mod place;
 pub mod plan;
 mod report;
@@ -35,6 +36,7 @@ mod room;
 mod settings;
 mod show;
 pub mod start;
+mod tablespaces;
 pub mod tail;
 
 pub(in crate::backup) use checks::ask_at;
@@ -42,7 +44,7 @@ pub use checks::{Check, Checked};
 pub use container::Container;
 pub use feeder::Feeding;
 pub use fetch::{Moment, Progress};
-pub use plan::{Ancestor, Plan, PlanError, Program, Rates, Target, Wish, plan};
+pub use plan::{Ancestor, Plan, PlanError, Program, Rates, Tablespace, Target, Wish, plan};
 pub use report::{Contained, Report, Seconds};
 pub use start::LocalServer;
 
@@ -261,8 +263,7 @@ pub async fn restore(
         Into::Container(_) => Watched::ByEngine,
         _ => Watched::ByItsFile,
     };
-    let about = plan.target.to_string();
-    let mut place = place::prepare(&options.data, owner, &plan.digest(), &about, options.force, watched)?;
+    let mut place = place::prepare(&options.data, owner, plan, options.force, watched)?;
     if let Some(host) = host {
         host.clear().await?;
     }

@@ -4,7 +4,8 @@
 //! [`STATE`] in the folder says which plan it is being filled by, and what of it is done. While it is there the folder is
 //! not a restored server; `global/pg_control`, without which none starts, is put in place last.
 
-use super::RestoreError;
+use super::plan::Plan;
+use super::{RestoreError, occupied};
 use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io::{ErrorKind, Write as _};
@@ -24,6 +25,13 @@ pub enum PlaceError {
     /// A server runs in it.
     #[error("a PostgreSQL server runs in it ({0})\nhint: stop it first, or restore into another folder")]
     Running(String),
+    /// It is the folder of a tablespace of a server that runs.
+    #[error(
+        "it is a tablespace of {0}\nhint: a restore beside that server needs another folder for it: `--tablespace {shown}=DIR`; \
+         a restore in its stead begins when it is stopped",
+        shown = .1.display()
+    )]
+    Tablespace(String, PathBuf),
     /// Something is in it.
     #[error(
         "it is not empty: {0}\nhint: name an empty or new folder, or add `--force` to move what is there aside, to a folder beside it"
@@ -52,8 +60,8 @@ pub(super) struct Place {
     pub(super) data: PathBuf,
     /// Chunks that are unpacked already, by key.
     pub(super) done: BTreeSet<String>,
-    /// What was there before went here.
-    pub(super) moved_aside: Option<PathBuf>,
+    /// What was there before, in the data directory and in tablespaces' folders, went here.
+    pub(super) moved_aside: Vec<PathBuf>,
     /// The base is complete and synced, and its `pg_control` in place; only the log is to be replayed.
     pub(super) base_complete: bool,
     state: File,
@@ -83,11 +91,85 @@ pub enum Watched {
     ByEngine,
 }
 
-/// Makes a folder ready. `plan` is the digest of the plan and `about` says in words which it is.
+/// Makes the data directory ready, when nothing stands in the way of it or of a tablespace.
 ///
 /// # Errors
-/// When it holds something else, or cannot be written.
+/// When one of them holds something else, or cannot be written.
 pub(super) fn prepare(
+    data: &Path,
+    owner: Option<(u32, u32)>,
+    plan: &Plan,
+    force: bool,
+    watched: Watched,
+) -> Result<Place, RestoreError> {
+    check(data, plan, force, watched)?;
+    take(data, owner, &plan.digest(), &plan.target.to_string(), force, watched)
+}
+
+/// Whether every folder of a plan could be used, without touching one: for `--dry-run`. Gives those whose content would be
+/// moved aside.
+///
+/// # Errors
+/// As a restore into them would fail.
+pub fn check(data: &Path, plan: &Plan, force: bool, watched: Watched) -> Result<Vec<PathBuf>, RestoreError> {
+    let data = &absolute(data)?;
+    let (mut aside, mut taken) = (Vec::new(), BTreeSet::new());
+    match look(data, watched)? {
+        Found::Foreign(_) if force => aside.push(data.clone()),
+        Found::Foreign(what) => return Err(refused(data, PlaceError::NotEmpty(what))),
+        Found::Ours { text } => match resume(data, &text, &plan.digest()) {
+            Resume::Other(_) if force => aside.push(data.clone()),
+            Resume::Other(about) => return Err(refused(data, PlaceError::Other(about))),
+            // What it had taken is its own, also when it begins anew.
+            Resume::Again => taken = text.lines().map(str::to_owned).collect(),
+            Resume::GoOn(done, _) => taken = done,
+        },
+        Found::Nothing | Found::Empty => {}
+    }
+    for space in plan.tablespaces.values() {
+        let space = absolute(space)?;
+        let ours = taken.contains(&space_line(&space));
+        if look_at_space(data, &space, force || ours)? == Space::Aside && !ours {
+            aside.push(space);
+        }
+    }
+    Ok(aside)
+}
+
+/// What is to be done with the folder of a tablespace.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Space {
+    New,
+    Empty,
+    Aside,
+}
+
+fn look_at_space(data: &Path, path: &Path, force: bool) -> Result<Space, RestoreError> {
+    if path.starts_with(data) {
+        return Err(refused(path, PlaceError::Name("a tablespace cannot be inside the data directory".into())));
+    }
+    let found = look(path, Watched::ByItsFile)?;
+    if matches!(found, Found::Nothing) {
+        return Ok(Space::New);
+    }
+    if let Some(server) = occupied::as_a_tablespace(path).map_err(io("see who uses", path))? {
+        return Err(refused(path, PlaceError::Tablespace(server, path.to_owned())));
+    }
+    match found {
+        Found::Nothing => Ok(Space::New),
+        Found::Empty => Ok(Space::Empty),
+        Found::Ours { .. } | Found::Foreign(_) if force => Ok(Space::Aside),
+        Found::Ours { .. } => Err(refused(path, PlaceError::NotEmpty("another restore writes into it".into()))),
+        Found::Foreign(what) => Err(refused(path, PlaceError::NotEmpty(what))),
+    }
+}
+
+fn space_line(path: &Path) -> String {
+    format!("{TABLESPACE}{}", path.display())
+}
+
+/// Takes the data directory. `plan` is the digest of the plan and `about` says in words which it is.
+fn take(
     data: &Path,
     owner: Option<(u32, u32)>,
     plan: &str,
@@ -97,7 +179,7 @@ pub(super) fn prepare(
 ) -> Result<Place, RestoreError> {
     let data = &absolute(data)?;
     let found = look(data, watched)?;
-    let mut moved_aside = None;
+    let mut moved_aside = Vec::new();
     match found {
         Found::Nothing => make(data, owner)?,
         Found::Empty => {}
@@ -113,11 +195,11 @@ pub(super) fn prepare(
             Resume::Again => clear(data, &text)?,
             Resume::Other(_) if force => {
                 idle(data)?;
-                moved_aside = Some(move_aside(data, owner)?);
+                moved_aside.push(move_aside(data, owner)?);
             }
             Resume::Other(about) => return Err(refused(data, PlaceError::Other(about))),
         },
-        Found::Foreign(_) if force => moved_aside = Some(move_aside(data, owner)?),
+        Found::Foreign(_) if force => moved_aside.push(move_aside(data, owner)?),
         Found::Foreign(what) => return Err(refused(data, PlaceError::NotEmpty(what))),
     }
     fs::set_permissions(data, fs::Permissions::from_mode(0o700)).map_err(io("set the mode of", data))?;
@@ -131,22 +213,6 @@ pub(super) fn prepare(
     give(&path, owner)?;
     crate::failpoint!("restore-place-ready");
     Ok(Place { data: data.clone(), done: BTreeSet::new(), moved_aside, base_complete: false, state, owner })
-}
-
-/// Whether the folder could be used, without touching it: for `--dry-run`.
-///
-/// # Errors
-/// As `prepare` would fail.
-pub fn check(data: &Path, plan: &str, force: bool, watched: Watched) -> Result<(), RestoreError> {
-    let data = &absolute(data)?;
-    match look(data, watched)? {
-        Found::Foreign(what) if !force => Err(refused(data, PlaceError::NotEmpty(what))),
-        Found::Ours { text } if !force => match resume(data, &text, plan) {
-            Resume::Other(about) => Err(refused(data, PlaceError::Other(about))),
-            _ => Ok(()),
-        },
-        _ => Ok(()),
-    }
 }
 
 impl Place {
@@ -164,21 +230,14 @@ impl Place {
     /// Takes a folder for a tablespace: an empty or new one, or the one that an earlier run of this restore took.
     pub(super) fn tablespace(&mut self, path: &Path, force: bool) -> Result<(), RestoreError> {
         let path = &absolute(path)?;
-        if path.starts_with(&self.data) {
-            return Err(refused(path, PlaceError::Name("a tablespace cannot be inside the data directory".into())));
-        }
-        let line = format!("{TABLESPACE}{}", path.display());
+        let line = space_line(path);
         if self.done.contains(&line) && path.is_dir() {
             return Ok(());
         }
-        match look(path, Watched::ByItsFile)? {
-            Found::Nothing => make(path, self.owner)?,
-            Found::Empty => {}
-            _ if force => drop(move_aside(path, self.owner)?),
-            Found::Ours { .. } => {
-                return Err(refused(path, PlaceError::NotEmpty("another restore writes into it".into())));
-            }
-            Found::Foreign(what) => return Err(refused(path, PlaceError::NotEmpty(what))),
+        match look_at_space(&self.data, path, force)? {
+            Space::New => make(path, self.owner)?,
+            Space::Empty => {}
+            Space::Aside => self.moved_aside.push(move_aside(path, self.owner)?),
         }
         fs::set_permissions(path, fs::Permissions::from_mode(0o700)).map_err(io("set the mode of", path))?;
         give(path, self.owner)?;
@@ -278,7 +337,11 @@ fn absolute(data: &Path) -> Result<PathBuf, RestoreError> {
     if path.parent().is_none() {
         return Err(refused(data, PlaceError::Name("the root of the file system is no place for a server".into())));
     }
-    Ok(path)
+    // What is behind a link is what is written into, given away and moved aside. There may be nothing yet.
+    match fs::canonicalize(&path) {
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(path),
+        real => real.map_err(io("find", data)),
+    }
 }
 
 fn look(data: &Path, watched: Watched) -> Result<Found, RestoreError> {
@@ -324,30 +387,12 @@ fn look(data: &Path, watched: Watched) -> Result<Found, RestoreError> {
     }))
 }
 
-/// Refuses a folder that a server has open: its process is alive, or its socket answers.
+/// Refuses a folder that a server has open.
 fn running(data: &Path) -> Result<(), RestoreError> {
-    let path = data.join("postmaster.pid");
-    let text = match fs::read_to_string(&path) {
-        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
-        text => text.map_err(io("read", &path))?,
-    };
-    // Process, data directory, start time, port, folder of the socket, address, …
-    let lines: Vec<&str> = text.lines().map(str::trim).collect();
-    let line = |index: usize| lines.get(index).copied().unwrap_or_default();
-    let pid: i32 = line(0).parse().unwrap_or(0);
-    // A server of another container has another number here; its socket may still be seen.
-    let alive =
-        pid > 1 && nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), None) != Err(nix::errno::Errno::ESRCH);
-    let here = fs::read_link(format!("/proc/{pid}/cwd")).ok().zip(fs::canonicalize(data).ok());
-    // The number may have gone to another process since.
-    if alive && here.is_none_or(|(cwd, data)| cwd == data) {
-        return Err(refused(data, PlaceError::Running(format!("postmaster.pid names process {pid}, which is alive"))));
+    match occupied::by_a_server(data).map_err(io("read", &data.join("postmaster.pid")))? {
+        Some(server) => Err(refused(data, PlaceError::Running(server))),
+        None => Ok(()),
     }
-    let socket = Path::new(line(4)).join(format!(".s.PGSQL.{}", line(3)));
-    if !line(4).is_empty() && std::os::unix::net::UnixStream::connect(&socket).is_ok() {
-        return Err(refused(data, PlaceError::Running(format!("something answers at {}", socket.display()))));
-    }
-    Ok(())
 }
 
 fn boot_id() -> String {
@@ -451,7 +496,7 @@ mod tests {
     use super::*;
 
     fn ready(data: &Path, plan: &str, force: bool) -> Result<Place, RestoreError> {
-        prepare(data, None, plan, "the newest state of shop-db", force, Watched::ByItsFile)
+        take(data, None, plan, "the newest state of shop-db", force, Watched::ByItsFile)
     }
 
     fn why(result: Result<Place, RestoreError>) -> String {
@@ -481,13 +526,36 @@ mod tests {
     }
 
     #[test]
+    fn r20_behind_a_link_is_where_everything_happens() {
+        let dir = tempfile::tempdir().unwrap();
+        let (real, link) = (dir.path().join("disk/data"), dir.path().join("data"));
+        fs::create_dir_all(&real).unwrap();
+        std::os::unix::fs::symlink(&real, &link).unwrap();
+        let place = take(&link, Some((65_534, 65_534)), "p", "it", false, Watched::ByItsFile);
+        if nix::unistd::geteuid().is_root() {
+            place.unwrap();
+            let owner = fs::metadata(&real).unwrap();
+            assert_eq!((owner.uid(), owner.gid()), (65_534, 65_534), "it is the server's");
+        } else {
+            place.unwrap_err();
+        }
+        fs::remove_file(real.join(STATE)).unwrap();
+        fs::write(real.join("precious"), "rows").unwrap();
+        let place = ready(&link, "p", true).unwrap();
+        let [aside] = &place.moved_aside[..] else { panic!("{:?}", place.moved_aside) };
+        assert_eq!(aside.parent(), real.parent());
+        assert_eq!(fs::read_to_string(aside.join("precious")).unwrap(), "rows");
+        assert!(real.join(STATE).exists() && fs::read_link(&link).unwrap() == real);
+    }
+
+    #[test]
     fn r20_force_moves_aside_and_never_erases() {
         let dir = tempfile::tempdir().unwrap();
         let data = dir.path().join("data");
         fs::create_dir(&data).unwrap();
         fs::write(data.join("precious"), "rows").unwrap();
         let place = ready(&data, "p", true).unwrap();
-        let aside = place.moved_aside.clone().unwrap();
+        let aside = place.moved_aside[0].clone();
         assert_eq!(fs::read_to_string(aside.join("precious")).unwrap(), "rows");
         assert!(aside.file_name().unwrap().to_str().unwrap().starts_with("data.before-restore-"));
         assert_eq!(fs::read_dir(&data).unwrap().count(), 1, "its own state only");

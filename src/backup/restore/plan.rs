@@ -8,6 +8,8 @@ use super::estimate::{Sizes, estimate};
 use super::log::planned;
 pub use super::log::{LogPart, PlannedHistory, PlannedLog, PlannedSegment};
 use super::settings::Stop;
+pub use super::tablespaces::Tablespace;
+use super::tablespaces::tablespaces;
 use crate::backup::catalog::holdings::{Backup, Holdings};
 use crate::backup::catalog::manifest::{Manifest, ProofKind};
 use crate::backup::catalog::path::{End, NoPath, Path, path};
@@ -68,7 +70,7 @@ pub struct Wish {
     /// What will run it; not checked unless it is given.
     pub program: Option<Program>,
     /// Where tablespaces go that do not go where they were.
-    pub tablespaces: BTreeMap<u32, PathBuf>,
+    pub tablespaces: BTreeMap<Tablespace, PathBuf>,
     /// For the estimate.
     pub rates: Rates,
 }
@@ -241,8 +243,8 @@ pub enum PlanError {
         parent_start: Lsn,
     },
     /// A tablespace is named that is none.
-    #[error("the backup has no tablespace with OID {0}\nhint: it has {1}")]
-    Tablespace(u32, String),
+    #[error("the backup has no tablespace with {0}\nhint: it has {1}")]
+    Tablespace(Tablespace, String),
 }
 
 fn as_text<T: std::fmt::Display, S: Serializer>(value: &T, serializer: S) -> Result<S::Ok, S::Error> {
@@ -488,25 +490,6 @@ fn base_objects(
         }
     }
     Ok((chunks, find(Item::Index(id.clone()), "index")?))
-}
-
-fn tablespaces(manifest: &Manifest, moved: &BTreeMap<u32, PathBuf>) -> Result<BTreeMap<u32, PathBuf>, PlanError> {
-    let mut places = BTreeMap::new();
-    for facts in &manifest.archives {
-        if let Archive::Tablespace(oid) = facts.archive {
-            let own = facts.location.as_ref().map(PathBuf::from);
-            let place = moved.get(&oid).cloned().or(own);
-            places
-                .insert(oid, place.ok_or_else(|| PlanError::Manifest(manifest.backup.clone(), "tablespaces' places"))?);
-        }
-    }
-    match moved.keys().find(|oid| !places.contains_key(oid)) {
-        None => Ok(places),
-        Some(oid) => {
-            let known: Vec<String> = places.keys().map(u32::to_string).collect();
-            Err(PlanError::Tablespace(*oid, if known.is_empty() { "none".into() } else { known.join(", ") }))
-        }
-    }
 }
 
 fn check_program(manifest: &Manifest, program: Option<Program>) -> Result<(), PlanError> {

@@ -56,8 +56,8 @@ pub struct Report {
     pub base: BackupId,
     /// Where the files are.
     pub data: PathBuf,
-    /// What was in that place before, and where it is now.
-    pub moved_aside: Option<PathBuf>,
+    /// Where that is now which was in the place before, and in the folders of tablespaces.
+    pub moved_aside: Vec<PathBuf>,
     /// Where that is in a container engine; `None` where none is concerned.
     pub container: Option<Contained>,
     /// The timeline that was replayed last; `None` while no server was started.

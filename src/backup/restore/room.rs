@@ -5,6 +5,7 @@
 //! an error of writing then, and the same restore goes on when there is room.
 
 use super::RestoreError;
+use super::feeder::STAGE;
 use crate::model::quantity::rounded_bytes;
 use std::collections::BTreeMap;
 use std::os::unix::fs::MetadataExt as _;
@@ -30,14 +31,15 @@ pub struct NoRoom {
     pub free_bytes: u64,
 }
 
-/// Fails when what goes into these folders is more than their file systems have free.
+/// Fails when what goes into these folders is more than their file systems have free. What they hold already is an earlier
+/// run's, which a full disk may have ended: it is written over, and counts as free.
 pub(super) fn check<'a>(needs: impl IntoIterator<Item = (&'a Path, u64)>) -> Result<(), RestoreError> {
     let mut by_device: BTreeMap<u64, (&Path, u64)> = BTreeMap::new();
     for (folder, bytes) in needs {
         let io = |source| RestoreError::io(format!("look at {}", folder.display()), source);
         let device = std::fs::metadata(folder).map_err(io)?.dev();
         let needed = &mut by_device.entry(device).or_insert((folder, 0)).1;
-        *needed = needed.saturating_add(bytes);
+        *needed = needed.saturating_add(bytes.saturating_sub(held_bytes(folder)));
     }
     for (folder, needed_bytes) in by_device.into_values() {
         let found = nix::sys::statfs::statfs(folder)
@@ -53,9 +55,39 @@ pub(super) fn check<'a>(needs: impl IntoIterator<Item = (&'a Path, u64)>) -> Res
     Ok(())
 }
 
+/// What a folder's files take of the disk, but for the log that waits there: it goes before the end.
+fn held_bytes(folder: &Path) -> u64 {
+    let mut bytes: u64 = 0;
+    let mut todo = vec![folder.to_owned()];
+    while let Some(folder) = todo.pop() {
+        // What cannot be read counts as nothing: then more room is asked for, not less.
+        for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
+            let Ok(facts) = entry.metadata() else { continue };
+            match facts.is_dir() {
+                true if entry.file_name() == STAGE => {}
+                true => todo.push(entry.path()),
+                false => bytes = bytes.saturating_add(facts.blocks().saturating_mul(512)),
+            }
+        }
+    }
+    bytes
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_a_full_disk_left_behind_is_not_asked_for_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let base = dir.path().join("base/5");
+        std::fs::create_dir_all(&base).unwrap();
+        std::fs::create_dir(dir.path().join(STAGE)).unwrap();
+        assert_eq!(held_bytes(dir.path()), 0);
+        std::fs::write(base.join("1259"), vec![1; 300_000]).unwrap();
+        std::fs::write(dir.path().join(STAGE).join("log"), vec![1; 300_000]).unwrap();
+        assert!((300_000..600_000).contains(&held_bytes(dir.path())), "{}", held_bytes(dir.path()));
+    }
 
     #[test]
     fn what_goes_into_one_file_system_is_counted_together() {

@@ -104,6 +104,7 @@ fn wanted(args: &Args, source: &SourceName) -> Result<Wanted, Failure> {
         (args.files_only, "--files-only"),
         (args.port.is_some(), "--port"),
         (args.user.is_some(), "--user"),
+        (!args.tablespace.is_empty(), "--tablespace"),
     ];
     let given = given.into_iter().find(|(given, _)| *given).map(|(_, option)| option);
     if let Some(option) = given.or(args.contained.about_files()) {

@@ -61,7 +61,7 @@ impl Container {
         if volume || matches!(self.wanted.keep, Keep::Folder(_)) {
             self.same_place(&root).await?;
             self.holds_nothing_else(&root, force)?;
-            place::check(&self.data(&root), &plan.digest(), force, Watched::ByEngine)?;
+            place::check(&self.data(&root), plan, force, Watched::ByEngine)?;
         }
         Ok(())
     }
@@ -93,9 +93,9 @@ impl Container {
         }
         let data = self.data(&root);
         let looked = self.holds_nothing_else(&root, false);
-        let looked = looked.and_then(|()| place::check(&data, &plan.digest(), false, Watched::ByEngine));
+        let looked = looked.and_then(|()| place::check(&data, plan, false, Watched::ByEngine));
         let foreign = match looked {
-            Ok(()) => false,
+            Ok(_) => false,
             Err(RestoreError::Place { .. } | RestoreError::Container { .. }) => true,
             Err(error) => return Err(error),
         };

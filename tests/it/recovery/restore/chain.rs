@@ -7,7 +7,7 @@ use crate::support::postgres::{Options as ServerOptions, Server};
 use mainstay::backup::catalog::manifest::Manifest;
 use mainstay::backup::repository::folder::Folder;
 use mainstay::backup::repository::{Archive, Item};
-use mainstay::backup::restore::{self, Into, Options, Progress, RestoreError, Target, Wish};
+use mainstay::backup::restore::{self, Into, Options, Progress, RestoreError, Tablespace, Target, Wish};
 use mainstay::backup::seal::{Checker, Identities, Opener};
 use mainstay::backup::take::{self, Taken};
 use mainstay::model::SourceName;
@@ -104,12 +104,12 @@ async fn comes_back(version: u32) {
     let sum = server.value(SUM).await;
 
     // Tablespaces go elsewhere: where they were, the server still has them.
-    let moved = |manifest: &Manifest, name: &str| -> BTreeMap<u32, PathBuf> {
+    let moved = |manifest: &Manifest, name: &str| -> BTreeMap<Tablespace, PathBuf> {
         let oids = manifest.archives.iter().filter_map(|facts| match facts.archive {
             Archive::Tablespace(oid) => Some(oid),
             Archive::Base => None,
         });
-        oids.map(|oid| (oid, world.folder.path().join(format!("{name} {oid}")))).collect()
+        oids.map(|oid| (Tablespace::Oid(oid), world.folder.path().join(format!("{name} {oid}")))).collect()
     };
     let wish = Wish { tablespaces: moved(&third.manifest, "latest"), ..Wish::new(Target::Latest) };
     let plan = world.try_plan(wish).await.unwrap();

@@ -5,7 +5,8 @@ use crate::support::postgres::{Options as ServerOptions, Server, Stop};
 use jiff::Timestamp;
 use mainstay::backup::repository::Repository as _;
 use mainstay::backup::repository::folder::Folder;
-use mainstay::backup::restore::{self, Check, Feeding, Into, PlanError, Program, Target, Wish};
+use mainstay::backup::restore::place::{self, Watched};
+use mainstay::backup::restore::{self, Check, Feeding, Into, Options, PlanError, Program, Tablespace, Target, Wish};
 use mainstay::backup::seal::{Checker, Identities, Opener};
 use mainstay::model::Lsn;
 use std::ffi::OsStr;
@@ -125,6 +126,12 @@ async fn repository_and_identity(version: u32) {
     world.rows_to(50_000).await;
     world.server.sql("UPDATE elsewhere SET i = i + 1").await;
     world.ship().await;
+    // Beside the server that runs, its tablespace is not taken, whatever is forced, and nothing is begun.
+    let (plan, options) = (world.plan(Target::Latest).await, Options { force: true, ..world.options() });
+    let error = world.restore(&plan, &options).await.err().unwrap().to_string();
+    assert!(error.contains("it is a tablespace of the server of process") && error.contains("--tablespace"), "{error}");
+    assert!(place::check(&options.data, &plan, true, Watched::ByItsFile).is_err() && !options.data.exists());
+    assert_eq!(world.server.value("SELECT count(*) FROM elsewhere").await, "10000");
     world.server.stop(Stop::Kill).await;
 
     // Everything anew, from text.
@@ -137,7 +144,7 @@ async fn repository_and_identity(version: u32) {
     let oid = *holdings.backups.values().next().unwrap().manifest.server.tablespaces.keys().next().unwrap();
     let elsewhere = world.folder.path().join("spaces/moved");
     let mut wish = Wish::new(Target::Latest);
-    wish.tablespaces.insert(oid, elsewhere.clone());
+    wish.tablespaces.insert(Tablespace::Oid(oid), elsewhere.clone());
     let plan = restore::plan(&holdings, &wish).unwrap();
     assert!(plan.log.segments.len() > 3, "{plan}");
 
@@ -168,6 +175,17 @@ async fn repository_and_identity(version: u32) {
         drop(restored);
         fs::remove_dir_all(&elsewhere).unwrap();
     }
+    // In its own stead, and it runs no more: what is in its tablespace goes aside, and that is said.
+    let plan = restore::plan(&holdings, &Wish::new(Target::Latest)).unwrap();
+    let options = world.options();
+    assert!(place::check(&options.data, &plan, false, Watched::ByItsFile).is_err());
+    let options = Options { force: true, ..options };
+    assert_eq!(place::check(&options.data, &plan, true, Watched::ByItsFile).unwrap(), [space.as_path()]);
+    let restored = world.restore(&plan, &options).await.unwrap();
+    let [aside] = &restored.report.moved_aside[..] else { panic!("{:?}", restored.report) };
+    assert!(aside.starts_with(space.parent().unwrap()) && fs::read_dir(aside).unwrap().count() > 0, "{aside:?}");
+    assert_eq!(restored.value("SELECT sum(i) FROM elsewhere").await, "50015000");
+    drop(restored);
     assert_eq!(repository.list("").await.unwrap(), listed, "r25: the repository is as it was");
 }
 
