@@ -44,6 +44,8 @@ pub struct Args {
 
 /// How often the daemon is asked how far it is.
 const LOOK: Duration = Duration::from_millis(250);
+/// Who waits longer than this is told what for.
+const WITHOUT_A_WORD: Duration = Duration::from_secs(2);
 /// What has come is put before we end.
 const GRACE: Duration = Duration::from_secs(30);
 
@@ -140,8 +142,14 @@ async fn take(setup: &Setup, args: &Args, context: &Context) -> Result<Exit, Fai
     let kind = if args.full || args.new_cluster { Kind::Whole } else { Kind::Incremental };
     let (repository, name) = (setup.repository.clone(), setup.source.name.clone());
     let (sealer, checker) = (setup.sealer.clone(), setup.checker.clone());
-    let lease = Lease::take(repository, sealer, checker, name.clone(), &setup.owner, LEASE_TTL).await;
-    let lease = lease.map_err(|error| match error {
+    let taking = Lease::take(repository, sealer, checker, name.clone(), &setup.owner, LEASE_TTL);
+    let lease = waited_for(taking, || {
+        let most = words::took(LEASE_TTL);
+        context
+            .ui
+            .say(format!("{name}: somebody else had it a moment ago; for {most} it is seen whether they still do"));
+    });
+    let lease = lease.await.map_err(|error| match error {
         LeaseError::Held { .. } => Failure::new(Exit::Refused, error),
         other => Failure::new(Exit::Unreachable, other),
     })?;
@@ -171,6 +179,18 @@ async fn take(setup: &Setup, args: &Args, context: &Context) -> Result<Exit, Fai
     Ok(done(context, &name, &LastBackup::from(&manifest)))
 }
 
+/// What this gives; says so when it takes longer than people wait without a word.
+async fn waited_for<T>(work: impl Future<Output = T>, say: impl FnOnce()) -> T {
+    let mut work = std::pin::pin!(work);
+    match tokio::time::timeout(WITHOUT_A_WORD, work.as_mut()).await {
+        Ok(done) => done,
+        Err(_) => {
+            say();
+            work.await
+        }
+    }
+}
+
 fn exit(error: &once::BackUpError) -> Exit {
     match error {
         once::BackUpError::Postgres(_) | once::BackUpError::Repository(_) | once::BackUpError::Catalogue(_) => {
@@ -178,7 +198,10 @@ fn exit(error: &once::BackUpError) -> Exit {
         }
         once::BackUpError::Dump(DumpError::Postgres(_)) => Exit::Unreachable,
         once::BackUpError::Dump(_) => Exit::Bad,
-        once::BackUpError::Take(_) | once::BackUpError::Seal(_) => Exit::Bad,
+        once::BackUpError::Take(_)
+        | once::BackUpError::Seal(_)
+        | once::BackUpError::NotShipped(_)
+        | once::BackUpError::OtherCluster { .. } => Exit::Bad,
     }
 }
 

@@ -10,7 +10,7 @@ use crate::backup::seal::{Extent, SealError};
 use crate::backup::ship::{Activity, Job as ShipJob, Status};
 use crate::backup::source::postgres::{Address, BaseBackup, BaseOptions, Connection, Facts, PostgresError, Purpose};
 use crate::backup::take::{self, Job, LogSpan, TakeError, Telling, Wish};
-use crate::model::SourceName;
+use crate::model::{SourceName, SystemId};
 use bytes::Bytes;
 use futures_util::FutureExt as _;
 use std::collections::BTreeMap;
@@ -20,6 +20,8 @@ use tokio::sync::watch;
 
 /// The log of a backup may take its time behind a slow store; without any of it stored for so long, it will not come.
 const LOG_STANDS_STILL: Duration = Duration::from_secs(600);
+/// By then it is known whose log is shipped, or why none is.
+const LOG_BEGINS: Duration = Duration::from_secs(60);
 /// A source's file is changed by people: more tries at once for a free number are a fault.
 const NUMBERS_TRIED: u64 = 100;
 
@@ -44,6 +46,22 @@ pub enum BackUpError {
     /// The seal.
     #[error("seal the source's file: {0}")]
     Seal(#[from] SealError),
+    /// Its log is not shipped: with such a backup alone nothing can be restored.
+    #[error("take a base backup of a server whose log is not shipped: {0}")]
+    NotShipped(String),
+    /// Since its log began to be shipped, another cluster answers at its address.
+    #[error(
+        "take a base backup: the server is the cluster {found}, and the log that is shipped is of {shipped}\nhint: if the \
+         cluster was made anew (initdb, pg_upgrade, a restored dump), `mainstay backup {source_name} --new-cluster` says yes to it, once"
+    )]
+    OtherCluster {
+        /// The source.
+        source_name: SourceName,
+        /// The one that answered.
+        found: SystemId,
+        /// The one that is known.
+        shipped: SystemId,
+    },
 }
 
 /// What shipping this source takes.
@@ -79,6 +97,12 @@ pub async fn back_up(
 ) -> Result<Manifest, BackUpError> {
     let address = setup.source.postgres.clone();
     let server = ask(&setup.source.name, &address).await?;
+    // Which clusters may be this source is decided where the log comes in, once for both.
+    let system = of_the_log(shipped.clone()).await?;
+    if server.system != system {
+        let (source_name, found) = (setup.source.name.clone(), server.system);
+        return Err(BackUpError::OtherCluster { source_name, found, shipped: system });
+    }
     let cluster = Cluster { source: setup.source.name.clone(), system: server.system };
     let wish = match (kind, &setup.source.incremental) {
         (Kind::Incremental, Some(incremental)) => parent::wish(setup, &cluster, incremental).await?,
@@ -115,6 +139,16 @@ async fn ask(source: &SourceName, address: &Address) -> Result<ServerFacts, Post
         tracing::warn!(%source, "a fact of the server is left out of its backup: {why}");
     }
     Ok(server)
+}
+
+/// Waits until it is known whose log is shipped.
+async fn of_the_log(mut shipped: watch::Receiver<Status>) -> Result<SystemId, BackUpError> {
+    let known = shipped
+        .wait_for(|status| status.system.is_some() || matches!(status.activity, Activity::Refused | Activity::Stopped));
+    // What it stands at then says it all, also that it has ended.
+    let _ = tokio::time::timeout(LOG_BEGINS, known).await;
+    let status = shipped.borrow();
+    status.system.ok_or_else(|| BackUpError::NotShipped(status.words.clone()))
 }
 
 /// Waits until a span of the log is in the repository.

@@ -259,6 +259,7 @@ async fn attempt(
             prepared = prepared => prepared?,
             _ = stop.wait_for(|stop| *stop) => return Ok(()),
         };
+        board.change(|status| status.system = Some(prepared.cluster.system));
         match session::run(job, store, sweeper, board, &prepared, open, failures, stop).await {
             Ok(Ended::Stopped) => return Ok(()),
             Ok(Ended::Timeline(open)) => connection = open,
@@ -295,6 +296,9 @@ fn tell(board: &Board, job: &Job, error: &ShipError) {
     }
     board.change(|status| {
         status.activity = if error.is_passing() { Activity::Waiting } else { Activity::Refused };
+        if status.activity == Activity::Refused {
+            status.system = None;
+        }
         status.words = format!("failed to {error}");
         status.last_error = Some(error.to_string());
     });

@@ -1,6 +1,6 @@
 //! How shipping stands, for `status`, metrics, and for whoever waits until a place of the log is durable.
 
-use crate::model::{Lsn, Timeline};
+use crate::model::{Lsn, SystemId, Timeline};
 use jiff::Timestamp;
 use std::time::Duration;
 use tokio::sync::watch;
@@ -28,6 +28,8 @@ pub struct Status {
     pub activity: Activity,
     /// The same in words, with the cause.
     pub words: String,
+    /// Whose log is shipped: a cluster that this source is known to be, or that somebody said yes to.
+    pub system: Option<SystemId>,
     /// The timeline that is read.
     pub timeline: Option<Timeline>,
     /// Everything before this place has come from the server.

@@ -5,7 +5,7 @@ use crate::support::store::S3Server;
 use crate::support::store_proxy::{Fault, Rule, StoreProxy};
 use futures_util::FutureExt as _;
 use mainstay::backup::catalog::index::Catalogue;
-use mainstay::backup::keeper::{Book, Entry, Episode, Keeper, Opening, Setup, Wanted};
+use mainstay::backup::keeper::{BackedUp, Book, Entry, Episode, Keeper, Kind, Opening, Setup, Wanted};
 use mainstay::backup::repository::s3::{S3, S3Settings};
 use mainstay::backup::seal::{Checker, KeySet, Sealer, SigningKey, new_key_set_for};
 use mainstay::config::backup::{Around, Source, parse};
@@ -176,6 +176,32 @@ async fn r09_a_slot_that_holds_back_too_much_is_dropped_and_a_new_base_backup_en
     let catalogue = Catalogue::read(&repository, &lab.checker(), &lab.source.name).await.unwrap();
     let holdings = catalogue.newest_cluster().unwrap();
     assert_eq!(holdings.gaps.len(), 1, "what is gone is on record");
+    lab.end().await;
+}
+
+/// Somebody has put another cluster where the source was: nothing of it is taken, neither log nor base, before a person says
+/// that it is the source now.
+#[tokio::test]
+async fn r04_a_base_backup_of_another_cluster_is_not_taken_until_somebody_says_so() {
+    let (first, second) = (Server::start(15, Options::default()).await, Server::start(17, Options::default()).await);
+    let mut lab = Lab::new(&first, "");
+    lab.until("backed up", |view| view.last_backup.is_some()).await;
+    lab.source.postgres = second.address();
+    lab.restart().await;
+    lab.until("stuck", |view| view.state == SourceState::Stuck && view.words.contains("--new-cluster")).await;
+    let asked = lab.keeper.back_up(&lab.source.name, Kind::Whole).await.unwrap();
+    assert!(matches!(&asked, BackedUp::Failed(failed) if failed.words.contains("--new-cluster")), "{asked:?}");
+    let repository = S3::open(lab.settings.clone()).await.unwrap();
+    let clusters = async || {
+        let catalogue = Catalogue::read(&repository, &lab.checker(), &lab.source.name).await.unwrap();
+        catalogue.clusters.values().map(|holdings| holdings.backups.len()).collect::<Vec<_>>()
+    };
+    assert_eq!(clusters().await, [1], "nothing of the other one");
+    lab.keeper.take_over(&lab.source.name).unwrap();
+    let first_backup = lab.view().last_backup.unwrap().id;
+    lab.until("taken over", |view| view.last_backup.as_ref().is_some_and(|last| last.id != first_backup)).await;
+    lab.until("shipping", |view| view.state == SourceState::Shipping).await;
+    assert_eq!(clusters().await, [1, 1], "each has its own");
     lab.end().await;
 }
 
