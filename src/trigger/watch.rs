@@ -18,6 +18,9 @@ use tokio::task::{AbortHandle, JoinSet};
 
 /// Looks at the same time. More would only wait for each other's disk or line.
 const AT_ONCE: usize = 4;
+/// The first pause after a failure is twice this at most: who is looked at once an hour must not wait hours for a look that
+/// failed by accident.
+const BACK_OFF_MIN: Duration = Duration::from_secs(15);
 /// The longest pause after failures.
 const BACK_OFF_MAX: Duration = Duration::from_secs(3_600);
 /// How long a look is put off when a ref moved a moment ago and a hook is about to tell: it knows more than we see.
@@ -89,7 +92,7 @@ async fn watch(intake: Arc<Intake>, entry: Arc<Entry>, turns: Arc<Semaphore>) {
                     tracing::warn!(repo = %name, %error, "failed to look at the repository's refs");
                 }
                 failures = failures.saturating_add(1);
-                let every = entry.repo.poll.unwrap_or(Duration::from_secs(60));
+                let every = entry.repo.poll.unwrap_or(BACK_OFF_MIN).min(BACK_OFF_MIN);
                 Some(jittered(back_off(every, failures)))
             }
         };
