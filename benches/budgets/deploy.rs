@@ -5,9 +5,9 @@ use crate::Effort;
 use crate::client::{Answer, Client};
 use crate::lab::{Daemon, docker, git, now, seconds};
 use crate::numbers::{Budget, Report, Samples, print};
+use crate::ports;
 use serde_json::Value;
 use std::fs;
-use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -56,10 +56,6 @@ networks: {{ net: {{}} }}
     )
 }
 
-fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").expect("there is a free port").local_addr().expect("it has an address").port()
-}
-
 fn remove_stack(name: &str) {
     let _ = std::process::Command::new("docker").args(["stack", "rm", name]).output();
     let filter = format!("label=com.docker.stack.namespace={name}");
@@ -78,7 +74,7 @@ impl Shop {
         let folder = tempfile::Builder::new().prefix("mainstay-bench-").tempdir().expect("there is room");
         let at = folder.path();
         let stack = format!("bench{}", std::process::id());
-        let port = free_port();
+        let port = ports::free();
         let work = at.join("work");
         fs::create_dir_all(work.join(".mainstay")).expect("a folder is made");
         git(at, &["init", "-q", "--bare", "-b", "main", "shop.git"]);
@@ -177,7 +173,7 @@ struct Peer {
 impl Peer {
     fn start(folder: &Path) -> Peer {
         let peer =
-            Peer { stack: format!("peer{}", std::process::id()), port: free_port(), file: folder.join("peer.yml") };
+            Peer { stack: format!("peer{}", std::process::id()), port: ports::free(), file: folder.join("peer.yml") };
         fs::write(&peer.file, stack_file("one", None, &peer.port.to_string())).expect("a stack is written");
         docker(&["stack", "deploy", "-c", &peer.file.display().to_string(), &peer.stack]);
         peer

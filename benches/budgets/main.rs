@@ -13,6 +13,8 @@ mod idle;
 mod lab;
 mod logs;
 mod numbers;
+#[path = "../../tests/it/support/ports.rs"]
+mod ports;
 mod push;
 mod ready;
 mod recovery;

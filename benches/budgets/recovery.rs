@@ -15,6 +15,7 @@ mod store;
 
 use crate::Effort;
 use crate::numbers::{Budget, Report, Samples, print};
+use crate::ports;
 use cluster::Cluster;
 use cost::Cost;
 use line::slowed;
@@ -205,7 +206,7 @@ fn latest(cluster: &Cluster, bucket: &Store, slow: &Store, size: Size, report: &
 
 /// Restores and opens, looks whether the last row is there, and clears away.
 fn opened(cluster: &Cluster, place: &Path, restore: impl FnOnce(&Path, u16) -> Cost) -> Cost {
-    let (target, port) = (place.join("restored"), cluster::free_port());
+    let (target, port) = (place.join("restored"), ports::free());
     let cost = restore(&target, port);
     assert_eq!(cluster::ask(port, cluster::LAST_ROW), cluster.ask(cluster::LAST_ROW), "the last row is there");
     cluster::stop(&target);

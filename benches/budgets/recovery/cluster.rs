@@ -3,9 +3,9 @@
 use super::MIB;
 use super::cost::cpu_of_tree;
 use crate::lab::run;
+use crate::ports;
 use nix::unistd::User;
 use std::fs;
-use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
@@ -61,10 +61,6 @@ pub(super) fn make(path: &Path) {
     }
 }
 
-pub(super) fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").expect("there is a free port").local_addr().expect("it has an address").port()
-}
-
 pub(super) fn version() -> String {
     let said = run(Command::new(format!("{BIN}/postgres")).arg("--version"));
     said.split_whitespace().nth(2).unwrap_or("?").to_owned()
@@ -98,7 +94,7 @@ impl Cluster {
         make(&pg);
         let data = pg.join("main");
         run(as_user(format!("{BIN}/initdb")).arg("-D").arg(&data).args(["-U", "postgres", "-A", "trust", "--no-sync"]));
-        let port = free_port();
+        let port = ports::free();
         let settings = format!(
             "port = {port}\nlisten_addresses = '127.0.0.1'\nunix_socket_directories = '{}'\nshared_buffers = 256MB\n\
              max_wal_size = 4GB\nlogging_collector = off\n",

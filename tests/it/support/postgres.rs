@@ -198,7 +198,14 @@ impl Server {
             fs::set_permissions(dir, fs::Permissions::from_mode(0o700)).unwrap();
             Server::give(dir);
         }
-        Server { version, port: super::ports::free(), data, running: None, orphans: std::sync::Mutex::default(), folder }
+        Server {
+            version,
+            port: super::ports::free(),
+            data,
+            running: None,
+            orphans: std::sync::Mutex::default(),
+            folder,
+        }
     }
 
     /// Writes the settings and starts.
