@@ -14,8 +14,8 @@ use crate::backup::repository::{BackupId, Key, RepositoryError};
 use crate::backup::restore::place::Watched;
 use crate::backup::restore::start::program;
 use crate::backup::restore::{
-    Checked, Feeding, Into as Files, Options, Plan, Progress, Report, RestoreError, Tablespace, Target, Wish, plan,
-    restore, survey,
+    Checked, Feeding, Into as Files, Options, Plan, Progress, Report, RestoreError, Tablespace, Target, Wish,
+    plan_for, restore, survey,
 };
 use crate::backup::restore::{check_keys, place};
 use crate::config::backup::{Around, Restore, parse_restore};
@@ -193,7 +193,11 @@ pub async fn run(args: &Args, context: &Context) -> Result<Exit, Failure> {
         Files::Server(server) => Some(program(&server.bin).await.map_err(failed)?),
         Files::Container(container) => Some(container.program()),
     };
-    let planned = plan(&holdings, &wish).map_err(|error| failed(error.into()))?;
+    let data = match &into {
+        Files::Container(container) => container.data_directory().await.map_err(failed)?,
+        _ => Some(job.target().to_owned()),
+    };
+    let planned = plan_for(data.as_deref(), &holdings, &wish).map_err(|error| failed(error.into()))?;
     let ui = &context.ui;
     if args.dry_run {
         let aside = match &into {

@@ -61,7 +61,7 @@ use place::{Place, Watched};
 use report::Clock;
 use settings::{Doors, Stop};
 use start::{Host, Outcome, Reached, Running};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use tail::Expected;
 use tokio::sync::watch;
@@ -220,6 +220,20 @@ pub async fn survey(
         None => catalogue.newest_cluster(),
     };
     found.cloned().ok_or_else(|| PlanError::Nothing(source.clone()).into())
+}
+
+/// Plans for a data directory. A restore that began there and did not end goes on with the base backup it began with, also
+/// when there is a newer one by now.
+///
+/// # Errors
+/// As [`plan`] does.
+pub fn plan_for(data: Option<&Path>, holdings: &Holdings, wish: &Wish) -> Result<Plan, PlanError> {
+    let newest = plan(holdings, wish)?;
+    let Some((digest, base)) = data.and_then(place::begun).filter(|_| wish.backup.is_none()) else {
+        return Ok(newest);
+    };
+    let begun = plan(holdings, &Wish { backup: Some(base), ..wish.clone() });
+    Ok(begun.ok().filter(|begun| begun.digest() == digest).unwrap_or(newest))
 }
 
 /// Makes sure that the identities open what the plan names, by receipts alone: before anything is downloaded or written.

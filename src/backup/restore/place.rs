@@ -6,6 +6,7 @@
 
 use super::plan::Plan;
 use super::{RestoreError, occupied};
+use crate::backup::repository::BackupId;
 use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io::{ErrorKind, Write as _};
@@ -39,7 +40,7 @@ pub enum PlaceError {
     NotEmpty(String),
     /// Another restore began here.
     #[error(
-        "another restore, of {0}, began here and did not end\nhint: give that restore's options again to let it go on, or add `--force` to move it aside"
+        "another restore, of {0}, began here and did not end\nhint: give that restore's options again to let it go on, unless its base backup has expired since; or add `--force` to move it aside"
     )]
     Other(String),
     /// Another restore is at it now.
@@ -70,6 +71,8 @@ pub(super) struct Place {
 
 /// The line that says that the base is complete.
 const BASE_COMPLETE: &str = "base complete";
+/// Begins the line that names the base backup.
+const BASE: &str = "base ";
 /// Begins a line that names the folder of a tablespace.
 const TABLESPACE: &str = "tablespace ";
 
@@ -103,7 +106,19 @@ pub(super) fn prepare(
     watched: Watched,
 ) -> Result<Place, RestoreError> {
     check(data, plan, force, watched)?;
-    take(data, owner, &plan.digest(), &plan.target.to_string(), force, watched)
+    let base = format!("{BASE}{}", plan.base.backup);
+    let mut place = take(data, owner, &plan.digest(), &plan.target.to_string(), force, watched)?;
+    if !place.done.contains(&base) {
+        place.note(&base)?;
+    }
+    Ok(place)
+}
+
+/// The restore that began in a folder and did not end: the digest of its plan, and the base backup it began with.
+pub(super) fn begun(data: &Path) -> Option<(String, BackupId)> {
+    let text = fs::read_to_string(data.join(STATE)).ok()?;
+    let base = text.lines().find_map(|line| line.strip_prefix(BASE))?;
+    Some((text.lines().next()?.to_owned(), base.parse().ok()?))
 }
 
 /// Whether every folder of a plan could be used, without touching one: for `--dry-run`. Gives those whose content would be

@@ -158,6 +158,15 @@ impl Container {
         }
     }
 
+    /// The data directory as this machine sees it, where the place is there already.
+    ///
+    /// # Errors
+    /// When the place cannot be had, or cannot be reached by its path.
+    pub async fn data_directory(&self) -> Result<Option<PathBuf>, RestoreError> {
+        let (root, there) = self.root().await?;
+        Ok(there.then(|| self.data(&root)))
+    }
+
     /// What an interrupted restore of this source into this place has left.
     pub(super) fn left_over(&self, one: &Seen, root: &Path) -> bool {
         let named = self.wanted.server.as_ref().is_some_and(|server| server.name == one.name);

@@ -111,6 +111,39 @@ async fn r21_a_restore_that_died_when_its_server_was_open_goes_on() {
     assert_eq!(again.report.new_timeline.map(|timeline| timeline.0), Some(2), "it was not promoted again");
 }
 
+/// While a restore is interrupted, backups are taken on: it goes on with what it began with, and to the newest state.
+#[tokio::test(flavor = "multi_thread")]
+async fn r21_a_restore_goes_on_with_its_base_although_there_is_a_newer_one() {
+    let world = World::new(15, ServerOptions::default()).await;
+    world.server.sql("CREATE TABLE t (i int)").await;
+    let first = world.backup().await;
+    world.rows_to(10).await;
+    world.ship().await;
+    let (plan, options) = (world.plan(Target::Latest).await, world.options());
+    // The log is out of reach: it ends when the base is in place.
+    let log = plan.log.segments.iter().flat_map(|segment| &segment.parts);
+    let parts: Vec<PathBuf> = log.map(|part| world.folder.path().join(format!("repository/{}", part.key))).collect();
+    let away = |path: &Path| path.with_extension("away");
+    parts.iter().for_each(|part| fs::rename(part, away(part)).unwrap());
+    assert!(world.restore(&plan, &options).await.is_err());
+    parts.iter().for_each(|part| fs::rename(away(part), part).unwrap());
+    gone(&options.data, Duration::from_secs(20));
+
+    let second = world.backup().await;
+    world.rows_to(20).await;
+    world.ship().await;
+    let (holdings, wish) = (world.holdings().await, Wish::new(Target::Latest));
+    let fresh = restore::plan_for(None, &holdings, &wish).unwrap();
+    let on = restore::plan_for(Some(&options.data), &holdings, &wish).unwrap();
+    assert_eq!((&fresh.base.backup, &on.base.backup), (&second.backup, &first.backup));
+    // Something else is wanted: that is another restore, and it is refused here.
+    let other = Wish::new(Target::Backup(second.backup.clone()));
+    let other = restore::plan_for(Some(&options.data), &holdings, &other).unwrap();
+    assert_eq!(other.base.backup, second.backup);
+    assert!(world.restore(&other, &options).await.err().unwrap().to_string().contains("began here"));
+    assert_eq!(world.restore(&on, &options).await.unwrap().rows().await, 20);
+}
+
 /// Runs this test in a process of its own that restores and is killed at that call. Whether it was.
 fn child(folder: &Path, data: &Path, at: usize) -> bool {
     if data.join("PG_VERSION").exists() && !data.join(".mainstay-restore").exists() {
