@@ -14,8 +14,8 @@ use crate::backup::repository::{BackupId, Key, RepositoryError};
 use crate::backup::restore::place::Watched;
 use crate::backup::restore::start::program;
 use crate::backup::restore::{
-    Checked, Feeding, Into as Files, Options, Plan, Progress, Report, RestoreError, Tablespace, Target, Wish,
-    plan_for, restore, survey,
+    Checked, Feeding, Into as Files, Options, Plan, Progress, Report, RestoreError, Tablespace, Target, Wish, plan_for,
+    restore, survey,
 };
 use crate::backup::restore::{check_keys, place};
 use crate::config::backup::{Around, Restore, parse_restore};
