@@ -59,7 +59,7 @@ impl Failure {
 
     /// The error with its causes in one sentence, and all hints: those added here and those that rooms write as
     /// `hint:` lines into their messages.
-    fn told(&self) -> (String, Vec<String>) {
+    pub(super) fn told(&self) -> (String, Vec<String>) {
         let mut sentence = String::new();
         let mut hints = Vec::new();
         for cause in self.error.chain() {

@@ -1,6 +1,7 @@
 //! `mainstay restore`: from a repository back to a server that answers. Needs no daemon, no configuration and nothing of the
 //! host that was lost.
 
+mod all;
 mod job;
 mod logical;
 
@@ -26,7 +27,8 @@ use crate::model::{EnvironmentName, Lsn, SourceName, SystemId, Timeline};
 use crate::runtime::RuntimeError;
 use indicatif::{ProgressBar, ProgressStyle};
 use jiff::Timestamp;
-use serde_json::json;
+use serde::Serialize;
+use serde_json::{Value, json};
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::Stdio;
@@ -41,6 +43,7 @@ use std::time::Duration;
   mainstay restore shop-db --at 2026-11-23T02:59:59Z --target /srv/pg/before --port 5433 --identity identity.txt
   mainstay restore shop-db --latest --into container --image postgres:17 --identity identity.txt
   mainstay restore crm --latest --into postgres://postgres@new-db/?sslmode=verify-full --identity identity.txt
+  mainstay restore --all --to-release production/12 --dry-run
 
 `restore:` in the source's file says where to and what then; it lies in the repository, too. Options here go before it.
 Only an empty or new folder is written into; --force moves aside what is there. An interrupted restore cannot be started
@@ -52,6 +55,12 @@ Exit codes: 0 the state that was asked for is there, 1 it is not, 2 the request 
 pub struct Args {
     /// The source [default: the only one]
     source: Option<SourceName>,
+    /// All sources, each as its file says; none is touched before every one of them can be
+    #[arg(long, conflicts_with_all = [
+        "source", "lsn", "backup", "timeline", "system", "target", "bin", "port", "into", "image", "volume", "name",
+        "listen", "network", "tablespace",
+    ])]
+    all: bool,
     /// The newest state that there is
     #[arg(long)]
     latest: bool,
@@ -160,14 +169,55 @@ const SOURCE_FILE: &str = "the source's file in the repository";
 /// When the state that was asked for cannot be had.
 pub async fn run(args: &Args, context: &Context) -> Result<Exit, Failure> {
     let desk = Desk::open(&args.place, context).await?;
-    let opener = desk.opener()?.clone();
+    desk.opener()?;
+    if args.all {
+        return all::run(args, context, &desk).await;
+    }
     let source = desk.source(args.source.as_ref(), "restore SOURCE --latest").await?;
-    let text = match desk.sources.sources.get(&source) {
+    let step = if args.dry_run { Step::Show } else { Step::CarryOut };
+    let done = one(args, context, &desk, &source, step).await?;
+    if context.ui.json {
+        context.ui.json(&done.document);
+    }
+    Ok(done.exit)
+}
+
+/// How far a restore is taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Step {
+    /// Planned, and looked whether it can be done, without a word.
+    Check,
+    /// The same, and the plan is shown.
+    Show,
+    /// Done.
+    CarryOut,
+}
+
+/// What came of it.
+struct Done {
+    exit: Exit,
+    /// The plan, or the report, for programs.
+    document: Value,
+    /// What it takes for itself on this machine: a folder, a volume, a port. Two restores cannot have one.
+    takes: Vec<String>,
+}
+
+impl Done {
+    fn planned(document: Value, takes: Vec<String>) -> Done {
+        Done { exit: Exit::Good, document, takes }
+    }
+}
+
+/// Restores one source, or looks whether it could be.
+async fn one(args: &Args, context: &Context, desk: &Desk, source: &SourceName, step: Step) -> Result<Done, Failure> {
+    let opener = desk.opener()?.clone();
+    let quiet = step == Step::Check;
+    let text = match desk.sources.sources.get(source) {
         Some(here) => Some(here.written.clone()),
-        None => stored_text(&desk, &source).await?,
+        None => stored_text(desk, source).await?,
     };
-    if logical::meant(&desk, &source, text.as_deref()).await? {
-        return logical::run(args, context, &desk, &source, text.as_deref()).await;
+    if logical::meant(desk, source, text.as_deref()).await? {
+        return logical::run(args, context, desk, source, text.as_deref(), step).await;
     }
     if args.contained.server().is_some() {
         return Err(Failure::wrong(format!(
@@ -175,19 +225,21 @@ pub async fn run(args: &Args, context: &Context) -> Result<Exit, Failure> {
         ))
         .hint("name a new or empty folder with `--target DIR`, or take `--into container --image postgres:N`"));
     }
-    let holdings = survey(desk.repository.as_ref(), &opener, &source, args.system).await.map_err(failed)?;
-    let written = written(&desk, &source, text.as_deref(), context)?;
-    let mut job = Job::new(args, &source, written)?;
+    let holdings = survey(desk.repository.as_ref(), &opener, source, args.system).await.map_err(failed)?;
+    let written = written(desk, source, text.as_deref(), context)?;
+    let mut job = Job::new(args, source, written)?;
     if args.place.repository.is_some() && !args.then && !job.then.is_empty() {
         // Whoever may sign could have written them, and here they would run as who restores.
-        context.ui.say("commands that the source's file has run after a restore are only shown; `--then` runs them:");
-        job.then.drain(..).for_each(|line| context.ui.say(format!("  {line}")));
+        let lines = job.then.drain(..);
+        if !quiet {
+            only_shown(context, lines);
+        }
     }
     let mut wish = Wish::new(args.state());
     wish.timeline = args.timeline.map(Timeline);
     wish.tablespaces = args.tablespace.iter().map(|one| (one.what.clone(), one.to.clone())).collect();
     let newest = holdings.newest_usable().map(|backup| backup.manifest.server.major());
-    let mut into = job.files(newest, &desk, context).await?;
+    let mut into = job.files(newest, desk, context).await?;
     wish.program = match &into {
         Files::Folder { .. } => None,
         Files::Server(server) => Some(program(&server.bin).await.map_err(failed)?),
@@ -199,26 +251,23 @@ pub async fn run(args: &Args, context: &Context) -> Result<Exit, Failure> {
     };
     let planned = plan_for(data.as_deref(), &holdings, &wish).map_err(|error| failed(error.into()))?;
     let ui = &context.ui;
-    if args.dry_run {
+    if step != Step::CarryOut {
         let aside = match &into {
             Files::Container(container) => container.check(&planned, args.force).await.map(|()| Vec::new()),
             _ => place::check(job.target(), &planned, args.force, Watched::ByItsFile),
         }
         .map_err(failed)?;
         check_keys(desk.repository.as_ref(), &opener, &planned).await.map_err(failed)?;
-        match ui.json {
-            true => ui.json(&planned),
-            false => {
-                ui.out(planned.to_string().trim_end());
-                if let Files::Container(container) = &into {
-                    ui.out(format!("  into      {container}"));
-                }
-                for folder in aside {
-                    ui.out(format!("  aside     goes what is in {}", folder.display()));
-                }
+        if !ui.json && !quiet {
+            ui.out(planned.to_string().trim_end());
+            if let Files::Container(container) = &into {
+                ui.out(format!("  into      {container}"));
+            }
+            for folder in aside {
+                ui.out(format!("  aside     goes what is in {}", folder.display()));
             }
         }
-        return Ok(Exit::Good);
+        return Ok(Done::planned(json!(planned), job.takes()));
     }
     ui.say(planned.to_string().trim_end());
     let data = match &mut into {
@@ -231,10 +280,18 @@ pub async fn run(args: &Args, context: &Context) -> Result<Exit, Failure> {
     };
     let checks = job.checks();
     let options = Options { data, into, force: args.force, feeding: Feeding::default(), checks };
-    let report = carried_out(context, &desk, opener, &planned, &options).await?;
+    let report = carried_out(context, desk, opener, &planned, &options).await?;
     let then = after(context, &job, &report).await;
-    tell(context, &report, &then);
-    Ok(if then.iter().all(|one| one.good) { Exit::Good } else { Exit::Bad })
+    let good = then.iter().all(|one| one.good);
+    tell(context, &report, &then, good);
+    let exit = if good { Exit::Good } else { Exit::Bad };
+    Ok(Done { exit, document: document(&report, &then, good), takes: Vec::new() })
+}
+
+/// Commands of a source's file that nobody here has said yes to.
+fn only_shown(context: &Context, lines: impl Iterator<Item = String>) {
+    context.ui.say("commands that the source's file has run after a restore are only shown; `--then` runs them:");
+    lines.for_each(|line| context.ui.say(format!("  {line}")));
 }
 
 impl Args {
@@ -384,13 +441,11 @@ async fn follow(
     followed
 }
 
-fn tell(context: &Context, report: &Report, followed: &[Followed]) {
+/// Says to people what was restored.
+fn tell(context: &Context, report: &Report, followed: &[Followed], good: bool) {
     let ui = &context.ui;
-    let good = followed.iter().all(|one| one.good);
     if ui.json {
-        let then: Vec<_> =
-            followed.iter().map(|one| json!({ "what": one.what, "good": one.good, "said": one.said })).collect();
-        return ui.json(&json!({ "report": report, "then": then, "good": good }));
+        return;
     }
     let (sign, tone) = if good { ("✓", Tone::Good) } else { ("✗", Tone::Bad) };
     let (source, target) = (&report.source, &report.target);
@@ -428,6 +483,13 @@ fn tell(context: &Context, report: &Report, followed: &[Followed]) {
         let (sign, tone) = if one.good { ("✓", Tone::Good) } else { ("✗", Tone::Bad) };
         ui.out(format!("  {} {} ({})", ui.paint(tone, sign), words::clean(&one.what), words::clean(&one.said)));
     }
+}
+
+/// The same for programs.
+fn document(report: &impl Serialize, followed: &[Followed], good: bool) -> Value {
+    let then: Vec<_> =
+        followed.iter().map(|one| json!({ "what": one.what, "good": one.good, "said": one.said })).collect();
+    json!({ "report": report, "then": then, "good": good })
 }
 
 /// The exit code of a restore that did not come about.

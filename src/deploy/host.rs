@@ -74,7 +74,7 @@ impl Shared {
             },
         };
         Ok(Some(format!(
-            "the schema moved from `{then}` to `{now}` since release {to}, and cannot go back ({barred})\nhint: code and data together: `mainstay restore SOURCE --to-release {name}/{to}` for each source, then `mainstay rollback {name} --to {to}`"
+            "the schema moved from `{then}` to `{now}` since release {to}, and cannot go back ({barred})\nhint: code and data together: `mainstay restore --all --to-release {name}/{to}`, then `mainstay rollback {name} --to {to}`"
         )))
     }
 }

@@ -159,6 +159,22 @@ impl Job {
         }
     }
 
+    /// What it takes for itself on this machine: two restores cannot have one.
+    pub(super) fn takes(&self) -> Vec<String> {
+        let place = match &self.place {
+            Place::Engine(wanted) => match &wanted.keep {
+                Keep::Volume(name) => format!("the volume {name}"),
+                Keep::Folder(path) => format!("the folder {}", path.display()),
+            },
+            Place::Here { target, .. } => format!("the folder {}", target.display()),
+        };
+        let name = match &self.place {
+            Place::Engine(wanted) => wanted.server.as_ref().map(|server| format!("the container {}", server.name)),
+            Place::Here { .. } => None,
+        };
+        [Some(place), name, self.port().map(|port| format!("the port {port}"))].into_iter().flatten().collect()
+    }
+
     /// Where the server answers on this machine, when there is one.
     pub(super) fn port(&self) -> Option<u16> {
         match &self.place {

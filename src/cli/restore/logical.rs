@@ -1,6 +1,6 @@
 //! The restore of a source of `kind: logical`: into a running server.
 
-use super::{Args, Followed, bar, follow, with_surroundings};
+use super::{Args, Done, Followed, Step, bar, document, follow, only_shown, with_surroundings};
 use crate::backup::catalog::index::Catalogue;
 use crate::backup::logical::{self, Options, Plan, ProgramError, Report, RestoreError, Wanted};
 use crate::backup::repository::RepositoryError;
@@ -38,7 +38,8 @@ pub(super) async fn run(
     desk: &Desk,
     source: &SourceName,
     text: Option<&str>,
-) -> Result<Exit, Failure> {
+    step: Step,
+) -> Result<Done, Failure> {
     let wanted = wanted(args, source)?;
     let written = written(args, context, desk, source, text)?;
     let into = into(args, written.as_ref())?;
@@ -61,23 +62,24 @@ pub(super) async fn run(
         then.clear();
     }
     if args.place.repository.is_some() && !args.then && !then.is_empty() {
-        context.ui.say("commands that the source's file has run after a restore are only shown; `--then` runs them:");
-        then.drain(..).for_each(|line| context.ui.say(format!("  {line}")));
+        let lines = then.drain(..);
+        if step != Step::Check {
+            only_shown(context, lines);
+        }
     }
     let checks = checks.into_iter().map(|check| Check { sql: check.sql, database: check.database }).collect();
     let options = Options { into, bin: args.bin.clone().or(bin), force: args.force, checks };
     let ui = &context.ui;
-    if args.dry_run {
+    if step != Step::CarryOut {
         let notes = logical::survey(&plan, &options).await.map_err(failed)?;
-        match ui.json {
-            true => ui.json(&json!({ "plan": plan, "into": options.into.to_string(), "notes": notes })),
-            false => {
-                ui.out(plan.to_string());
-                ui.out(format!("  into {}", options.into));
-                notes.iter().for_each(|note| ui.out(format!("  {}", words::clean(note))));
-            }
+        if !ui.json && step == Step::Show {
+            ui.out(plan.to_string());
+            ui.out(format!("  into {}", options.into));
+            notes.iter().for_each(|note| ui.out(format!("  {}", words::clean(note))));
         }
-        return Ok(Exit::Good);
+        let document = json!({ "plan": plan, "into": options.into.to_string(), "notes": notes });
+        // Several copies go into one server side by side.
+        return Ok(Done::planned(document, Vec::new()));
     }
     ui.say(plan.to_string());
     ui.say(format!("  into {}", options.into));
@@ -87,7 +89,10 @@ pub(super) async fn run(
         let around = [("MAINSTAY_INTO", options.into.to_string().into())];
         followed = follow(context, &then, source, &around).await;
     }
-    Ok(tell(context, &report, &followed))
+    let good = report.good() && followed.iter().all(|one| one.good);
+    tell(context, &report, &followed, good);
+    let exit = if good { Exit::Good } else { Exit::Bad };
+    Ok(Done { exit, document: document(&report, &followed, good), takes: Vec::new() })
 }
 
 fn wanted(args: &Args, source: &SourceName) -> Result<Wanted, Failure> {
@@ -158,15 +163,10 @@ async fn carried_out(context: &Context, desk: &Desk, plan: &Plan, options: &Opti
     done.map_err(failed)
 }
 
-fn tell(context: &Context, report: &Report, followed: &[Followed]) -> Exit {
+fn tell(context: &Context, report: &Report, followed: &[Followed], good: bool) {
     let ui = &context.ui;
-    let good = report.good() && followed.iter().all(|one| one.good);
-    let exit = if good { Exit::Good } else { Exit::Bad };
     if ui.json {
-        let then: Vec<_> =
-            followed.iter().map(|one| json!({ "what": one.what, "good": one.good, "said": one.said })).collect();
-        ui.json(&json!({ "report": report, "then": then, "good": good }));
-        return exit;
+        return;
     }
     let mark = |good: bool| if good { ui.paint(Tone::Good, "✓") } else { ui.paint(Tone::Bad, "✗") };
     ui.out(format!(
@@ -199,7 +199,6 @@ fn tell(context: &Context, report: &Report, followed: &[Followed]) -> Exit {
     for one in followed {
         ui.out(format!("  {} {} ({})", mark(one.good), words::clean(&one.what), words::clean(&one.said)));
     }
-    exit
 }
 
 /// The exit code of a restore that did not come about.

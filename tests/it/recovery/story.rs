@@ -271,6 +271,50 @@ async fn r27_from_a_bucket_and_a_key_everything_comes_back() {
     assert!(!lab.at("nowhere").exists(), "{}", refused.err);
 }
 
+/// Two sources are lost at once and one command brings both back, each to its own place; while one of them cannot be, neither
+/// is touched.
+#[tokio::test]
+async fn all_sources_come_back_with_one_command_or_none_is_touched() {
+    let (shop, crm) = (Server::start(15, Options::default()).await, Server::start(17, Options::default()).await);
+    let mut lab = Lab::new(&shop, "  url: repository\n");
+    let of = |server: &Server, place: &Path, port: u16| {
+        format!(
+            "postgres: \"postgres://postgres@127.0.0.1:{}/?sslmode=disable\"\nrestore: {{ into: server, bin: {}, target: {}, \
+             port: {port} }}\n",
+            server.port(),
+            Server::bin(server.version()).display(),
+            place.display()
+        )
+    };
+    let (one, two) = (lab.at("one"), lab.at("two"));
+    let ports = [ports::free(), ports::free()];
+    std::fs::write(lab.at("backups/shop-db.yml"), of(&shop, &one, ports[0])).unwrap();
+    std::fs::write(lab.at("backups/crm.yml"), of(&crm, &one, ports[1])).unwrap();
+    for (server, rows) in [(&shop, 7), (&crm, 5)] {
+        server.sql("create table orders (id int primary key, what text)").await;
+        sell(server, 0, rows).await;
+    }
+    let all = ["restore", "--all", "--latest", "--identity", "identity.txt"];
+    lab.mainstay(&["backup", "shop-db", "--alone"]);
+    let said = lab.said(&all);
+    assert!(said.code == 2 && said.err.contains("crm") && said.err.contains("nothing was touched"), "{}", said.err);
+    lab.mainstay(&["backup", "crm", "--alone"]);
+    let said = lab.said(&all);
+    assert!(said.code == 2 && said.err.contains("goes into the folder"), "both into one place: {}", said.err);
+    assert!(!one.exists());
+
+    std::fs::write(lab.at("backups/crm.yml"), of(&crm, &two, ports[1])).unwrap();
+    let said = lab.said(&[&all[..], &["--dry-run"]].concat());
+    assert!(said.code == 0 && said.out.matches("log ends").count() == 2 && !two.exists(), "{}{}", said.out, said.err);
+    let wrong = lab.said(&[&all[..], &["--target", "elsewhere"]].concat());
+    assert!(wrong.code == 2 && wrong.err.contains("--target"), "{}", wrong.err);
+    lab.restored.extend([one, two]);
+    let done = lab.json(&all);
+    let sources: Vec<_> = done.as_array().unwrap().iter().map(|one| (&one["source"], &one["good"])).collect();
+    assert_eq!(format!("{sources:?}"), r#"[(String("crm"), Bool(true)), (String("shop-db"), Bool(true))]"#);
+    assert_eq!((lab.orders(ports[0]).await, lab.orders(ports[1]).await), ("7".into(), "5".into()));
+}
+
 /// Pipelines back up and restore what their source's file allows, and what was restored serves on when the run is over.
 #[tokio::test]
 async fn pipelines_back_up_and_restore_what_they_may() {
