@@ -3,6 +3,7 @@
 use crate::backup::keeper::{Book, Entry, Episode};
 use crate::config::daemon::Daemon;
 use crate::model::source_view::ConcernKind;
+use crate::model::ids::PersonName;
 use crate::model::{Asker, SourceName};
 use crate::notify::Message;
 use crate::notify::channels::MAIL;
@@ -17,10 +18,13 @@ pub(super) type Told = Vec<(String, String)>;
 
 /// Who is told about sources: `notify.alerts`, or everybody with an address; and every webhook.
 pub(super) fn told(config: &Daemon) -> Told {
-    let people = &config.people;
-    let named = config.notify.alerts.clone().unwrap_or_else(|| people.users.keys().cloned().collect());
-    let reached = named.into_iter().filter(|person| config.notify.smtp.is_some() && people.address(person).is_some());
-    let by_mail = reached.map(|person| (MAIL.to_owned(), person.to_string()));
+    reached(config, config.notify.alerts.clone().unwrap_or_else(|| config.people.users.keys().cloned().collect()))
+}
+
+/// Those of these people who can be sent mail, and every webhook: channel and receiver.
+pub(super) fn reached(config: &Daemon, people: impl IntoIterator<Item = PersonName>) -> Told {
+    let has_address = |person: &PersonName| config.notify.smtp.is_some() && config.people.address(person).is_some();
+    let by_mail = people.into_iter().filter(has_address).map(|person| (MAIL.to_owned(), person.to_string()));
     by_mail.chain(config.notify.webhooks.keys().map(|name| (name.clone(), String::new()))).collect()
 }
 

@@ -1,7 +1,7 @@
 //! Steps that wait, for the engine: answered from `deploy`, `approval` and the keeper of sources. And the targets of the environments.
 
 use super::recovery::DataSteps;
-use super::wire;
+use super::{alerts, wire};
 use crate::backup::keeper::Keeper;
 use crate::config::daemon::environment::TargetConfig;
 use crate::config::daemon::{Daemon, DockerSettings, RuntimeChoice};
@@ -148,14 +148,7 @@ fn told_about(config: &Daemon, name: &EnvironmentName) -> Vec<(String, String)> 
         Some(policy) => config.people.members(&policy.from),
         None => config.people.users.keys().cloned().collect(),
     };
-    let by_mail = people
-        .into_iter()
-        .filter(|person| {
-            config.notify.smtp.is_some() && config.people.users.get(person).is_some_and(|p| p.mail.is_some())
-        })
-        .map(|person| ("mail".to_owned(), person.to_string()));
-    let by_webhook = config.notify.webhooks.keys().map(|name| (name.clone(), String::new()));
-    by_mail.chain(by_webhook).collect()
+    alerts::reached(config, people)
 }
 
 fn target(

@@ -109,7 +109,11 @@ impl Ours {
     pub(super) fn stored(&self, backup: &str) -> u64 {
         let said = run(self.command().args(["backups", "db"]));
         let said: Value = serde_json::from_str(&said).unwrap_or_else(|_| panic!("no answer in JSON: {said}"));
-        find(&said, backup).unwrap_or_else(|| panic!("{backup} is not in {said}"))
+        let clusters = said.as_array().into_iter().flatten().flat_map(|source| source["clusters"].as_array());
+        let backups = clusters.flatten().flat_map(|cluster| cluster["backups"].as_array()).flatten();
+        let stored =
+            backups.filter(|one| one["manifest"]["backup"] == backup).find_map(|one| one["stored-bytes"].as_u64());
+        stored.unwrap_or_else(|| panic!("{backup} is not among the backups"))
     }
 
     /// A daemon that ships the log.
@@ -130,18 +134,5 @@ impl Ours {
             assert!(Instant::now() < end, "{written} is not stored");
             std::thread::sleep(Duration::from_millis(100));
         }
-    }
-}
-
-/// The stored bytes that stand beside a backup's name, wherever in the document that is.
-fn find(value: &Value, backup: &str) -> Option<u64> {
-    match value {
-        Value::Array(values) => values.iter().find_map(|value| find(value, backup)),
-        Value::Object(fields) => {
-            let named = fields.values().any(|value| value.as_str() == Some(backup));
-            let stored = ["stored_bytes", "stored-bytes", "stored"].iter().find_map(|name| fields.get(*name)?.as_u64());
-            stored.filter(|_| named).or_else(|| fields.values().find_map(|value| find(value, backup)))
-        }
-        _ => None,
     }
 }
