@@ -6,6 +6,8 @@ use crate::model::{RunId, RunStatus, StepOutcome};
 use jiff::Timestamp;
 use std::time::Duration;
 
+pub use crate::model::text::clean;
+
 /// A duration in at most two units: `340ms`, `12s`, `1m 04s`, `2h 05m`, `3d 02h`.
 pub fn took(span: Duration) -> String {
     let secs = span.as_secs();
@@ -72,17 +74,6 @@ pub fn step_sign(step: &StepView) -> (&'static str, Tone) {
 /// `#12`, or `#12 and #13`.
 pub fn run_list(runs: &[RunId]) -> String {
     runs.iter().map(|run| format!("#{run}")).collect::<Vec<_>>().join(" and ")
-}
-
-/// Text from outside on one line without control characters: a commit title must not move the cursor or set a title,
-/// nor turn around the order in which the rest of the line is read.
-pub fn clean(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() || turns_direction(c) { ' ' } else { c }).collect()
-}
-
-/// The marks by which a text changes its own reading direction. Letters of right-to-left scripts need none of them.
-fn turns_direction(c: char) -> bool {
-    matches!(c, '\u{200e}' | '\u{200f}' | '\u{061c}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
 /// A log line made safe for a terminal: colours (`ESC [ … m`) stay when colour is wanted, tabs stay, every other
