@@ -10,6 +10,9 @@ use crate::backup::seal::{Checker, Identities, Opener, SealError, Sealer, Signin
 use crate::config::backup::Backups;
 use crate::config::daemon::{self, Daemon};
 use crate::model::{PublicKey, SourceName};
+use crate::small_file;
+use std::io::ErrorKind;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -51,7 +54,7 @@ impl Desk {
     /// When it is not said which, a file is wrong, or the place cannot be reached.
     pub async fn open(place: &Where, context: &Context) -> Result<Desk, Failure> {
         let mut trusted = place.trust.iter().map(|text| trust(text)).collect::<Result<Vec<_>, _>>()?;
-        let mut identities = place.identity.iter().map(|file| identity(file)).collect::<Result<Vec<_>, _>>()?;
+        let mut identities = place.identity.iter().map(|file| given(file)).collect::<Result<Vec<_>, _>>()?;
         let (config, sources, at) = match &place.repository {
             Some(url) => {
                 let folder = std::env::current_dir().unwrap_or_default();
@@ -66,7 +69,7 @@ impl Desk {
                 let own = config.repository.sign_with.as_deref().map(SigningKey::read);
                 trusted.extend(own.and_then(Result::ok).map(|key| key.public()));
                 if let (true, Some(file)) = (identities.is_empty(), &config.repository.identity) {
-                    identities.push(identity(file)?);
+                    identities.push(identity(file, small_file::read_text(file, small_file::KEY_MAX_BYTES))?);
                 }
                 let at = config.repository.place.clone();
                 (Some(config), sources, at)
@@ -181,7 +184,7 @@ pub fn configured(context: &Context) -> Result<(Daemon, Backups), Failure> {
 }
 
 fn trust(text: &str) -> Result<PublicKey, Failure> {
-    let line = match std::fs::read_to_string(text) {
+    let line = match small_file::read_named(Path::new(text), small_file::KEY_MAX_BYTES) {
         Ok(file) => file,
         Err(_) => text.to_owned(),
     };
@@ -191,10 +194,57 @@ fn trust(text: &str) -> Result<PublicKey, Failure> {
     })
 }
 
-fn identity(file: &Path) -> Result<Identities, Failure> {
-    let text = std::fs::read_to_string(file)
-        .map_err(|error| Failure::wrong(format!("read the identity {}: {error}", file.display())))?;
+fn identity(file: &Path, read: std::io::Result<String>) -> Result<Identities, Failure> {
+    let text = read.map_err(|error| {
+        Failure::wrong(format!("read the identity {}: {error}", file.display()))
+            .hint("it is the file that `mainstay key new` made; who has it can read every backup")
+    })?;
     Identities::parse(&text).map_err(|error: SealError| Failure::wrong(format!("use {}: {error}", file.display())))
+}
+
+/// What is wrong with a key's file, and what mends it.
+pub(super) struct Trouble {
+    /// It is there, and no key that could be used.
+    pub(super) unusable: bool,
+    /// What is wrong, with the file's name.
+    pub(super) words: String,
+    /// What mends it.
+    pub(super) hint: String,
+}
+
+/// What is wrong with the identity that the settings name, before somebody restores with it.
+pub(super) fn about_identity(file: &Path) -> Option<Trouble> {
+    let named = |what: String| format!("`repository.identity` {}: {what}", file.display());
+    let read = small_file::read_text(file, small_file::KEY_MAX_BYTES);
+    let parsed = match read {
+        Ok(text) => Identities::parse(&text).map_err(|error| error.to_string()),
+        Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::PermissionDenied) => {
+            let hint = "restores on this machine need it, those in steps of pipelines too: name the file that `mainstay key \
+                        new` made, readable by the daemon's user; or leave `identity` out";
+            return Some(Trouble { unusable: false, words: named(error.to_string()), hint: hint.to_owned() });
+        }
+        Err(error) => Err(error.to_string()),
+    };
+    if let Err(why) = parsed {
+        let hint = "name the file `identity.txt` that `mainstay key new` made, or leave `identity` out".to_owned();
+        return Some(Trouble { unusable: true, words: named(why), hint });
+    }
+    open_to_others(file).map(|mode| Trouble {
+        unusable: false,
+        words: named(format!("others may read it (mode {mode:o}), and with it every backup")),
+        hint: format!("`chmod 600 {}`; make new keys if it was read", file.display()),
+    })
+}
+
+/// The mode of a file that others than its owner may do something with.
+pub(super) fn open_to_others(file: &Path) -> Option<u32> {
+    let mode = small_file::open(file).ok()?.1.mode() & 0o777;
+    (mode & 0o077 != 0).then_some(mode)
+}
+
+/// An identity that was named in the command.
+fn given(file: &Path) -> Result<Identities, Failure> {
+    identity(file, small_file::read_named(file, small_file::KEY_MAX_BYTES))
 }
 
 /// The exit code of a repository's failure.
