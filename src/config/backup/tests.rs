@@ -469,6 +469,8 @@ fn the_one_that_ships_is_right() {
         let text = fs::read_to_string(&path).unwrap();
         let source = parse(&name, &path.display().to_string(), &text, &around).unwrap_or_else(|e| panic!("{e}"));
         assert!(source.restore.is_some() && !source.from.is_empty());
+        // What is said to be missing is there by now.
+        assert!(text.contains("steps `backup` and `restore`") && !text.contains("once there are"), "{text}");
         seen += 1;
     }
     assert_eq!(seen, 1);
