@@ -1,8 +1,8 @@
 //! What every command on backups begins with: which repository, who is believed, what opens it. Needs no daemon; a bare
 //! machine gives `--repository` and `--identity` in place of a configuration.
 
-use super::Context;
 use super::exit::{Exit, Failure};
+use super::{Context, words};
 use crate::backup::catalog::index::{Catalogue, CatalogueError};
 use crate::backup::repository::open::{self, Making};
 use crate::backup::repository::{Repository, RepositoryError};
@@ -43,8 +43,18 @@ pub struct Desk {
     pub config: Option<Daemon>,
     /// The sources of the configuration.
     pub sources: Backups,
-    /// Set when the repository was named on the command line.
-    named: bool,
+    /// What was said of it on the command line.
+    place: Where,
+}
+
+impl Where {
+    /// As it was given, for a command that is to mean the same place.
+    fn given(&self) -> String {
+        let of = |option: &str, value: &str| format!(" {option} {}", words::shell_word(value));
+        let repository = self.repository.iter().map(|url| of("--repository", url));
+        let identity = self.identity.iter().map(|file| of("--identity", &file.to_string_lossy()));
+        repository.chain(identity).chain(self.trust.iter().map(|key| of("--trust", key))).collect()
+    }
 }
 
 impl Desk {
@@ -80,7 +90,7 @@ impl Desk {
         let checker = Checker::new(trusted);
         let opener = identities.map(|all| Opener::new(all, checker.clone()));
         let repository = open::open(&at, Making::Never).await.map_err(unreachable)?;
-        Ok(Desk { repository, checker, opener, config, sources, named: place.repository.is_some() })
+        Ok(Desk { repository, checker, opener, config, sources, place: place.clone() })
     }
 
     /// The sources that are known here or have something in the repository.
@@ -114,7 +124,8 @@ impl Desk {
             (None, several) => {
                 let failure = Failure::wrong("find the source: there are several");
                 Err(several.iter().fold(failure, |failure, name| {
-                    failure.hint(format!("mainstay {}", command.replacen("SOURCE", name.as_str(), 1)))
+                    let given = self.place.given();
+                    failure.hint(format!("mainstay {}{given}", command.replacen("SOURCE", name.as_str(), 1)))
                 }))
             }
         }
@@ -150,7 +161,7 @@ impl Desk {
     /// # Errors
     /// When the configuration names no recipient or no key to sign with.
     pub fn sealer(&self) -> Result<Sealer, Failure> {
-        let config = self.config.as_ref().filter(|_| !self.named);
+        let config = self.config.as_ref().filter(|_| self.place.repository.is_none());
         let config = config.ok_or_else(|| Failure::wrong("write to a repository without its configuration"))?;
         sealer(config)
     }
@@ -262,4 +273,54 @@ pub(super) fn unread(error: &CatalogueError) -> Failure {
         CatalogueError::Repository(_) => Exit::Unreachable,
     };
     Failure::new(exit, anyhow::anyhow!(error.to_string()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn of_several_sources_each_has_a_command_that_finds_the_same_place() {
+        use crate::backup::repository::folder::Folder;
+        use crate::config::backup::{Around, parse};
+        let dir = tempfile::tempdir().unwrap();
+        let store = crate::config::secret::SecretStore::new(dir.path());
+        let around = Around { env: &|_| None, folder: dir.path(), store: &store, repos: None };
+        let one = |name: &str| {
+            let name: SourceName = name.parse().unwrap();
+            let source = parse(&name, "x.yml", "postgres: 'postgres://b@127.0.0.1/?sslmode=disable'", &around).unwrap();
+            (name, source)
+        };
+        let place = Where {
+            repository: Some("/srv/backups".to_owned()),
+            identity: vec!["identity.txt".into()],
+            trust: Vec::new(),
+        };
+        let desk = Desk {
+            repository: Arc::new(Folder::create(dir.path().join("repository")).unwrap()),
+            checker: Checker::new(Vec::new()),
+            opener: None,
+            config: None,
+            sources: Backups { sources: ["crm", "shop"].map(one).into() },
+            place,
+        };
+        let failure = desk.source(None, "restore SOURCE --latest").await.unwrap_err();
+        let end = "--latest --repository /srv/backups --identity identity.txt";
+        assert_eq!(failure.hints, [format!("mainstay restore crm {end}"), format!("mainstay restore shop {end}")]);
+    }
+
+    #[test]
+    fn what_was_said_of_the_place_is_kept_word_for_word() {
+        let place = Where {
+            repository: Some("s3://shop/it's".to_owned()),
+            identity: vec!["identity.txt".into(), "other file".into()],
+            trust: vec!["ssh-ed25519 AAAA".to_owned()],
+        };
+        let given = place.given();
+        assert_eq!(
+            given,
+            r" --repository 's3://shop/it'\''s' --identity identity.txt --identity 'other file' --trust 'ssh-ed25519 AAAA'"
+        );
+        assert_eq!(Where::default().given(), "");
+    }
 }

@@ -4,7 +4,7 @@
 mod job;
 mod logical;
 
-use self::job::{Contained, Job};
+use self::job::{Contained, Job, looked_for};
 use super::desk::{self, Desk, Where};
 use super::exit::{Exit, Failure};
 use super::ui::Tone;
@@ -14,8 +14,8 @@ use crate::backup::repository::{BackupId, Key, RepositoryError};
 use crate::backup::restore::place::Watched;
 use crate::backup::restore::start::program;
 use crate::backup::restore::{
-    Checked, Feeding, Into as Files, Options, Plan, Progress, Report, RestoreError, Tablespace, Target, Wish, plan,
-    restore, survey,
+    Checked, Feeding, Into as Files, Options, Plan, PlanError, Progress, Report, RestoreError, Tablespace, Target,
+    Wish, plan, restore, survey,
 };
 use crate::backup::restore::{check_keys, place};
 use crate::config::backup::{Around, Restore, parse_restore};
@@ -161,7 +161,7 @@ const SOURCE_FILE: &str = "the source's file in the repository";
 pub async fn run(args: &Args, context: &Context) -> Result<Exit, Failure> {
     let desk = Desk::open(&args.place, context).await?;
     let opener = desk.opener()?.clone();
-    let source = desk.source(args.source.as_ref(), "restore SOURCE --latest").await?;
+    let source = desk.source(args.source.as_ref(), &format!("restore SOURCE {}", args.asked())).await?;
     let text = match desk.sources.sources.get(&source) {
         Some(here) => Some(here.written.clone()),
         None => stored_text(&desk, &source).await?,
@@ -193,7 +193,7 @@ pub async fn run(args: &Args, context: &Context) -> Result<Exit, Failure> {
         Files::Server(server) => Some(program(&server.bin).await.map_err(failed)?),
         Files::Container(container) => Some(container.program()),
     };
-    let planned = plan(&holdings, &wish).map_err(|error| failed(error.into()))?;
+    let planned = plan(&holdings, &wish).map_err(|error| unplanned(error, &into))?;
     let ui = &context.ui;
     if args.dry_run {
         let aside = match &into {
@@ -229,11 +229,28 @@ pub async fn run(args: &Args, context: &Context) -> Result<Exit, Failure> {
     let options = Options { data, into, force: args.force, feeding: Feeding::default(), checks };
     let report = carried_out(context, &desk, opener, &planned, &options).await?;
     let then = after(context, &job, &report).await;
-    tell(context, &report, &then);
+    tell(context, &planned, &report, &then);
     Ok(if then.iter().all(|one| one.good) { Exit::Good } else { Exit::Bad })
 }
 
 impl Args {
+    /// The state that is asked for, as it is written.
+    fn asked(&self) -> String {
+        let release = self.to_release.as_ref();
+        let asked = match self.state() {
+            Target::Latest => vec!["--latest".to_owned()],
+            Target::Time(at) => vec!["--at".to_owned(), at.to_string()],
+            Target::Lsn(lsn) => vec!["--lsn".to_owned(), lsn.to_string()],
+            Target::Point(point) => match release {
+                Some(of) => vec!["--to-release".to_owned(), format!("{}/{}", of.environment, of.number)],
+                None => vec!["--point".to_owned(), point],
+            },
+            Target::Backup(backup) => vec!["--backup".to_owned(), backup.to_string()],
+        };
+        let dry_run = self.dry_run.then(|| "--dry-run".to_owned());
+        asked.into_iter().chain(dry_run).map(|word| words::shell_word(&word)).collect::<Vec<_>>().join(" ")
+    }
+
     fn state(&self) -> Target {
         let of_release = self.to_release.as_ref().map(ReleaseOf::point);
         match (&self.at, &self.lsn, self.point.as_ref().or(of_release.as_ref()), &self.backup) {
@@ -380,7 +397,7 @@ async fn follow(
     followed
 }
 
-fn tell(context: &Context, report: &Report, followed: &[Followed]) {
+fn tell(context: &Context, planned: &Plan, report: &Report, followed: &[Followed]) {
     let ui = &context.ui;
     let good = followed.iter().all(|one| one.good);
     if ui.json {
@@ -417,12 +434,35 @@ fn tell(context: &Context, report: &Report, followed: &[Followed]) {
     for note in &report.notes {
         ui.say(format!("note: {}", words::clean(note)));
     }
-    for warning in &report.warnings {
+    for warning in not_said(&planned.warnings, &report.warnings) {
         ui.say(format!("warning: {}", words::clean(warning)));
     }
     for one in followed {
         let (sign, tone) = if one.good { ("✓", Tone::Good) } else { ("✗", Tone::Bad) };
         ui.out(format!("  {} {} ({})", ui.paint(tone, sign), words::clean(&one.what), words::clean(&one.said)));
+    }
+}
+
+/// Those that do not stand in the plan, which was shown before.
+fn not_said<'a>(planned: &[String], warnings: &'a [String]) -> Vec<&'a String> {
+    warnings.iter().filter(|warning| !planned.contains(warning)).collect()
+}
+
+/// The same of one that there is no plan for; with where the right programs would be found.
+fn unplanned(error: PlanError, into: &Files) -> Failure {
+    let right = match &error {
+        PlanError::Version { backup, .. } => Some(*backup),
+        _ => None,
+    };
+    let failure = failed(error.into());
+    match (right, into) {
+        (Some(major), Files::Server(_)) => failure
+            .hint(format!("name the folder of PostgreSQL {major}'s programs with `--bin DIR`"))
+            .hint(looked_for(Some(major))),
+        (Some(major), Files::Container(_)) => {
+            failure.hint(format!("name an image of PostgreSQL {major}: `--image postgres:{major}`"))
+        }
+        _ => failure,
     }
 }
 
@@ -448,6 +488,52 @@ fn failed(error: RestoreError) -> Failure {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::backup::logical::ProgramError;
+    use crate::backup::restore::LocalServer;
+
+    #[test]
+    fn a_warning_of_the_plan_is_not_said_again() {
+        let texts = |texts: &[&str]| texts.iter().map(|text| (*text).to_owned()).collect::<Vec<_>>();
+        let (planned, all) = (texts(&["a", "b"]), texts(&["a", "b", "c"]));
+        assert_eq!(not_said(&planned, &all), ["c"]);
+    }
+
+    #[test]
+    fn programs_of_another_version_come_with_where_the_right_ones_are() {
+        let hints = |into: &Files| unplanned(PlanError::Version { backup: 16, program: 15 }, into).hints.join("\n");
+        let server = LocalServer { bin: "/x".into(), user: None, port: 1, role: "r".into(), socket: None };
+        let said = hints(&Files::Server(server));
+        assert!(
+            said.contains("`--bin DIR`") && said.contains("/usr/lib/postgresql/16/bin, /usr/pgsql-16/bin"),
+            "{said}"
+        );
+        assert_eq!(hints(&Files::Folder { owner: None }), "");
+        let places = ProgramError::NotFound { program: "pg_restore", at_least: 17, what: "there is none".into() };
+        let said = places.to_string();
+        assert!(said.contains("`--bin DIR`") && said.contains("/usr/pgsql-17/bin") && said.contains("PATH"), "{said}");
+    }
+
+    #[test]
+    fn a_hint_names_the_state_that_was_asked_for() {
+        #[derive(clap::Parser)]
+        struct Line {
+            #[command(flatten)]
+            args: Args,
+        }
+        for line in [
+            "--latest",
+            "--at 2026-11-23T02:59:59Z --dry-run",
+            "--lsn 0/1A3F2C48",
+            "--point 'before it'",
+            "--to-release production/12",
+            "--backup 20261123T020000Z-1a2b3c4d",
+        ] {
+            let words = line.replace("'before it'", "before\u{a0}it");
+            let words = words.split(' ').map(|word| word.replace('\u{a0}', " "));
+            let parsed: Line = clap::Parser::parse_from(["restore".to_owned()].into_iter().chain(words));
+            assert_eq!(parsed.args.asked(), line);
+        }
+    }
 
     #[test]
     fn the_end_of_a_release_is_the_point_before_the_next() {

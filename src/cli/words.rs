@@ -20,6 +20,14 @@ pub fn took(span: Duration) -> String {
     }
 }
 
+/// Text as one word of a shell line.
+pub fn shell_word(text: &str) -> String {
+    if !text.is_empty() && text.chars().all(|c| c.is_alphanumeric() || "/._-+:@,=".contains(c)) {
+        return text.to_owned();
+    }
+    format!("'{}'", text.replace('\'', r"'\''"))
+}
+
 /// How long ago, in one unit: `now`, `12s ago`, `3m ago`, `5h ago`, `9d ago`.
 pub fn ago(then: Timestamp, now: Timestamp) -> String {
     match between(then, now).as_secs() {

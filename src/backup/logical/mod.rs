@@ -25,5 +25,5 @@ mod sql;
 
 pub use dump::{DumpError, Job, dump};
 pub use plan::{NoCopy, Plan, Wanted, plan};
-pub use programs::{ProgramError, Programs};
+pub use programs::{ProgramError, Programs, places, usual_folders};
 pub use restore::{Options, Report, RestoreError, Restored, restore, survey};
