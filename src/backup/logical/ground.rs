@@ -6,7 +6,7 @@ use super::restore::{Options, RestoreError};
 use super::server::{Found, Seen, is_empty, look, open};
 use super::sql::quoted;
 use crate::backup::catalog::dumps::DatabaseDump;
-use crate::model::text::count;
+use crate::model::text::{clean, count};
 use jiff::Timestamp;
 
 /// What an unfinished database's name begins with.
@@ -95,7 +95,7 @@ impl Ground {
 
 /// Whether what is there may be put aside.
 async fn fits(database: &DatabaseDump, found: &Found, options: &Options) -> Result<(), RestoreError> {
-    let name = found.name.escape_debug();
+    let name = clean(&found.name);
     if found.sessions > 0 {
         return Err(RestoreError::Refused(format!(
             "the database {name} is in use by {}\nhint: end them first; it is put aside under another name at the end",

@@ -19,6 +19,7 @@ use crate::backup::repository::{BackupId, DumpStream, Repository, RepositoryErro
 use crate::backup::restore::{Check, Checked, ask_at};
 use crate::backup::seal::{Opener, SealError};
 use crate::backup::source::postgres::{Address, Connection, PostgresError};
+use crate::model::text::clean;
 use crate::model::{SourceName, SystemId};
 use jiff::Timestamp;
 use serde::Serialize;
@@ -165,7 +166,7 @@ impl Report {
 pub async fn survey(plan: &Plan, options: &Options) -> Result<Vec<String>, RestoreError> {
     let ground = Ground::survey(plan, options).await?;
     Programs::find("pg_restore", options.bin.as_deref(), archive_major(plan)).await?;
-    let aside = ground.aside.iter().map(|name| format!("the database {} is put aside", name.escape_debug()));
+    let aside = ground.aside.iter().map(|name| format!("the database {} is put aside", clean(name)));
     Ok(aside.chain(ground.left()).collect())
 }
 
