@@ -189,8 +189,8 @@ pub fn configured(context: &Context) -> Result<(Daemon, Backups), Failure> {
         Failure::wrong("find the repository: there is no configuration here")
             .hint("name both: `--repository URL --identity FILE`, or the configuration with `--config FILE`")
     })?;
-    let daemon = daemon::load(config).map_err(|findings| Failure::new(Exit::Wrong, findings))?;
-    let sources = crate::config::backup::load(config).map_err(|findings| Failure::new(Exit::Wrong, findings))?;
+    let daemon = daemon::load(config).map_err(Failure::of_files)?;
+    let sources = crate::config::backup::load(config).map_err(Failure::of_files)?;
     Ok((daemon, sources))
 }
 

@@ -299,7 +299,7 @@ fn with_surroundings<T>(
     let store = SecretStore::new(&context.place.state);
     let env = |name: &str| std::env::var(name).ok();
     let around = Around { env: &env, folder: &folder, store: &store, repos: None };
-    read(&around).map_err(|findings| Failure::new(Exit::Wrong, findings))
+    read(&around).map_err(Failure::of_files)
 }
 
 async fn carried_out(

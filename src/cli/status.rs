@@ -132,6 +132,14 @@ mod tests {
     use super::*;
 
     #[test]
+    fn what_an_error_says_to_try_does_not_run_into_its_sentence() {
+        assert_eq!(
+            on_one_line("failed to read: no\nhint: mend it\nhint: or wait"),
+            "failed to read: no; mend it; or wait"
+        );
+    }
+
+    #[test]
     fn messages_are_spoken_of_only_when_some_are_not_where_they_should_be() {
         let now = Timestamp::from_second(1_000_000).unwrap();
         let figures = MessageFigures { waiting: 3, ..MessageFigures::default() };

@@ -30,5 +30,5 @@ use std::path::Path;
 /// One finding that says why it cannot be read.
 pub fn read_file(path: &Path) -> Result<String, Finding> {
     small_file::read_text(path, small_file::TEXT_MAX_BYTES)
-        .map_err(|error| Finding::general(format!("failed to read the file: {error}")))
+        .map_err(|error| Finding::general(format!("the file cannot be read: {error}")))
 }

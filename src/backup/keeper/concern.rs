@@ -425,6 +425,7 @@ mod tests {
         let time = |second| Timestamp::from_second(second).unwrap();
         lab.view.failed_backup = Some(FailedBackup { at: time(900), words: "failed to read".into() });
         assert_eq!(lab.until(3), ["1 backup-failed"]);
+        assert_eq!(lab.open[0].words, "the last try at a backup failed to read", "of a logical copy, too");
         lab.view.failed_backup = Some(FailedBackup { at: time(950), words: "failed to read again".into() });
         assert_eq!(lab.until(6), [""; 0]);
         // After a restart nothing is known of it, and an older backup proves nothing.
@@ -454,6 +455,8 @@ mod tests {
         };
         lab.view.checked = checked(0, None);
         assert_eq!(lab.until(3), [""; 0]);
+        lab.view.checked = checked(1, Some("a/b"));
+        assert!(matches!(damaged(&lab.view), Worry::Yes(words) if words.starts_with("one thing is wrong")));
         lab.view.checked = checked(2, Some("a/b/c: it is not there"));
         assert_eq!(lab.until(6), ["4 damaged"]);
         assert!(lab.open[0].words.contains("a/b/c"), "{:?}", lab.open);
