@@ -20,8 +20,9 @@
 //! | [`logs`] | masking, framing, storing and reading log lines | nobody |
 //! | [`plan`] | (pipeline, trigger) becomes a plan; no I/O | config |
 //! | [`git`] | mirrors, reading a tree at a commit, checkouts, the history of releases | nobody |
-//! | [`config`] | what the files say, and whether it makes sense | nobody |
-//! | [`signing`] | keys that sign what Mainstay writes | nobody |
+//! | [`config`] | what the files say, and whether it makes sense | small_file |
+//! | [`signing`] | keys that sign what Mainstay writes | small_file |
+//! | [`small_file`] | reads files that people write: regular ones, of bounded size | nobody |
 //! | [`store`] | SQLite, and the only SQL | nobody |
 //! | [`model`] | plain data that every room may use | nobody |
 //!
@@ -44,6 +45,7 @@ pub mod notify;
 pub mod plan;
 pub mod runtime;
 pub mod signing;
+pub mod small_file;
 pub mod step;
 pub mod store;
 pub mod telemetry;

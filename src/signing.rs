@@ -4,6 +4,7 @@
 //! people copy into the settings of whoever is to believe it.
 
 use crate::model::PublicKey;
+use crate::small_file;
 use aws_lc_rs::signature::{ED25519, Ed25519KeyPair, KeyPair, UnparsedPublicKey};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -79,7 +80,7 @@ impl SigningKey {
     /// # Errors
     /// When the file cannot be read or holds something else.
     pub fn read(path: &Path) -> Result<SigningKey, SigningError> {
-        let text = std::fs::read_to_string(path);
+        let text = small_file::read_text(path, small_file::KEY_MAX_BYTES);
         let text = text.map_err(|source| SigningError::Io { doing: "read", path: path.to_owned(), source })?;
         let bad = || SigningError::NoKey(path.to_owned());
         let body = text.trim().strip_prefix(PEM_BEGIN).and_then(|rest| rest.strip_suffix(PEM_END)).ok_or_else(bad)?;

@@ -5,6 +5,7 @@
 //! digest is keyed too, and covers what they were asked for: digits that were mailed for a no do not serve for a yes.
 
 use crate::model::{ApprovalId, PersonName};
+use crate::small_file;
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use hmac::{Hmac, KeyInit, Mac};
@@ -81,7 +82,7 @@ impl Key {
         if std::fs::metadata(&path).map_err(io)?.mode() & 0o077 != 0 {
             return Err(KeyError::Open(path));
         }
-        let text = std::fs::read_to_string(&path).map_err(io)?;
+        let text = small_file::read_text(&path, small_file::KEY_MAX_BYTES).map_err(io)?;
         let mut key = [0_u8; 32];
         hex::decode_to_slice(text.trim(), &mut key).map_err(|_| KeyError::Malformed(path))?;
         Ok(Key(key))

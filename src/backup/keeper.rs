@@ -6,6 +6,7 @@
 //! tended by one process at a time, under a lease in the repository. Beside the tending somebody looks on (`guard`): tells
 //! people what is wrong, drops a slot that would fill the server's disk, lets commits go on without the repository.
 
+mod chores;
 mod concern;
 mod forecast;
 mod guard;
@@ -15,6 +16,7 @@ pub mod once;
 mod parent;
 mod tend;
 mod view;
+mod work;
 
 pub use concern::Episode;
 pub use guard::{Book, Entry};
@@ -52,13 +54,13 @@ pub struct Setup {
     pub state: PathBuf,
 }
 
-/// What kind of base backup is asked for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// What kind of base backup is asked for. The later asks for more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Kind {
-    /// All of it.
-    Whole,
     /// What has changed since the one before, where the source's file has `incremental` and the server can say it.
     Incremental,
+    /// All of it.
+    Whole,
 }
 
 /// A source that is to be tended.
@@ -105,13 +107,23 @@ pub enum BackedUp {
     Failed(FailedBackup),
 }
 
-/// What somebody wants of a source now.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// What somebody wants of a source now. The later asks for more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Wish {
     /// A base backup.
     Backup(Kind),
     /// A whole one, of a server that is another cluster than the one stored. Said once, it holds for this time.
     NewCluster,
+}
+
+impl Wish {
+    /// The backup that answers it.
+    fn kind(self) -> Kind {
+        match self {
+            Wish::Backup(kind) => kind,
+            Wish::NewCluster => Kind::Whole,
+        }
+    }
 }
 
 /// Why a wish is not taken.
@@ -304,7 +316,7 @@ mod tests {
     use std::time::Duration;
 
     fn taken(id: &str, began: Timestamp) -> Option<LastBackup> {
-        Some(LastBackup { id: id.to_owned(), began, ended: began, parent: None, whole_because: None })
+        Some(LastBackup { id: id.to_owned(), began, ended: began, parent: None, whole_because: None, cluster: None })
     }
 
     #[tokio::test]

@@ -15,6 +15,7 @@ use crate::backup::catalog::retention::Sum;
 use crate::backup::catalog::window::{Hole, HoleKind, line, on_line, ranges, window};
 use crate::backup::repository::{BackupId, Cluster, DumpItem, Item, Key, Put, Repository, RepositoryError};
 use crate::backup::seal::{Checker, Opener, SealError, Sealer};
+use crate::model::text::count;
 use crate::model::{Lsn, SourceName, Timeline};
 use futures_util::stream::StreamExt as _;
 use jiff::Timestamp;
@@ -474,7 +475,7 @@ fn lacks_log(holdings: &Holdings, manifest: &Manifest) -> Option<String> {
 
 fn detail(of: &OfBackup) -> String {
     if of.findings.is_empty() {
-        return format!("{} objects read, {} read before", of.read.objects, of.known.objects);
+        return format!("{} read, {} read before", count(of.read.objects, "object"), of.known.objects);
     }
     let named: Vec<String> =
         of.findings.iter().take(NAMES_MAX).map(|finding| format!("{}: {}", finding.name, finding.why)).collect();

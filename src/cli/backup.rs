@@ -4,6 +4,7 @@ use super::client::Client;
 use super::desk;
 use super::exit::{Exit, Failure};
 use super::{Context, words};
+use crate::backup::catalog::index::Catalogue;
 use crate::backup::keeper::{Kind, LEASE_TTL, Setup, logical, once, phase};
 use crate::backup::logical::DumpError;
 use crate::backup::repository::open::{self, Making};
@@ -76,6 +77,8 @@ async fn by_daemon(args: &Args, context: &Context, client: &Client, views: &[Sou
         true => client.post(&format!("sources/{name}/take-over"), &json!({})).await?,
         false => client.post(&format!("sources/{name}/backup"), &BackupWish { full: args.full }).await?,
     };
+    let stored =
+        views.iter().find(|view| view.name == name).and_then(|view| view.last_backup.as_ref()?.cluster.clone());
     let bar = bar(context);
     loop {
         tokio::time::sleep(LOOK).await;
@@ -91,6 +94,7 @@ async fn by_daemon(args: &Args, context: &Context, client: &Client, views: &[Sou
         let answers = |last: &LastBackup| last.began >= asked.since && (!whole || last.parent.is_none());
         if let Some(last) = view.last_backup.filter(answers) {
             bar.finish_and_clear();
+            not_taken_over(args, context, stored.as_slice(), &last);
             return Ok(done(context, &name, &last));
         }
         // One that ended between two looks was never seen under way.
@@ -141,6 +145,10 @@ async fn by_ourselves(args: &Args, context: &Context) -> Result<Exit, Failure> {
 async fn take(setup: &Setup, args: &Args, context: &Context) -> Result<Exit, Failure> {
     let kind = if args.full || args.new_cluster { Kind::Whole } else { Kind::Incremental };
     let (repository, name) = (setup.repository.clone(), setup.source.name.clone());
+    let stored = match args.new_cluster {
+        true => clusters(setup).await?,
+        false => Vec::new(),
+    };
     let (sealer, checker) = (setup.sealer.clone(), setup.checker.clone());
     let taking = Lease::take(repository, sealer, checker, name.clone(), &setup.owner, LEASE_TTL);
     let lease = waited_for(taking, || {
@@ -168,7 +176,9 @@ async fn take(setup: &Setup, args: &Args, context: &Context) -> Result<Exit, Fai
         bar.finish_and_clear();
         lease.release().await;
         let manifest = taken.map_err(|error| Failure::new(exit(&error), error))?;
-        return Ok(done(context, &name, &LastBackup::from(&manifest)));
+        let last = LastBackup::from(&manifest);
+        not_taken_over(args, context, &stored, &last);
+        return Ok(done(context, &name, &last));
     }
     let shipper = Shipper::start(once::shipping(setup, args.new_cluster));
     let taken = once::back_up(setup, kind, shipper.status(), Arc::new(tell)).await;
@@ -176,7 +186,24 @@ async fn take(setup: &Setup, args: &Args, context: &Context) -> Result<Exit, Fai
     shipper.stop(GRACE).await;
     lease.release().await;
     let manifest = taken.map_err(|error| Failure::new(exit(&error), error))?;
-    Ok(done(context, &name, &LastBackup::from(&manifest)))
+    let last = LastBackup::from(&manifest);
+    not_taken_over(args, context, &stored, &last);
+    Ok(done(context, &name, &last))
+}
+
+/// The clusters that the repository holds of a source, by their system identifiers.
+async fn clusters(setup: &Setup) -> Result<Vec<String>, Failure> {
+    let read = Catalogue::read(setup.repository.as_ref(), &setup.checker, &setup.source.name).await;
+    Ok(read.map_err(|error| desk::unread(&error))?.clusters.keys().map(ToString::to_string).collect())
+}
+
+/// Says so when `--new-cluster` was said of a cluster that is stored already: it was a backup like any other.
+fn not_taken_over(args: &Args, context: &Context, stored: &[String], last: &LastBackup) {
+    if let Some(cluster) = last.cluster.as_ref().filter(|cluster| args.new_cluster && stored.contains(cluster)) {
+        context.ui.say(format!(
+            "note: the server is the cluster {cluster}, which is stored already: nothing had to be taken over"
+        ));
+    }
 }
 
 /// What this gives; says so when it takes longer than people wait without a word.

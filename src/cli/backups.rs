@@ -14,6 +14,7 @@ use crate::backup::catalog::window::{self, Hole, HoleKind, Point, Window};
 use crate::backup::repository::BackupId;
 use crate::model::SourceName;
 use crate::model::quantity::rounded_bytes;
+use crate::model::text::count;
 use jiff::Timestamp;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -121,7 +122,7 @@ fn tell(ui: &Ui, catalogue: &Catalogue, windows: &[(&Holdings, Window)]) {
         ui.out(format!("  {}", ui.paint(Tone::Bad, format!("{}: {}", bad.key, words::clean(&bad.why)))));
     }
     if !catalogue.foreign.is_empty() {
-        ui.out(format!("  {} objects there are not Mainstay's; they are left alone", catalogue.foreign.len()));
+        ui.out(format!("  not Mainstay's, and left alone: {}", count(catalogue.foreign.len(), "object")));
     }
 }
 

@@ -5,6 +5,7 @@ use super::exit::{Exit, Failure};
 use super::place::Place;
 use crate::model::RunId;
 use crate::model::api::{ApiError, LogLineView, RunDetail, RunFilter, RunSummary};
+use crate::small_file;
 use bytes::BytesMut;
 use futures_util::{Stream, StreamExt};
 use reqwest::{Method, Response, StatusCode, Url};
@@ -79,7 +80,7 @@ impl Client {
             .hint("use https, or http to this machine through a tunnel"));
         }
         let file = std::env::var_os(TOKEN_VARIABLE).map_or_else(|| place.token(), PathBuf::from);
-        let token = std::fs::read_to_string(&file).map_err(|error| {
+        let token = small_file::read_named(&file, small_file::KEY_MAX_BYTES).map_err(|error| {
             Failure::wrong(format!("read the token file {}: {error}", file.display()))
                 .hint(format!("copy the file `token` of the daemon's state folder, and name it in {TOKEN_VARIABLE}"))
         })?;

@@ -1,8 +1,8 @@
 //! What every command on backups begins with: which repository, who is believed, what opens it. Needs no daemon; a bare
 //! machine gives `--repository` and `--identity` in place of a configuration.
 
-use super::Context;
 use super::exit::{Exit, Failure};
+use super::{Context, words};
 use crate::backup::catalog::index::{Catalogue, CatalogueError};
 use crate::backup::repository::open::{self, Making};
 use crate::backup::repository::{Repository, RepositoryError};
@@ -10,6 +10,9 @@ use crate::backup::seal::{Checker, Identities, Opener, SealError, Sealer, Signin
 use crate::config::backup::Backups;
 use crate::config::daemon::{self, Daemon};
 use crate::model::{PublicKey, SourceName};
+use crate::small_file;
+use std::io::ErrorKind;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -40,8 +43,18 @@ pub struct Desk {
     pub config: Option<Daemon>,
     /// The sources of the configuration.
     pub sources: Backups,
-    /// Set when the repository was named on the command line.
-    named: bool,
+    /// What was said of it on the command line.
+    place: Where,
+}
+
+impl Where {
+    /// As it was given, for a command that is to mean the same place.
+    pub(super) fn given(&self) -> String {
+        let of = |option: &str, value: &str| format!(" {option} {}", words::shell_word(value));
+        let repository = self.repository.iter().map(|url| of("--repository", url));
+        let identity = self.identity.iter().map(|file| of("--identity", &file.to_string_lossy()));
+        repository.chain(identity).chain(self.trust.iter().map(|key| of("--trust", key))).collect()
+    }
 }
 
 impl Desk {
@@ -51,7 +64,7 @@ impl Desk {
     /// When it is not said which, a file is wrong, or the place cannot be reached.
     pub async fn open(place: &Where, context: &Context) -> Result<Desk, Failure> {
         let mut trusted = place.trust.iter().map(|text| trust(text)).collect::<Result<Vec<_>, _>>()?;
-        let mut identities = place.identity.iter().map(|file| identity(file)).collect::<Result<Vec<_>, _>>()?;
+        let mut identities = place.identity.iter().map(|file| given(file)).collect::<Result<Vec<_>, _>>()?;
         let (config, sources, at) = match &place.repository {
             Some(url) => {
                 let folder = std::env::current_dir().unwrap_or_default();
@@ -66,7 +79,7 @@ impl Desk {
                 let own = config.repository.sign_with.as_deref().map(SigningKey::read);
                 trusted.extend(own.and_then(Result::ok).map(|key| key.public()));
                 if let (true, Some(file)) = (identities.is_empty(), &config.repository.identity) {
-                    identities.push(identity(file)?);
+                    identities.push(identity(file, small_file::read_text(file, small_file::KEY_MAX_BYTES))?);
                 }
                 let at = config.repository.place.clone();
                 (Some(config), sources, at)
@@ -77,7 +90,7 @@ impl Desk {
         let checker = Checker::new(trusted);
         let opener = identities.map(|all| Opener::new(all, checker.clone()));
         let repository = open::open(&at, Making::Never).await.map_err(unreachable)?;
-        Ok(Desk { repository, checker, opener, config, sources, named: place.repository.is_some() })
+        Ok(Desk { repository, checker, opener, config, sources, place: place.clone() })
     }
 
     /// The sources that are known here or have something in the repository.
@@ -111,7 +124,8 @@ impl Desk {
             (None, several) => {
                 let failure = Failure::wrong("find the source: there are several");
                 Err(several.iter().fold(failure, |failure, name| {
-                    failure.hint(format!("mainstay {}", command.replacen("SOURCE", name.as_str(), 1)))
+                    let given = self.place.given();
+                    failure.hint(format!("mainstay {}{given}", command.replacen("SOURCE", name.as_str(), 1)))
                 }))
             }
         }
@@ -147,7 +161,7 @@ impl Desk {
     /// # Errors
     /// When the configuration names no recipient or no key to sign with.
     pub fn sealer(&self) -> Result<Sealer, Failure> {
-        let config = self.config.as_ref().filter(|_| !self.named);
+        let config = self.config.as_ref().filter(|_| self.place.repository.is_none());
         let config = config.ok_or_else(|| Failure::wrong("write to a repository without its configuration"))?;
         sealer(config)
     }
@@ -175,13 +189,13 @@ pub fn configured(context: &Context) -> Result<(Daemon, Backups), Failure> {
         Failure::wrong("find the repository: there is no configuration here")
             .hint("name both: `--repository URL --identity FILE`, or the configuration with `--config FILE`")
     })?;
-    let daemon = daemon::load(config).map_err(|findings| Failure::new(Exit::Wrong, findings))?;
-    let sources = crate::config::backup::load(config).map_err(|findings| Failure::new(Exit::Wrong, findings))?;
+    let daemon = daemon::load(config).map_err(Failure::of_files)?;
+    let sources = crate::config::backup::load(config).map_err(Failure::of_files)?;
     Ok((daemon, sources))
 }
 
 fn trust(text: &str) -> Result<PublicKey, Failure> {
-    let line = match std::fs::read_to_string(text) {
+    let line = match small_file::read_named(Path::new(text), small_file::KEY_MAX_BYTES) {
         Ok(file) => file,
         Err(_) => text.to_owned(),
     };
@@ -191,10 +205,57 @@ fn trust(text: &str) -> Result<PublicKey, Failure> {
     })
 }
 
-fn identity(file: &Path) -> Result<Identities, Failure> {
-    let text = std::fs::read_to_string(file)
-        .map_err(|error| Failure::wrong(format!("read the identity {}: {error}", file.display())))?;
+fn identity(file: &Path, read: std::io::Result<String>) -> Result<Identities, Failure> {
+    let text = read.map_err(|error| {
+        Failure::wrong(format!("read the identity {}: {error}", file.display()))
+            .hint("it is the file that `mainstay key new` made; who has it can read every backup")
+    })?;
     Identities::parse(&text).map_err(|error: SealError| Failure::wrong(format!("use {}: {error}", file.display())))
+}
+
+/// What is wrong with a key's file, and what mends it.
+pub(super) struct Trouble {
+    /// It is there, and no key that could be used.
+    pub(super) unusable: bool,
+    /// What is wrong, with the file's name.
+    pub(super) words: String,
+    /// What mends it.
+    pub(super) hint: String,
+}
+
+/// What is wrong with the identity that the settings name, before somebody restores with it.
+pub(super) fn about_identity(file: &Path) -> Option<Trouble> {
+    let named = |what: String| format!("`repository.identity` {}: {what}", file.display());
+    let read = small_file::read_text(file, small_file::KEY_MAX_BYTES);
+    let parsed = match read {
+        Ok(text) => Identities::parse(&text).map_err(|error| error.to_string()),
+        Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::PermissionDenied) => {
+            let hint = "restores on this machine need it, those in steps of pipelines too: name the file that `mainstay key \
+                        new` made, readable by the daemon's user; or leave `identity` out";
+            return Some(Trouble { unusable: false, words: named(error.to_string()), hint: hint.to_owned() });
+        }
+        Err(error) => Err(error.to_string()),
+    };
+    if let Err(why) = parsed {
+        let hint = "name the file `identity.txt` that `mainstay key new` made, or leave `identity` out".to_owned();
+        return Some(Trouble { unusable: true, words: named(why), hint });
+    }
+    open_to_others(file).map(|mode| Trouble {
+        unusable: false,
+        words: named(format!("others may read it (mode {mode:o}), and with it every backup")),
+        hint: format!("`chmod 600 {}`; make new keys if it was read", file.display()),
+    })
+}
+
+/// The mode of a file that others than its owner may do something with.
+pub(super) fn open_to_others(file: &Path) -> Option<u32> {
+    let mode = small_file::open(file).ok()?.1.mode() & 0o777;
+    (mode & 0o077 != 0).then_some(mode)
+}
+
+/// An identity that was named in the command.
+fn given(file: &Path) -> Result<Identities, Failure> {
+    identity(file, small_file::read_named(file, small_file::KEY_MAX_BYTES))
 }
 
 /// The exit code of a repository's failure.
@@ -212,4 +273,54 @@ pub(super) fn unread(error: &CatalogueError) -> Failure {
         CatalogueError::Repository(_) => Exit::Unreachable,
     };
     Failure::new(exit, anyhow::anyhow!(error.to_string()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn of_several_sources_each_has_a_command_that_finds_the_same_place() {
+        use crate::backup::repository::folder::Folder;
+        use crate::config::backup::{Around, parse};
+        let dir = tempfile::tempdir().unwrap();
+        let store = crate::config::secret::SecretStore::new(dir.path());
+        let around = Around { env: &|_| None, folder: dir.path(), store: &store, repos: None };
+        let one = |name: &str| {
+            let name: SourceName = name.parse().unwrap();
+            let source = parse(&name, "x.yml", "postgres: 'postgres://b@127.0.0.1/?sslmode=disable'", &around).unwrap();
+            (name, source)
+        };
+        let place = Where {
+            repository: Some("/srv/backups".to_owned()),
+            identity: vec!["identity.txt".into()],
+            trust: Vec::new(),
+        };
+        let desk = Desk {
+            repository: Arc::new(Folder::create(dir.path().join("repository")).unwrap()),
+            checker: Checker::new(Vec::new()),
+            opener: None,
+            config: None,
+            sources: Backups { sources: ["crm", "shop"].map(one).into() },
+            place,
+        };
+        let failure = desk.source(None, "restore SOURCE --latest").await.unwrap_err();
+        let end = "--latest --repository /srv/backups --identity identity.txt";
+        assert_eq!(failure.hints, [format!("mainstay restore crm {end}"), format!("mainstay restore shop {end}")]);
+    }
+
+    #[test]
+    fn what_was_said_of_the_place_is_kept_word_for_word() {
+        let place = Where {
+            repository: Some("s3://shop/it's".to_owned()),
+            identity: vec!["identity.txt".into(), "other file".into()],
+            trust: vec!["ssh-ed25519 AAAA".to_owned()],
+        };
+        let given = place.given();
+        assert_eq!(
+            given,
+            r" --repository 's3://shop/it'\''s' --identity identity.txt --identity 'other file' --trust 'ssh-ed25519 AAAA'"
+        );
+        assert_eq!(Where::default().given(), "");
+    }
 }

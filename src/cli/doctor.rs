@@ -107,7 +107,7 @@ fn configuration(context: &Context, checks: &mut Vec<Check>) -> (RuntimeChoice, 
             let backups = match backup::load(file) {
                 Ok(backups) => Some(backups),
                 Err(bad) => {
-                    let found = bad.to_string().lines().next().unwrap_or_default().to_owned();
+                    let found = first_of(&bad);
                     checks.push(Check::missing(
                         "sources",
                         found,
@@ -125,6 +125,13 @@ fn configuration(context: &Context, checks: &mut Vec<Check>) -> (RuntimeChoice, 
             usual
         }
     }
+}
+
+/// The first thing that is wrong with the sources, and the file that it is in.
+fn first_of(bad: &backup::BadBackups) -> String {
+    let file = bad.files.first();
+    let first = file.and_then(|file| Some((file, file.list.first()?)));
+    first.map_or_else(String::new, |(file, finding)| format!("{}: {}", file.file, finding.message))
 }
 
 /// Whether the mail server takes us. A daemon works without: people are asked on the command line, and mail waits.
@@ -204,4 +211,21 @@ fn report(ui: &Ui, checks: &[Check]) {
         1 => "one thing is missing".to_owned(),
         n => format!("{n} things are missing"),
     });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_wrong_with_the_sources_comes_with_the_file() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::create_dir(dir.path().join("backups")).unwrap();
+        std::fs::write(dir.path().join("mainstay.yml"), "repos: { shop: /x }").unwrap();
+        let pipe = dir.path().join("backups/pipe.yml");
+        nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        let bad = backup::load(&dir.path().join("mainstay.yml")).unwrap_err();
+        let told = first_of(&bad);
+        assert!(told.starts_with(&*pipe.to_string_lossy()) && told.ends_with("no regular file"), "{told}");
+    }
 }

@@ -46,6 +46,10 @@ impl Failure {
     pub fn wrong(message: impl Into<String>) -> Self {
         Self::new(Exit::Wrong, anyhow::anyhow!(message.into()))
     }
+    /// Files do not say what they must; what is wrong with them stands for itself.
+    pub fn of_files(findings: impl std::error::Error + Send + Sync + 'static) -> Self {
+        Self::new(Exit::Wrong, anyhow::Error::new(findings).context("use what the files say"))
+    }
     /// Something needed does not answer.
     pub fn unreachable(message: impl Into<String>) -> Self {
         Self::new(Exit::Unreachable, anyhow::anyhow!(message.into()))
@@ -144,6 +148,17 @@ mod tests {
         let (sentence, hints) = Failure::from(error).hint("see the log").told();
         assert_eq!(sentence, "start the daemon: open the state database: it is newer");
         assert_eq!(hints, ["run the newer Mainstay", "see the log"]);
+    }
+
+    #[test]
+    fn what_is_wrong_with_files_makes_a_sentence_too() {
+        let finding = crate::config::Finding::general("the file cannot be read: it is a socket");
+        let findings = crate::config::Findings::new("backups/a.yml", "", vec![finding]);
+        let (sentence, _) = Failure::of_files(findings).told();
+        assert_eq!(
+            sentence,
+            "use what the files say: error: the file cannot be read: it is a socket\n--> backups/a.yml"
+        );
     }
 
     #[test]

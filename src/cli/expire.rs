@@ -9,6 +9,7 @@ use crate::backup::catalog::marks;
 use crate::backup::catalog::retention::Policy;
 use crate::model::SourceName;
 use crate::model::quantity::rounded_bytes;
+use crate::model::text::count;
 use jiff::Timestamp;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -81,7 +82,7 @@ fn tell(context: &Context, report: &Report) {
         if !plan.backups.is_empty() {
             ui.out(format!("  the log stays from {} on, for {}", plan.floor, plan.floor_of));
         }
-        let sum = |objects: u64, bytes: u64| format!("{objects} objects, {}", rounded_bytes(bytes));
+        let sum = |objects: u64, bytes: u64| format!("{}, {}", count(objects, "object"), rounded_bytes(bytes));
         ui.out(format!(
             "  to go now: {}; marked and waiting: {}; marked now: {}",
             sum(of.due.objects, of.due.bytes),
@@ -90,14 +91,19 @@ fn tell(context: &Context, report: &Report) {
         ));
     }
     if !report.locked.is_empty() {
-        ui.out(format!("{} objects are kept by the place itself; they are tried again", report.locked.len()));
+        let kept = count(report.locked.len(), "object");
+        ui.out(format!("kept by the place itself, and tried again: {kept}"));
     }
     for bad in &report.bad {
         ui.out(format!("{} {}: {}", ui.paint(Tone::Bad, "✗"), bad.key, words::clean(&bad.why)));
     }
     match report.dry_run {
         true => ui.say("nothing was done"),
-        false => ui.say(format!("deleted {} objects, {}", report.deleted.objects, rounded_bytes(report.deleted.bytes))),
+        false => ui.say(format!(
+            "deleted {}, {}",
+            count(report.deleted.objects, "object"),
+            rounded_bytes(report.deleted.bytes)
+        )),
     }
 }
 

@@ -35,10 +35,9 @@ pub enum Format {
 /// # Errors
 /// When the file is not a valid pipeline.
 pub fn run(args: &Args, ui: &Ui) -> Result<Exit, Failure> {
-    let (pipeline, digest) = read_pipeline(&args.file).map_err(|findings| Failure::new(Exit::Wrong, findings))?;
+    let (pipeline, digest) = read_pipeline(&args.file).map_err(Failure::of_files)?;
     let file = args.file.display().to_string();
-    let plan = plan::make(&pipeline, &file, &digest, &plan::Defaults::default())
-        .map_err(|findings| Failure::new(Exit::Wrong, findings))?;
+    let plan = plan::make(&pipeline, &file, &digest, &plan::Defaults::default()).map_err(Failure::of_files)?;
     if ui.json {
         ui.json(&plan);
         return Ok(Exit::Good);

@@ -249,7 +249,7 @@ fn dispatch(command: &Command, context: &Context) -> Result<Exit, Failure> {
         Command::Hook(args) => hook::run(args, context),
         Command::Completions(args) => completions::run(args, ui),
         Command::Man(args) => man::run(args, ui),
-        Command::Validate(args) => validate::run(args, ui),
+        Command::Validate(args) => validate::run(args, context),
         Command::Schema(args) => schema::run(args, ui),
         Command::Graph(args) => graph::run(args, ui),
         Command::Plan(args) => plan::run(args, ui),

@@ -4,6 +4,7 @@
 //! part of the file is being edited.
 
 use super::exit::Failure;
+use crate::small_file;
 use serde::Deserialize;
 use std::path::{Path, PathBuf};
 
@@ -21,6 +22,8 @@ pub const TOKEN: &str = "token";
 pub struct Place {
     /// The configuration, if there is one.
     pub config: Option<PathBuf>,
+    /// Whether somebody named it; it was found otherwise.
+    pub named: bool,
     /// The state folder; need not exist.
     pub state: PathBuf,
     /// Why that folder, in words for a hint.
@@ -39,13 +42,15 @@ impl Place {
             return Err(Failure::wrong(format!("open the configuration {}: {error}", named.display()))
                 .hint("`mainstay init` writes one"));
         }
+        let named = config.is_some();
         let config = config.or_else(|| USUAL_FILES.iter().map(PathBuf::from).find(|file| file.is_file()));
         if let Some(state) = state {
-            return Ok(Place { config, state, why: "--state or MAINSTAY_STATE says so".into() });
+            return Ok(Place { config, named, state, why: "--state or MAINSTAY_STATE says so".into() });
         }
         let Some(file) = &config else {
             return Ok(Place {
                 config: None,
+                named,
                 state: USUAL_STATE.into(),
                 why: "no configuration was found, so the usual folder here was taken".into(),
             });
@@ -55,7 +60,7 @@ impl Place {
             Some(state) => (folder.join(state), format!("`state` in {} says so", file.display())),
             None => (folder.join(USUAL_STATE), format!("it is the usual folder beside {}", file.display())),
         };
-        Ok(Place { config, state: place.0, why: place.1 })
+        Ok(Place { config, named, state: place.0, why: place.1 })
     }
 
     /// The daemon's socket.
@@ -77,7 +82,7 @@ struct OnlyState {
 /// The `state` key, with `${NAME}` filled in. `None` when it is absent, or when the file cannot be read as it is now:
 /// then the usual folder is tried, and the message of a failed connection says where it looked.
 fn state_in(file: &Path) -> Option<PathBuf> {
-    let text = std::fs::read_to_string(file).ok()?;
+    let text = small_file::read_text(file, small_file::TEXT_MAX_BYTES).ok()?;
     let found: OnlyState = serde_saphyr::from_str(&text).ok()?;
     let mut rest = found.state?;
     let mut whole = String::new();

@@ -51,10 +51,9 @@ pub enum Event {
 /// # Errors
 /// When the file is not a valid pipeline, or the request contradicts itself.
 pub fn run(args: &Args, ui: &Ui) -> Result<Exit, Failure> {
-    let (pipeline, digest) = read_pipeline(&args.file).map_err(|findings| Failure::new(Exit::Wrong, findings))?;
+    let (pipeline, digest) = read_pipeline(&args.file).map_err(Failure::of_files)?;
     let file = args.file.display().to_string();
-    let plan = plan::make(&pipeline, &file, &digest, &plan::Defaults::default())
-        .map_err(|findings| Failure::new(Exit::Wrong, findings))?;
+    let plan = plan::make(&pipeline, &file, &digest, &plan::Defaults::default()).map_err(Failure::of_files)?;
     let event = event(args, &pipeline)?;
     let mut why_not: Vec<String> = plan::matches(&pipeline, &event).err().into_iter().collect();
     if event.kind == EventKind::Manual && why_not.is_empty() {

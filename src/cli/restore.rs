@@ -4,19 +4,20 @@
 mod all;
 mod job;
 mod logical;
+mod told;
 
-use self::job::{Contained, Job};
+use self::job::{Contained, Job, looked_for};
+use self::told::{document, tell};
 use super::desk::{self, Desk, Where};
 use super::exit::{Exit, Failure};
-use super::ui::Tone;
 use super::{Context, words};
 use crate::backup::catalog::index::Catalogue;
 use crate::backup::repository::{BackupId, Key, RepositoryError};
 use crate::backup::restore::place::Watched;
 use crate::backup::restore::start::program;
 use crate::backup::restore::{
-    Checked, Feeding, Into as Files, Options, Plan, Progress, Report, RestoreError, Tablespace, Target, Wish, plan_for,
-    restore, survey,
+    Checked, Feeding, Into as Files, Options, Plan, PlanError, Progress, Report, RestoreError, Tablespace, Target,
+    Wish, plan_for, restore, survey,
 };
 use crate::backup::restore::{check_keys, place};
 use crate::config::backup::{Around, Restore, parse_restore};
@@ -27,7 +28,6 @@ use crate::model::{EnvironmentName, Lsn, SourceName, SystemId, Timeline};
 use crate::runtime::RuntimeError;
 use indicatif::{ProgressBar, ProgressStyle};
 use jiff::Timestamp;
-use serde::Serialize;
 use serde_json::{Value, json};
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -173,7 +173,13 @@ pub async fn run(args: &Args, context: &Context) -> Result<Exit, Failure> {
     if args.all {
         return all::run(args, context, &desk).await;
     }
-    let source = desk.source(args.source.as_ref(), "restore SOURCE --latest").await?;
+    let asked = args.asked();
+    let source = match desk.source(args.source.as_ref(), &format!("restore SOURCE {asked}")).await {
+        Err(failure) if args.source.is_none() && desk.names().await?.len() > 1 => {
+            return Err(failure.hint(format!("all of them: mainstay restore --all {asked}{}", args.place.given())));
+        }
+        source => source?,
+    };
     let step = if args.dry_run { Step::Show } else { Step::CarryOut };
     let done = one(args, context, &desk, &source, step).await?;
     if context.ui.json {
@@ -249,7 +255,7 @@ async fn one(args: &Args, context: &Context, desk: &Desk, source: &SourceName, s
         Files::Container(container) => container.data_directory().await.map_err(failed)?,
         _ => Some(job.target().to_owned()),
     };
-    let planned = plan_for(data.as_deref(), &holdings, &wish).map_err(|error| failed(error.into()))?;
+    let planned = plan_for(data.as_deref(), &holdings, &wish).map_err(|error| unplanned(error, &into))?;
     let ui = &context.ui;
     if step != Step::CarryOut {
         let aside = match &into {
@@ -283,7 +289,7 @@ async fn one(args: &Args, context: &Context, desk: &Desk, source: &SourceName, s
     let report = carried_out(context, desk, opener, &planned, &options).await?;
     let then = after(context, &job, &report).await;
     let good = then.iter().all(|one| one.good);
-    tell(context, &report, &then, good);
+    tell(context, &planned, &report, &then, good);
     let exit = if good { Exit::Good } else { Exit::Bad };
     Ok(Done { exit, document: document(&report, &then, good), takes: Vec::new() })
 }
@@ -295,6 +301,23 @@ fn only_shown(context: &Context, lines: impl Iterator<Item = String>) {
 }
 
 impl Args {
+    /// The state that is asked for, as it is written.
+    fn asked(&self) -> String {
+        let release = self.to_release.as_ref();
+        let asked = match self.state() {
+            Target::Latest => vec!["--latest".to_owned()],
+            Target::Time(at) => vec!["--at".to_owned(), at.to_string()],
+            Target::Lsn(lsn) => vec!["--lsn".to_owned(), lsn.to_string()],
+            Target::Point(point) => match release {
+                Some(of) => vec!["--to-release".to_owned(), format!("{}/{}", of.environment, of.number)],
+                None => vec!["--point".to_owned(), point],
+            },
+            Target::Backup(backup) => vec!["--backup".to_owned(), backup.to_string()],
+        };
+        let dry_run = self.dry_run.then(|| "--dry-run".to_owned());
+        asked.into_iter().chain(dry_run).map(|word| words::shell_word(&word)).collect::<Vec<_>>().join(" ")
+    }
+
     fn state(&self) -> Target {
         let of_release = self.to_release.as_ref().map(ReleaseOf::point);
         match (&self.at, &self.lsn, self.point.as_ref().or(of_release.as_ref()), &self.backup) {
@@ -343,7 +366,7 @@ fn with_surroundings<T>(
     let store = SecretStore::new(&context.place.state);
     let env = |name: &str| std::env::var(name).ok();
     let around = Around { env: &env, folder: &folder, store: &store, repos: None };
-    read(&around).map_err(|findings| Failure::new(Exit::Wrong, findings))
+    read(&around).map_err(Failure::of_files)
 }
 
 async fn carried_out(
@@ -441,57 +464,6 @@ async fn follow(
     followed
 }
 
-/// Says to people what was restored.
-fn tell(context: &Context, report: &Report, followed: &[Followed], good: bool) {
-    let ui = &context.ui;
-    if ui.json {
-        return;
-    }
-    let (sign, tone) = if good { ("✓", Tone::Good) } else { ("✗", Tone::Bad) };
-    let (source, target) = (&report.source, &report.target);
-    // Nobody has looked for the target before a server has.
-    let done = match report.reached {
-        Some(lsn) => format!("{source} restored to {target}, at {lsn}"),
-        None => format!(
-            "{source}: the files are there; a server that is started on them recovers to {target}, or does not open"
-        ),
-    };
-    ui.out(format!("{} {done}", ui.paint(tone, sign)));
-    if let Some(at) = report.last_transaction {
-        ui.out(format!("  its last transaction ended at {}", at.strftime("%Y-%m-%d %H:%M:%S%.3fZ")));
-    }
-    let secs = &report.seconds;
-    ui.out(format!(
-        "  {:.1} s: base {:.1} s, log {:.1} s; the plan said {} s",
-        secs.total, secs.base, secs.log, secs.planned
-    ));
-    match report.container.as_ref().and_then(|made| made.name.as_ref().zip(made.published.as_ref())) {
-        Some((name, published)) => ui.out(format!("  in the container {name}, published at {published}")),
-        None => ui.out(format!("  in {}", report.data.display())),
-    }
-    for aside in &report.moved_aside {
-        ui.out(format!("  what was there is in {}", aside.display()));
-    }
-    ui.out(format!("  {}", report.next));
-    for note in &report.notes {
-        ui.say(format!("note: {}", words::clean(note)));
-    }
-    for warning in &report.warnings {
-        ui.say(format!("warning: {}", words::clean(warning)));
-    }
-    for one in followed {
-        let (sign, tone) = if one.good { ("✓", Tone::Good) } else { ("✗", Tone::Bad) };
-        ui.out(format!("  {} {} ({})", ui.paint(tone, sign), words::clean(&one.what), words::clean(&one.said)));
-    }
-}
-
-/// The same for programs.
-fn document(report: &impl Serialize, followed: &[Followed], good: bool) -> Value {
-    let then: Vec<_> =
-        followed.iter().map(|one| json!({ "what": one.what, "good": one.good, "said": one.said })).collect();
-    json!({ "report": report, "then": then, "good": good })
-}
-
 /// The exit code of a restore that did not come about.
 fn failed(error: RestoreError) -> Failure {
     let exit = match &error {
@@ -511,9 +483,66 @@ fn failed(error: RestoreError) -> Failure {
     Failure::new(exit, anyhow::anyhow!("restore: {error}"))
 }
 
+/// The same of one that there is no plan for; with where the right programs would be found.
+fn unplanned(error: PlanError, into: &Files) -> Failure {
+    let right = match &error {
+        PlanError::Version { backup, .. } => Some(*backup),
+        _ => None,
+    };
+    let failure = failed(error.into());
+    match (right, into) {
+        (Some(major), Files::Server(_)) => failure
+            .hint(format!("name the folder of PostgreSQL {major}'s programs with `--bin DIR`"))
+            .hint(looked_for(Some(major))),
+        (Some(major), Files::Container(_)) => {
+            failure.hint(format!("name an image of PostgreSQL {major}: `--image postgres:{major}`"))
+        }
+        _ => failure,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::backup::logical::ProgramError;
+    use crate::backup::restore::LocalServer;
+
+    #[test]
+    fn programs_of_another_version_come_with_where_the_right_ones_are() {
+        let hints = |into: &Files| unplanned(PlanError::Version { backup: 16, program: 15 }, into).hints.join("\n");
+        let server = LocalServer { bin: "/x".into(), user: None, port: 1, role: "r".into(), socket: None };
+        let said = hints(&Files::Server(server));
+        assert!(
+            said.contains("`--bin DIR`") && said.contains("/usr/lib/postgresql/16/bin, /usr/pgsql-16/bin"),
+            "{said}"
+        );
+        assert_eq!(hints(&Files::Folder { owner: None }), "");
+        let places = ProgramError::NotFound { program: "pg_restore", at_least: 17, what: "there is none".into() };
+        let said = places.to_string();
+        assert!(said.contains("`--bin DIR`") && said.contains("/usr/pgsql-17/bin") && said.contains("PATH"), "{said}");
+    }
+
+    #[test]
+    fn a_hint_names_the_state_that_was_asked_for() {
+        #[derive(clap::Parser)]
+        struct Line {
+            #[command(flatten)]
+            args: Args,
+        }
+        for line in [
+            "--latest",
+            "--at 2026-11-23T02:59:59Z --dry-run",
+            "--lsn 0/1A3F2C48",
+            "--point 'before it'",
+            "--to-release production/12",
+            "--backup 20261123T020000Z-1a2b3c4d",
+        ] {
+            let words = line.replace("'before it'", "before\u{a0}it");
+            let words = words.split(' ').map(|word| word.replace('\u{a0}', " "));
+            let parsed: Line = clap::Parser::parse_from(["restore".to_owned()].into_iter().chain(words));
+            assert_eq!(parsed.args.asked(), line);
+        }
+    }
 
     #[test]
     fn the_end_of_a_release_is_the_point_before_the_next() {

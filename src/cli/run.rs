@@ -91,7 +91,7 @@ pub async fn run(args: &Args, context: &Context) -> Result<Exit, Failure> {
 
 fn read(file: &Path) -> Result<(String, PipelineName), Failure> {
     let text = crate::config::read_file(file).map_err(|finding| {
-        let why = finding.message.trim_start_matches("failed to read the file: ");
+        let why = finding.message.trim_start_matches("the file cannot be read: ");
         Failure::wrong(format!("read {}: {why}", file.display()))
     })?;
     let stem = file.file_stem().unwrap_or_default().to_string_lossy();

@@ -187,7 +187,8 @@ fn note(step: &StepView) -> String {
         _ => {}
     }
     if let Some(reason) = &step.reason {
-        parts.push(words::clean(reason));
+        // What is to be tried stands below, a line each.
+        parts.push(words::clean(reason.lines().next().unwrap_or_default()));
     } else if let Some(end) = step.attempts.last().and_then(|last| last.end.as_ref()).filter(|end| !end.is_success()) {
         parts.push(words::clean(end.to_string().lines().next().unwrap_or_default()));
     }
@@ -215,7 +216,6 @@ fn failed(ui: &Ui, run: &RunDetail, step: &StepView, last: &[LogLineView]) -> Ve
         String::new(),
         ui.paint(Tone::Bad, format!("{name} failed: {}", if why.is_empty() { "no reason recorded" } else { &why })),
     ];
-    // What is to be tried stands below the reason, a line each.
     let end = step.attempts.last().and_then(|last| last.end.as_ref()).map(ToString::to_string).unwrap_or_default();
     out.extend(end.lines().skip(1).map(|hint| format!("  {}", words::clean(hint))));
     out.extend(
@@ -265,6 +265,23 @@ mod tests {
             ]
         }))
         .unwrap()
+    }
+
+    #[test]
+    fn what_is_to_be_tried_stands_below_the_reason_once() {
+        let ui = Ui::new(false, "never", 0);
+        let mut run = sample();
+        let end = AttemptEnd::Refused { detail: "restore x: it may not\nhint: `from` names who may".into() };
+        run.steps[2].reason = Some(end.to_string());
+        run.steps[2].attempts[1].end = Some(end);
+        let text = failed(&ui, &run, &run.steps[2], &[]).join("\n");
+        assert!(
+            text.contains("test failed: refused: restore x: it may not, attempt 2\n  hint: `from` names"),
+            "{text}"
+        );
+        assert_eq!(text.matches("hint:").count(), 1, "{text}");
+        let graph = graph(&ui, &run, "2026-03-01T10:03:00Z".parse().unwrap()).join("\n");
+        assert!(!graph.contains("hint:"), "{graph}");
     }
 
     #[test]

@@ -76,19 +76,23 @@ fn source_line(ui: &Ui, source: &SourceView, now: Timestamp) -> String {
         (None, None) => "; no backup yet".to_owned(),
     };
     let failed = source.failed_backup.as_ref().map_or_else(String::new, |failed| {
-        format!("; the last try at a backup, {}, {}", words::ago(failed.at, now), words::clean(&failed.words))
+        format!("; the last try at a backup, {}, {}", words::ago(failed.at, now), on_one_line(&failed.words))
     });
     let checked =
         source.checked.as_ref().filter(|checked| checked.wrong == 0).map_or_else(String::new, |checked| {
             format!("; what is stored was checked {}", words::ago(checked.at, now))
         });
-    format!("{} {}: {}{log}{backup}{checked}{failed}", ui.paint(tone, sign), source.name, words::clean(&source.words))
+    format!("{} {}: {}{log}{backup}{checked}{failed}", ui.paint(tone, sign), source.name, on_one_line(&source.words))
 }
 
 /// What is wrong with a source: what people were told.
 fn concern_line(concern: &Concern, now: Timestamp) -> String {
-    let text = concern.words.replace("\nhint: ", "; ");
-    format!("{}: {}", words::ago(concern.since, now), words::clean(&text))
+    format!("{}: {}", words::ago(concern.since, now), on_one_line(&concern.words))
+}
+
+/// An error with what it says to try, as one sentence.
+fn on_one_line(text: &str) -> String {
+    words::clean(&text.replace("\nhint: ", "; "))
 }
 
 /// What is to be said about messages: nothing, unless some are not where they should be.
@@ -126,6 +130,14 @@ fn messages(figures: &MessageFigures, now: Timestamp) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_an_error_says_to_try_does_not_run_into_its_sentence() {
+        assert_eq!(
+            on_one_line("failed to read: no\nhint: mend it\nhint: or wait"),
+            "failed to read: no; mend it; or wait"
+        );
+    }
 
     #[test]
     fn messages_are_spoken_of_only_when_some_are_not_where_they_should_be() {

@@ -1,7 +1,8 @@
 //! `mainstay validate [PATH...]`: reads files without running anything, and tells everything that is wrong with them.
 
 use super::exit::{Exit, Failure};
-use super::ui::{Tone, Ui};
+use super::ui::Tone;
+use super::{Context, desk};
 use crate::config::{self, Finding, Findings, backup, daemon, pipeline};
 use crate::plan;
 use serde::Serialize;
@@ -12,7 +13,7 @@ use std::path::{Component, Path, PathBuf};
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// Files, or folders of them. Without any: `.mainstay/` or else `pipelines/`, and `mainstay.yml`. With
-    /// `mainstay.yml` goes `backups/` beside it.
+    /// `mainstay.yml`, or what --config names, goes `backups/` beside it.
     #[arg(value_name = "PATH")]
     pub paths: Vec<PathBuf>,
 }
@@ -33,15 +34,16 @@ const FILES_MAX: usize = 1_000;
 ///
 /// # Errors
 /// When there is nothing to check, or a folder cannot be read.
-pub fn run(args: &Args, ui: &Ui) -> Result<Exit, Failure> {
-    let mut files = if args.paths.is_empty() { usual_files()? } else { named_files(&args.paths)? };
-    let settings = the_settings(&files);
-    let sources = Sources::of(&mut files);
+pub fn run(args: &Args, context: &Context) -> Result<Exit, Failure> {
+    let (ui, named) = (&context.ui, Named(context.place.config.clone().filter(|_| context.place.named)));
+    let mut files = if args.paths.is_empty() { usual_files(&named)? } else { named_files(&args.paths)? };
+    let settings = named.the_settings(&files);
+    let sources = Sources::of(&mut files, &named);
     let mut reports = Vec::new();
     for path in &files {
         let name = path.display().to_string();
         let known = settings.as_ref().map(|(path, settings)| (path.as_path(), settings));
-        let (kind, result) = if is_settings(path) {
+        let (kind, result) = if named.is_settings(path) {
             ("settings", check_settings(path, &sources))
         } else if let Some(result) = sources.result(path) {
             ("source", result)
@@ -70,18 +72,38 @@ pub fn run(args: &Args, ui: &Ui) -> Result<Exit, Failure> {
     Ok(if wrong == 0 { Exit::Good } else { Exit::Wrong })
 }
 
-/// The settings among the files, when they can be used and there is one such file only.
-fn the_settings(files: &[PathBuf]) -> Option<(PathBuf, daemon::Daemon)> {
-    let mut settings = files.iter().filter(|path| is_settings(path));
-    let (path, None) = (settings.next()?, settings.next()) else { return None };
-    Some((path.clone(), daemon::load(path).ok()?))
+/// The configuration that `--config` or the environment names: it is one whatever it is called.
+#[derive(Default)]
+struct Named(Option<PathBuf>);
+
+impl Named {
+    /// `mainstay.yml`, under whatever prefix: `prod.mainstay.yml` too; and the one that is named.
+    fn is_settings(&self, path: &Path) -> bool {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        self.0.as_ref().is_some_and(|named| absolute(named) == absolute(path))
+            || ["mainstay.yml", "mainstay.yaml"].iter().any(|end| name == *end || name.ends_with(&format!(".{end}")))
+    }
+
+    /// The settings among the files, when they can be used and there is one such file only.
+    fn the_settings(&self, files: &[PathBuf]) -> Option<(PathBuf, daemon::Daemon)> {
+        let mut settings = files.iter().filter(|path| self.is_settings(path));
+        let (path, None) = (settings.next()?, settings.next()) else { return None };
+        Some((path.clone(), daemon::load(path).ok()?))
+    }
 }
 
 fn check_settings(path: &Path, sources: &Sources) -> Result<Vec<Finding>, Findings> {
     let settings = daemon::load(path)?;
-    match backup::without_keys(&settings).filter(|_| sources.are_beside(path)) {
-        Some(finding) => Err(Findings::new(&path.display().to_string(), "", vec![finding])),
-        None => Ok(Vec::new()),
+    let mut findings: Vec<Finding> =
+        backup::without_keys(&settings).filter(|_| sources.are_beside(path)).into_iter().collect();
+    if let Some(trouble) = settings.repository.identity.as_deref().and_then(desk::about_identity) {
+        // What is not there may be so on the machine that the settings are for.
+        let finding = Finding::general(trouble.words).hint(trouble.hint);
+        findings.push(if trouble.unusable { finding } else { finding.warning() });
+    }
+    match findings.iter().any(|one| one.severity == config::Severity::Error) {
+        true => Err(Findings::new(&path.display().to_string(), "", findings)),
+        false => Ok(findings),
     }
 }
 
@@ -94,8 +116,8 @@ struct Sources {
 
 impl Sources {
     /// Adds to the files what belongs to the settings among them.
-    fn of(files: &mut Vec<PathBuf>) -> Sources {
-        let settings: Vec<PathBuf> = files.iter().filter(|path| is_settings(path)).cloned().collect();
+    fn of(files: &mut Vec<PathBuf>, named: &Named) -> Sources {
+        let settings: Vec<PathBuf> = files.iter().filter(|path| named.is_settings(path)).cloned().collect();
         // A source that is named by itself is read with the settings that its folder lies beside.
         let lonely = files.iter().filter(|path| is_source(path)).filter_map(|path| {
             let beside = absolute(path).parent()?.parent()?.to_owned();
@@ -207,26 +229,22 @@ pub(super) fn read_pipeline(path: &Path) -> Result<(pipeline::Pipeline, String),
     Ok((pipeline::parse(name, &file, &text)?, digest))
 }
 
-/// `mainstay.yml`, under whatever prefix: `prod.mainstay.yml` too.
-fn is_settings(path: &Path) -> bool {
-    let name = path.file_name().unwrap_or_default().to_string_lossy();
-    ["mainstay.yml", "mainstay.yaml"].iter().any(|end| name == *end || name.ends_with(&format!(".{end}")))
-}
-
 fn settings_in(folder: &Path) -> Option<PathBuf> {
     ["mainstay.yml", "mainstay.yaml"].iter().map(|name| folder.join(name)).find(|path| path.exists())
 }
 
-fn usual_files() -> Result<Vec<PathBuf>, Failure> {
+fn usual_files(named: &Named) -> Result<Vec<PathBuf>, Failure> {
     let mut files = Vec::new();
     if let Some(folder) = [".mainstay", "pipelines"].iter().map(Path::new).find(|folder| folder.is_dir()) {
         files.extend(files_in(folder)?);
     }
-    files.extend(settings_in(Path::new("")));
+    files.extend(named.0.clone().or_else(|| settings_in(Path::new(""))));
     if files.is_empty() {
-        return Err(Failure::wrong("there is nothing to check here: no .mainstay/, no pipelines/, no mainstay.yml")
-            .hint("name files or folders: `mainstay validate PATH`")
-            .hint("or begin with `mainstay init`"));
+        return Err(Failure::wrong(
+            "find anything to check here: there is no .mainstay/, no pipelines/, no mainstay.yml",
+        )
+        .hint("name files or folders: `mainstay validate PATH`")
+        .hint("or begin with `mainstay init`"));
     }
     Ok(files)
 }
@@ -266,15 +284,38 @@ fn files_in(folder: &Path) -> Result<Vec<PathBuf>, Failure> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cli::place::Place;
+    use crate::cli::ui::Ui;
+
+    /// Where no configuration is named.
+    fn nowhere() -> Context {
+        let place = Place { config: None, named: false, state: PathBuf::new(), why: String::new() };
+        Context { ui: Ui::new(true, "never", 0), place }
+    }
+
+    #[test]
+    fn the_configuration_that_is_named_is_checked_as_one_whatever_it_is_called() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("prod.yml");
+        let mut context = nowhere();
+        (context.place.config, context.place.named) = (Some(file.clone()), true);
+        std::fs::write(&file, "repos: { shop: /x }").unwrap();
+        let named = Named(Some(file.clone()));
+        assert_eq!(usual_files(&named).unwrap().last(), Some(&file));
+        assert!(named.is_settings(&file) && !Named::default().is_settings(&file));
+        assert_eq!(run(&Args { paths: vec![file.clone()] }, &context).unwrap(), Exit::Good);
+        std::fs::write(&file, "repos: [").unwrap();
+        assert_eq!(run(&Args { paths: Vec::new() }, &context).unwrap(), Exit::Wrong);
+    }
 
     #[test]
     fn files_and_folders_are_checked_and_one_bad_file_makes_it_two() {
-        let ui = Ui::new(true, "never", 0);
+        let context = nowhere();
         let dir = tempfile::tempdir().unwrap();
         let good = dir.path().join("good.yml");
         std::fs::write(&good, "steps: {a: {image: x}}").unwrap();
         std::fs::write(dir.path().join("notes.txt"), "not yaml: [").unwrap();
-        let check = |paths: &[&Path]| run(&Args { paths: paths.iter().map(|p| p.to_path_buf()).collect() }, &ui);
+        let check = |paths: &[&Path]| run(&Args { paths: paths.iter().map(|p| p.to_path_buf()).collect() }, &context);
         assert_eq!(check(&[dir.path()]).unwrap(), Exit::Good);
         std::fs::write(dir.path().join("bad.yaml"), [0xff, 0xfe, 0x00]).unwrap();
         assert_eq!(check(&[dir.path()]).unwrap(), Exit::Wrong);
@@ -291,7 +332,7 @@ mod tests {
             let target = "target: { swarm: { stack: s, repo: a } }";
             let text = format!("repos: {{ a: /x }}\nenvironments: {{ live: {{ {from}, {target} }} }}\n");
             std::fs::write(&settings, text).unwrap();
-            let (path, known) = the_settings(&[deploys.clone(), settings.clone()]).unwrap();
+            let (path, known) = Named::default().the_settings(&[deploys.clone(), settings.clone()]).unwrap();
             let warnings = check_pipeline(&deploys, Some((&path, &known)), &Sources::default()).unwrap();
             assert!(warnings.iter().all(|w| w.severity == config::Severity::Warning));
             warnings.into_iter().map(|w| w.message).collect::<Vec<_>>().join("\n")
@@ -301,7 +342,7 @@ mod tests {
         assert!(write(", pipelines: [other]").contains("takes no deploys of the pipeline `ship`"));
         assert_eq!(check(&[&deploys, &settings]).unwrap(), Exit::Good);
         assert!(check_pipeline(&deploys, None, &Sources::default()).unwrap().is_empty());
-        assert!(the_settings(&[settings.clone(), settings]).is_none());
+        assert!(Named::default().the_settings(&[settings.clone(), settings]).is_none());
         let odd = dir.path().join("a b.yml");
         std::fs::write(&odd, "steps: {a: {image: x}}").unwrap();
         assert!(read_pipeline(&odd).unwrap_err().to_string().contains("rename the file"));
@@ -311,14 +352,14 @@ mod tests {
 
     #[test]
     fn sources_go_with_the_settings_that_they_lie_beside() {
-        let ui = Ui::new(true, "never", 0);
+        let context = nowhere();
         let dir = tempfile::tempdir().unwrap();
         let at = |name: &str| dir.path().join(name);
         std::fs::create_dir(at("backups")).unwrap();
         let settings = at("mainstay.yml");
         std::fs::write(&settings, "repos: { shop: /x }").unwrap();
         let check =
-            |paths: &[&Path]| run(&Args { paths: paths.iter().map(|p| p.to_path_buf()).collect() }, &ui).unwrap();
+            |paths: &[&Path]| run(&Args { paths: paths.iter().map(|p| p.to_path_buf()).collect() }, &context).unwrap();
         assert_eq!(check(&[&settings]), Exit::Good);
         let (one, other) = (at("backups/one.yml"), at("backups/other.yml"));
         let source =
@@ -329,10 +370,34 @@ mod tests {
         let keys = "encrypt-to: age1ql3z7hjy54pw3hyww5ayyfg7zqgvc7w3j2elw8zmrj2kg5sfn9aqmcac8p, sign-with: sign.key";
         std::fs::write(&settings, format!("repository: {{ {keys} }}\nrepos: {{ shop: /x }}")).unwrap();
         assert_eq!((check(&[&settings]), check(&[dir.path()])), (Exit::Good, Exit::Good));
+        // So is the identity that restores are made with, where one is named.
+        let identity = at("identity.txt");
+        let named = format!("repository: {{ {keys}, identity: identity.txt }}\nrepos: {{ shop: /x }}");
+        std::fs::write(&settings, &named).unwrap();
+        let said = |ok: bool| {
+            let found = check_settings(&settings, &Sources::default());
+            assert_eq!(found.is_ok(), ok, "{found:?}");
+            let list = found.unwrap_or_else(|findings| findings.list);
+            list.into_iter().map(|one| format!("{} {}", one.message, one.hints.join(" "))).collect::<String>()
+        };
+        assert!(said(true).contains("`mainstay key new`"));
+        std::os::unix::fs::symlink("/dev/zero", &identity).unwrap();
+        assert!(said(false).contains("it is a device"));
+        std::fs::remove_file(&identity).unwrap();
+        std::fs::write(&identity, "no key").unwrap();
+        assert!(said(false).contains("is no age identity"));
+        let new = crate::backup::seal::new_key_set().unwrap();
+        std::fs::write(&identity, new.identity_file(jiff::Timestamp::now())).unwrap();
+        let mode =
+            |mode| std::fs::set_permissions(&identity, std::os::unix::fs::PermissionsExt::from_mode(mode)).unwrap();
+        mode(0o644);
+        assert!(said(true).contains("chmod 600"));
+        mode(0o600);
+        assert_eq!(said(true), "");
         // The other one is wrong, and told with the settings, with its folder and by itself.
         std::fs::write(&other, source("shp")).unwrap();
         let mut files = vec![settings.clone()];
-        Sources::of(&mut files);
+        Sources::of(&mut files, &Named::default());
         assert_eq!(files, [settings.clone(), one.clone(), other.clone()]);
         assert_eq!(check(&[&settings]), Exit::Wrong);
         assert_eq!(check(&[&at("backups")]), Exit::Wrong);

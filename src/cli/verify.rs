@@ -7,6 +7,7 @@ use super::{Context, words};
 use crate::backup::verify::{self, Report, Settings, VerifyError};
 use crate::model::SourceName;
 use crate::model::quantity::rounded_bytes;
+use crate::model::text::count;
 use jiff::Timestamp;
 use serde_json::json;
 
@@ -89,10 +90,10 @@ fn tell(context: &Context, source: &SourceName, report: &Report) {
         n => format!("{n} wrong"),
     };
     ui.out(format!(
-        "{} {source}: {} objects, {} read; {wrong}; {} proofs stored",
+        "{} {source}: {}, {} read; {wrong}; {} stored",
         ui.paint(tone, sign),
-        read.0,
+        count(read.0, "object"),
         rounded_bytes(read.1),
-        report.proofs
+        count(report.proofs, "proof")
     ));
 }

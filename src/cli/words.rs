@@ -6,6 +6,8 @@ use crate::model::{RunId, RunStatus, StepOutcome};
 use jiff::Timestamp;
 use std::time::Duration;
 
+pub use crate::model::text::clean;
+
 /// A duration in at most two units: `340ms`, `12s`, `1m 04s`, `2h 05m`, `3d 02h`.
 pub fn took(span: Duration) -> String {
     let secs = span.as_secs();
@@ -16,6 +18,14 @@ pub fn took(span: Duration) -> String {
         3_600..86_400 => format!("{}h {:02}m", secs / 3_600, secs / 60 % 60),
         _ => format!("{}d {:02}h", secs / 86_400, secs / 3_600 % 24),
     }
+}
+
+/// Text as one word of a shell line.
+pub fn shell_word(text: &str) -> String {
+    if !text.is_empty() && text.chars().all(|c| c.is_alphanumeric() || "/._-+:@,=".contains(c)) {
+        return text.to_owned();
+    }
+    format!("'{}'", text.replace('\'', r"'\''"))
 }
 
 /// How long ago, in one unit: `now`, `12s ago`, `3m ago`, `5h ago`, `9d ago`.
@@ -72,17 +82,6 @@ pub fn step_sign(step: &StepView) -> (&'static str, Tone) {
 /// `#12`, or `#12 and #13`.
 pub fn run_list(runs: &[RunId]) -> String {
     runs.iter().map(|run| format!("#{run}")).collect::<Vec<_>>().join(" and ")
-}
-
-/// Text from outside on one line without control characters: a commit title must not move the cursor or set a title,
-/// nor turn around the order in which the rest of the line is read.
-pub fn clean(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() || turns_direction(c) { ' ' } else { c }).collect()
-}
-
-/// The marks by which a text changes its own reading direction. Letters of right-to-left scripts need none of them.
-fn turns_direction(c: char) -> bool {
-    matches!(c, '\u{200e}' | '\u{200f}' | '\u{061c}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
 /// A log line made safe for a terminal: colours (`ESC [ … m`) stay when colour is wanted, tabs stay, every other

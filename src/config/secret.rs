@@ -1,9 +1,10 @@
 //! Values that must not be seen, and the folder that keeps them.
 
 use super::check::variable_name;
+use crate::small_file;
 use std::fmt;
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Read as _, Write as _};
+use std::io::{self, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
@@ -184,17 +185,17 @@ impl SecretStore {
 
 /// A small text file without the newline at its end. `InvalidData` when it is too large or not UTF-8.
 pub(super) fn read_text(path: &Path) -> io::Result<String> {
-    let mut bytes = Vec::new();
-    let file = File::open(path)?;
-    if !file.metadata()?.is_file() {
-        return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a file"));
-    }
-    file.take(SECRET_MAX_BYTES + 2).read_to_end(&mut bytes)?;
+    let bad = || io::Error::new(io::ErrorKind::InvalidData, "not UTF-8 text of at most 64 KiB");
+    // With the newline.
+    let mut bytes = small_file::read(path, SECRET_MAX_BYTES + 1).map_err(|error| match error.kind() {
+        io::ErrorKind::FileTooLarge => bad(),
+        _ => error,
+    })?;
     if bytes.last() == Some(&b'\n') {
         bytes.pop();
     }
     let text = String::from_utf8(bytes).ok().filter(|text| text.len() as u64 <= SECRET_MAX_BYTES);
-    text.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "not UTF-8 text of at most 64 KiB"))
+    text.ok_or_else(bad)
 }
 
 #[cfg(test)]

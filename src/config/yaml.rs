@@ -56,7 +56,7 @@ pub(crate) struct Key {
 }
 
 /// Pipelines of a thousand steps stay under 300 KiB; a megabyte is never written by hand.
-pub(crate) const TEXT_MAX_BYTES: usize = 1024 * 1024;
+pub(crate) const TEXT_MAX_BYTES: usize = crate::small_file::TEXT_MAX_BYTES as usize;
 /// A thousand steps of ten nodes each, twice over; aliases count every time they are used.
 const NODES_MAX: usize = 20_000;
 /// The language needs six levels. The reader recurses, and an unoptimised build overflows a thread's 2 MiB at about 60.

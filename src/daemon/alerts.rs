@@ -2,8 +2,8 @@
 
 use crate::backup::keeper::{Book, Entry, Episode};
 use crate::config::daemon::Daemon;
-use crate::model::source_view::ConcernKind;
 use crate::model::ids::PersonName;
+use crate::model::source_view::ConcernKind;
 use crate::model::{Asker, SourceName};
 use crate::notify::Message;
 use crate::notify::channels::MAIL;

@@ -15,6 +15,7 @@ pub mod plan;
 pub mod public_key;
 pub mod quantity;
 pub mod source_view;
+pub mod text;
 pub mod trigger;
 pub mod wal;
 

@@ -226,6 +226,9 @@ pub struct LastBackup {
     /// Why it is whole although only what had changed was asked for.
     #[serde(default)]
     pub whole_because: Option<String>,
+    /// The cluster that it is of, by its system identifier.
+    #[serde(default)]
+    pub cluster: Option<String>,
 }
 
 /// A try at a backup that came to nothing. What it stored is no backup, and is let go in time.

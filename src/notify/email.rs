@@ -11,6 +11,7 @@ use super::channels::{ChannelError, Delivery, Failure, causes};
 use super::letter::Letter;
 use crate::config::daemon::notify::{Smtp, SmtpSecurity};
 use crate::model::InstanceId;
+use crate::small_file;
 use lettre::message::header::{ContentTransferEncoding, ContentType, Header, HeaderName, HeaderValue};
 use lettre::message::{Body, Mailbox, MultiPart, SinglePart};
 use lettre::transport::smtp::authentication::{Credentials, Mechanism};
@@ -28,8 +29,6 @@ const CONNECT_WITHIN: Duration = Duration::from_secs(10);
 const GREET_WITHIN: Duration = Duration::from_secs(40);
 /// For a good-bye, beside which nothing waits.
 const QUIT_WITHIN: Duration = Duration::from_secs(5);
-/// An authority's file: a bundle of a hundred and forty is 220 KiB.
-const AUTHORITY_MAX_BYTES: u64 = 1 << 20;
 
 /// How a certificate begins in a PEM file.
 const BEGIN: &[u8] = b"-----BEGIN CERTIFICATE-----";
@@ -212,10 +211,7 @@ fn tls(smtp: &Smtp) -> Result<TlsParameters, ChannelError> {
     let mut builder = TlsParameters::builder(smtp.host.clone());
     if let Some(path) = &smtp.authority {
         let wrong = |why: String| ChannelError::Mail(format!("use the authority {}: {why}", path.display()));
-        if std::fs::metadata(path).map_err(|e| wrong(e.to_string()))?.len() > AUTHORITY_MAX_BYTES {
-            return Err(wrong("it is larger than 1 MiB".into()));
-        }
-        let pem = std::fs::read(path).map_err(|e| wrong(e.to_string()))?;
+        let pem = small_file::read(path, small_file::TEXT_MAX_BYTES).map_err(|e| wrong(e.to_string()))?;
         // Text without a certificate in it is read as none at all, and then no server would ever be trusted.
         if !pem.windows(BEGIN.len()).any(|window| window == BEGIN) {
             return Err(wrong("it holds no certificate in PEM form".into()));

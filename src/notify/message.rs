@@ -589,10 +589,10 @@ fn trouble(concern: ConcernKind) -> (&'static str, &'static str) {
             "a restore would take longer than the RTO",
             "where a base backup helps it is taken by itself; otherwise a faster way to the repository, or another `rto`",
         ),
-        ConcernKind::BackupFailed => ("a base backup failed", "it is tried again by itself; see why it failed"),
+        ConcernKind::BackupFailed => ("a backup failed", "it is tried again by itself; see why it failed"),
         ConcernKind::Damaged => (
             "what is stored in the repository is damaged or missing",
-            "see `mainstay verify`, and take a base backup: what comes after it can be restored",
+            "see `mainstay verify`, and take a new backup: what comes after it can be restored",
         ),
         ConcernKind::SlotDropped => (
             "the replication slot was dropped",

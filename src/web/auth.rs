@@ -9,6 +9,7 @@
 use super::routes::{ROUTES, Route};
 use super::{App, Problem};
 use crate::model::{Asker, Way};
+use crate::small_file;
 use crate::store::TOKEN_PREFIX;
 use anyhow::Context as _;
 use axum::extract::{FromRequestParts, MatchedPath, Request, State};
@@ -71,7 +72,8 @@ impl Token {
                 file.display()
             );
         }
-        let text = std::fs::read_to_string(file).with_context(|| format!("read the token file {}", file.display()))?;
+        let text = small_file::read_text(file, small_file::KEY_MAX_BYTES)
+            .with_context(|| format!("read the token file {}", file.display()))?;
         let text = text.trim();
         if text.len() != TOKEN_DIGITS || !text.bytes().all(|b| b.is_ascii_hexdigit()) {
             anyhow::bail!(

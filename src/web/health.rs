@@ -71,8 +71,8 @@ fn sources(registry: &mut Registry, sources: &[SourceView]) {
     let concerns = Family::<ConcernOfSource, Gauge>::default();
     let figures = [
         ("source_lag_bytes", "Bytes of the server's log that are not in the repository"),
-        ("source_last_backup_time_seconds", "When the newest base backup ended, in seconds since 1970"),
-        ("source_backup_failed", "1 when the last try at a base backup failed"),
+        ("source_last_backup_time_seconds", "When the newest backup ended, in seconds since 1970"),
+        ("source_backup_failed", "1 when the last try at a backup failed"),
         ("source_window_start_time_seconds", "From when on it can be restored, in seconds since 1970"),
         ("source_restore_seconds", "How long a restore to the newest state would take"),
         ("source_rpo_seconds", "The most that may be lost, as its file says"),

@@ -5,6 +5,7 @@ use super::holdings::{self, Missing, Object};
 use super::manifest::{ObjectFacts, Proof};
 use crate::backup::repository::{BackupId, Cluster, DumpItem, DumpStream, Item, Key};
 use crate::model::SystemId;
+use crate::model::text::moment;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -183,7 +184,7 @@ impl Dump {
         });
         let failed = || {
             let proof = self.failed()?;
-            Some(format!("the check of {} at {} found it bad: {}", self.id(), proof.at, proof.detail))
+            Some(format!("the check of {} at {} found it bad: {}", self.id(), moment(proof.at), proof.detail))
         };
         lacks.or_else(failed)
     }

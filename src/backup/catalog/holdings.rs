@@ -5,6 +5,7 @@ use super::history::Ancestor;
 use super::index::BadKind;
 use super::manifest::{Frontier, Gap, Manifest, Mark, Proof};
 use crate::backup::repository::{BackupId, Cluster, DumpItem, Item, Key};
+use crate::model::text::moment;
 use crate::model::{Lsn, SegmentSize, Timeline};
 use jiff::Timestamp;
 use std::collections::BTreeMap;
@@ -159,7 +160,7 @@ pub enum Unusable {
         missing: Vec<Missing>,
     },
     /// The newest check of it failed.
-    #[error("the check of {backup} at {at} found it bad: {detail}")]
+    #[error("the check of {backup} at {} found it bad: {detail}", moment(*.at))]
     Failed {
         /// The one of the chain that failed.
         backup: BackupId,

@@ -11,6 +11,7 @@ use super::holdings::{Holdings, Marked};
 use super::manifest::{Manifest, Mark, VERSION};
 use crate::backup::repository::{Cluster, Item, Key, Repository, RepositoryError};
 use crate::backup::seal::{Checker, SealError};
+use crate::model::text::moment;
 use jiff::Timestamp;
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;
@@ -25,7 +26,8 @@ pub const MARK_KEYS: usize = 10_000;
 pub enum Adopt {
     /// An expiry means to delete it.
     #[error(
-        "{name} is marked to be deleted since {since}\nhint: take a whole backup; the next expiry tells whether the mark was wrong"
+        "{name} is marked to be deleted since {}\nhint: take a whole backup; the next expiry tells whether the mark was wrong",
+        moment(*.since)
     )]
     Marked {
         /// The first one.

@@ -235,7 +235,7 @@ fn calm(kind: ConcernKind) -> Duration {
 
 fn backup_failed(view: &SourceView, open: Option<&Episode>) -> Worry {
     match (&view.failed_backup, &view.last_backup, open) {
-        (Some(failed), _, _) => Worry::Yes(format!("the last try at a base backup {}", failed.words)),
+        (Some(failed), _, _) => Worry::Yes(format!("the last try at a backup {}", failed.words)),
         (None, Some(last), Some(open)) if last.ended > open.since => {
             Worry::No(format!("backup {} is complete", last.id))
         }
@@ -247,9 +247,15 @@ fn damaged(view: &SourceView) -> Worry {
     match &view.checked {
         Some(checked) if checked.wrong > 0 => {
             let first = checked.first.as_deref().unwrap_or_default();
-            Worry::Yes(format!("{} things are wrong with what is stored, the first: {first}", checked.wrong))
+            Worry::Yes(match checked.wrong {
+                1 => format!("one thing is wrong with what is stored: {first}"),
+                n => format!("{n} things are wrong with what is stored, the first: {first}"),
+            })
         }
-        Some(checked) => Worry::No(format!("{} objects were read, and nothing is wrong", checked.objects)),
+        Some(checked) => Worry::No(match checked.objects {
+            1 => "one object was read, and nothing is wrong".to_owned(),
+            n => format!("{n} objects were read, and nothing is wrong"),
+        }),
         None => Worry::Unknown,
     }
 }
@@ -419,12 +425,20 @@ mod tests {
         let time = |second| Timestamp::from_second(second).unwrap();
         lab.view.failed_backup = Some(FailedBackup { at: time(900), words: "failed to read".into() });
         assert_eq!(lab.until(3), ["1 backup-failed"]);
+        assert_eq!(lab.open[0].words, "the last try at a backup failed to read", "of a logical copy, too");
         lab.view.failed_backup = Some(FailedBackup { at: time(950), words: "failed to read again".into() });
         assert_eq!(lab.until(6), [""; 0]);
         // After a restart nothing is known of it, and an older backup proves nothing.
         lab.view.failed_backup = None;
         let last = |at| {
-            Some(LastBackup { id: "b".into(), began: time(at), ended: time(at), parent: None, whole_because: None })
+            Some(LastBackup {
+                id: "b".into(),
+                began: time(at),
+                ended: time(at),
+                parent: None,
+                whole_because: None,
+                cluster: None,
+            })
         };
         lab.view.last_backup = last(999);
         assert_eq!(lab.until(9), [""; 0]);
@@ -441,6 +455,8 @@ mod tests {
         };
         lab.view.checked = checked(0, None);
         assert_eq!(lab.until(3), [""; 0]);
+        lab.view.checked = checked(1, Some("a/b"));
+        assert!(matches!(damaged(&lab.view), Worry::Yes(words) if words.starts_with("one thing is wrong")));
         lab.view.checked = checked(2, Some("a/b/c: it is not there"));
         assert_eq!(lab.until(6), ["4 damaged"]);
         assert!(lab.open[0].words.contains("a/b/c"), "{:?}", lab.open);
@@ -464,8 +480,14 @@ mod tests {
         });
         assert!(may_drop(&lab.open, "0/3000000"), "killed before it was dropped: it is dropped after all");
         assert!(!may_drop(&lab.open, "0/9000000"), "this is the next one");
-        lab.view.last_backup =
-            Some(LastBackup { id: "b".into(), began: since, ended: since, parent: None, whole_because: None });
+        lab.view.last_backup = Some(LastBackup {
+            id: "b".into(),
+            began: since,
+            ended: since,
+            parent: None,
+            whole_because: None,
+            cluster: None,
+        });
         assert_eq!(lab.until(5), [""; 0], "it began before");
         lab.view.last_backup.as_mut().unwrap().began = Timestamp::from_second(1_001).unwrap();
         assert_eq!(lab.until(6), ["6 slot-dropped over"]);

@@ -1,7 +1,9 @@
-//! A source of logical copies: one is made when it is due, what is old is let go. Called by `tend` in place of shipping a log,
+//! A source of logical copies: one is made when it is due, then what is stored is checked, and what is old is let go. Called by `tend` in place of shipping a log,
 //! and by `mainstay backup` where no daemon does it.
 
-use super::tend::{AGAIN, AGAIN_MAX, LOOK, expire, told};
+use super::chores::{Chores, chores};
+use super::tend::{LOOK, told};
+use super::work::{Tries, Work, ended, show_end};
 use super::{Setup, Wish, once, view};
 use crate::backup::catalog::dumps::DumpManifest;
 use crate::backup::catalog::index::Catalogue;
@@ -9,14 +11,12 @@ use crate::backup::logical::{self, Job};
 use crate::backup::ship::lease::{Lease, Standing};
 use crate::backup::take::{Phase, Progress, Telling};
 use crate::config::backup::Logical;
-use crate::model::source_view::{FailedBackup, LastBackup, SourceState, SourceView, UnderWay};
+use crate::model::source_view::{LastBackup, SourceState, SourceView, UnderWay};
+use crate::model::text::moment;
 use jiff::Timestamp;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{mpsc, watch};
-use tokio::task::JoinHandle;
-
-type Copying = JoinHandle<Result<DumpManifest, once::BackUpError>>;
 
 /// Makes a logical copy of a source now.
 ///
@@ -57,33 +57,40 @@ pub(super) async fn tend(
     what: &Logical,
     lease: Lease,
     wishes: &mut mpsc::Receiver<Wish>,
+    wanted: &mut Option<Wish>,
     shown: &watch::Sender<SourceView>,
     mut stop: watch::Receiver<bool>,
 ) -> Result<(), String> {
     let mut standing = lease.standing();
     let last = newest(setup).await?;
-    let mut tended = Tended { setup, what, view: shown, copying: None, last, failed: None };
+    let mut tended = Tended { setup, what, view: shown, copying: None, last, tries: Tries::default(), failed: None };
     tended.show_last();
+    let mut after = Chores::new();
+    let chore = || {
+        let (setup, view) = (setup.clone(), shown.clone());
+        async move { chores(&setup, &view).await }
+    };
     let ended = loop {
         tended.show(Timestamp::now());
         if let Standing::Lost(who) = &*standing.borrow_and_update() {
             break Err(format!("go on: {who}"));
         }
-        if tended.copying.is_none() && tended.is_due(Timestamp::now()) {
+        if tended.copying.is_none() && (wanted.take().is_some() || tended.is_due(Timestamp::now())) {
             tended.begin();
+        }
+        if after.are_due() {
+            after.begin(chore());
         }
         tokio::select! {
             () = told(&mut stop) => break Ok(()),
-            Some(_) = wishes.recv() => {
-                if tended.copying.is_none() {
-                    tended.begin();
-                }
-            }
+            // The one under way answers it, too.
+            Some(wish) = wishes.recv() => *wanted = tended.copying.is_none().then_some(wish),
             ended = ended(&mut tended.copying) => {
                 if tended.end(ended) {
-                    expire(setup).await;
+                    after.begin(chore());
                 }
             }
+            () = after.ended() => {}
             Ok(()) = standing.changed() => {}
             () = tokio::time::sleep(LOOK) => {}
         }
@@ -105,32 +112,21 @@ async fn newest(setup: &Setup) -> Result<Option<DumpManifest>, String> {
     Ok(dumps.map(|dump| dump.manifest.clone()).max_by_key(|manifest| manifest.ended))
 }
 
-/// The end of the copy under way; never, without one.
-async fn ended(copying: &mut Option<Copying>) -> Result<DumpManifest, String> {
-    match copying {
-        None => std::future::pending().await,
-        Some(task) => match task.await {
-            Ok(Ok(manifest)) => Ok(manifest),
-            Ok(Err(error)) => Err(error.to_string()),
-            Err(error) => Err(format!("go on: {error}")),
-        },
-    }
-}
-
 struct Tended<'a> {
     setup: &'a Setup,
     what: &'a Logical,
     view: &'a watch::Sender<SourceView>,
-    copying: Option<Copying>,
+    copying: Option<Work<DumpManifest>>,
     last: Option<DumpManifest>,
-    /// When the last try that failed ended, how many did in a row, and why.
-    failed: Option<(Timestamp, u32, String)>,
+    /// Those that failed, and why the last one did.
+    tries: Tries,
+    failed: Option<String>,
 }
 
 impl Tended<'_> {
     fn show(&self, now: Timestamp) {
         let (state, words) =
-            stand(self.last.as_ref(), self.failed.as_ref(), self.setup.source.rpo.map(|rpo| rpo.0), now);
+            stand(self.last.as_ref(), self.failed.as_deref(), self.setup.source.rpo.map(|rpo| rpo.0), now);
         self.view.send_if_modified(|view| {
             let before = (view.state, view.words.clone());
             view::turn(view, state, words);
@@ -153,50 +149,43 @@ impl Tended<'_> {
     /// Whether one is due: there is none, or the schedule says so. One that was missed is made up for once.
     fn is_due(&self, now: Timestamp) -> bool {
         let wanted = self.last.is_none() || self.scheduled().is_some_and(|due| due <= now);
-        let rested = self.failed.as_ref().is_none_or(|(at, failures, _)| {
-            let pause = (AGAIN * 2_u32.saturating_pow((*failures).min(10))).min(AGAIN_MAX);
-            now.duration_since(*at).unsigned_abs() >= pause
-        });
-        wanted && rested
+        wanted && self.tries.have_rested(now)
     }
 
     fn begin(&mut self) {
         let (setup, what) = (self.setup.clone(), self.what.clone());
         let (view, began) = (self.view.clone(), Timestamp::now());
         tracing::info!(source = %setup.source.name, "a logical copy begins");
-        // Seen from its first moment on: whoever waits for its end must not take this for it.
-        let tell = move |progress: Progress| {
-            let (bytes, phase) = (progress.received_bytes, phase(progress.phase).to_owned());
+        let show = move |view: &watch::Sender<SourceView>, bytes, now| {
+            let phase = phase(now).to_owned();
             view.send_modify(|view| {
                 view.backup = Some(UnderWay { began, bytes, of_bytes: None, phase, incremental: false });
             });
         };
+        // From now on: whoever waits for its end must not take this for it, and hears when it is cut off.
+        show(&view, 0, Phase::Opening);
+        let tell = move |progress: Progress| show(&view, progress.received_bytes, progress.phase);
         self.copying = Some(tokio::spawn(async move { copy(&setup, &what, Arc::new(tell)).await }));
     }
 
     /// Whether there is a copy more.
     fn end(&mut self, ended: Result<DumpManifest, String>) -> bool {
         self.copying = None;
-        let (source, now) = (&self.setup.source.name, Timestamp::now());
+        let source = &self.setup.source.name;
+        show_end(self.view, &ended);
         let good = match ended {
             Ok(manifest) => {
                 tracing::info!(%source, backup = %manifest.backup, "a logical copy was made");
-                (self.last, self.failed) = (Some(manifest), None);
+                (self.last, self.tries, self.failed) = (Some(manifest), Tries::default(), None);
                 true
             }
             Err(why) => {
                 tracing::error!(%source, "failed to make a logical copy: {why}");
-                let failures = self.failed.as_ref().map_or(1, |(_, failures, _)| failures + 1);
-                self.failed = Some((now, failures, why));
+                self.tries.failed(Timestamp::now());
+                self.failed = Some(why);
                 false
             }
         };
-        let failed =
-            self.failed.as_ref().map(|(at, _, why)| FailedBackup { at: *at, words: format!("failed to {why}") });
-        self.view.send_modify(|view| {
-            view.backup = None;
-            view.failed_backup = failed;
-        });
         self.show_last();
         good
     }
@@ -205,21 +194,22 @@ impl Tended<'_> {
 /// How it stands: bad when the last try failed, or the newest copy is older than what may be lost.
 fn stand(
     last: Option<&DumpManifest>,
-    failed: Option<&(Timestamp, u32, String)>,
+    failed: Option<&str>,
     rpo: Option<Duration>,
     now: Timestamp,
 ) -> (SourceState, String) {
-    if let Some((_, _, why)) = failed {
+    if let Some(why) = failed {
         return (SourceState::Failing, format!("failed to {why}"));
     }
     // What was committed after its beginning may not be in it.
     let old = last.map(|manifest| (manifest.began, now.duration_since(manifest.began).unsigned_abs()));
     match (old, rpo) {
         (None, _) => (SourceState::Starting, "there is no copy yet".into()),
-        (Some((began, age)), Some(rpo)) if age > rpo => {
-            (SourceState::Failing, format!("the newest copy is of {began}, which is longer ago than `rpo` allows"))
-        }
-        (Some((began, _)), _) => (SourceState::Scheduled, format!("the newest copy is of {began}")),
+        (Some((began, age)), Some(rpo)) if age > rpo => (
+            SourceState::Failing,
+            format!("the newest copy is of {}, which is longer ago than `rpo` allows", moment(began)),
+        ),
+        (Some((began, _)), _) => (SourceState::Scheduled, format!("the newest copy is of {}", moment(began))),
     }
 }
 
@@ -231,6 +221,7 @@ impl From<&DumpManifest> for LastBackup {
             ended: manifest.ended,
             parent: None,
             whole_because: None,
+            cluster: Some(manifest.system.to_string()),
         }
     }
 }
@@ -249,7 +240,6 @@ mod tests {
         assert_eq!(stand(last, None, day, at(24)).0, SourceState::Scheduled);
         assert_eq!(stand(last, None, day, at(25)).0, SourceState::Failing);
         assert_eq!(stand(last, None, None, at(2_500)).0, SourceState::Scheduled);
-        let failed = (at(1), 1, "connect".to_owned());
-        assert_eq!(stand(last, Some(&failed), None, at(2)), (SourceState::Failing, "failed to connect".into()));
+        assert_eq!(stand(last, Some("connect"), None, at(2)), (SourceState::Failing, "failed to connect".into()));
     }
 }

@@ -1,31 +1,24 @@
 //! The task that tends one source: take the lease, ship, and take a base backup whenever one is due.
 
+use super::chores::{Chores, chores};
 use super::forecast::{Base, needs_base};
 use super::guard::{Book, Shared, guard};
+use super::work::{Tries, Work, ended, pause, show_end};
 use super::{Kind, Opening, Setup, Wish, logical, once, view};
 use crate::backup::catalog::index::Catalogue;
 use crate::backup::catalog::manifest::Manifest;
-use crate::backup::catalog::retention::Policy;
 use crate::backup::catalog::window::window;
-use crate::backup::catalog::{expire, marks};
 use crate::backup::restore::estimate::Estimate;
 use crate::backup::ship::lease::{Lease, LeaseError, Standing};
 use crate::backup::ship::{Activity, Shipper, Status};
-use crate::backup::take::Progress;
-use crate::backup::verify;
+use crate::backup::take::{Phase, Progress};
 use crate::config::backup::Source;
-use crate::model::source_view::{
-    CheckedObjects, ConcernKind, FailedBackup, LastBackup, RestoreForecast, SourceState, SourceView,
-};
+use crate::model::source_view::{ConcernKind, FailedBackup, LastBackup, RestoreForecast, SourceState, SourceView};
 use jiff::Timestamp;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use tokio::sync::{Mutex, mpsc, watch};
-use tokio::task::{JoinHandle, JoinSet};
 
-/// After a failure the source is left alone for so long, and longer with each further one.
-pub(super) const AGAIN: Duration = Duration::from_secs(5);
-pub(super) const AGAIN_MAX: Duration = Duration::from_secs(300);
 /// How often the clock is looked at for backups that are due: a schedule has minutes.
 pub(super) const LOOK: Duration = Duration::from_secs(1);
 /// What has come is put and a frontier stored before we end; a store that does not take it in this time does not at all.
@@ -33,15 +26,8 @@ const GRACE: Duration = Duration::from_secs(15);
 /// The same when the slot is to be dropped: the server's disk fills, and what hangs has hung for long.
 const GRACE_ASIDE: Duration = Duration::from_secs(1);
 
-/// Where base backups are taken less often, what is stored is checked, and the old goes, this often.
-const CHECK_EVERY: Duration = Duration::from_secs(86_400);
-/// One of so many objects that were read before is read again by a check.
-const SAMPLE: u64 = 50;
-
 /// A writer that died is followed after this long; three beats of the lease fit into it.
 pub const LEASE_TTL: Duration = Duration::from_secs(30);
-
-type Backup = JoinHandle<Result<Manifest, once::BackUpError>>;
 
 /// Tends a source until it is told to stop, and watches over it; failures are shown, and tried again.
 pub(super) async fn tend(
@@ -67,6 +53,8 @@ async fn again_and_again(
     mut stop: watch::Receiver<bool>,
 ) {
     let mut failures = 0_u32;
+    // Kept beyond a time that is cut off: who waits for it would never hear of it.
+    let mut wanted = None;
     while !*stop.borrow() {
         let mut aside = shared.aside.subscribe();
         tokio::select! {
@@ -76,7 +64,7 @@ async fn again_and_again(
         let ended = {
             let _slot = shared.slot.lock().await;
             tokio::select! {
-                ended = once_over(opening, wishes, shared, stop.clone()) => ended,
+                ended = once_over(opening, wishes, &mut wanted, shared, stop.clone()) => ended,
                 // Opening a repository may hang; nothing was begun then that would need an end.
                 () = too_long_after(stop.clone()) => return,
                 () = too_long_aside(aside) => Ok(Ended::Aside),
@@ -101,9 +89,8 @@ async fn again_and_again(
                 view::turn(view, SourceState::Failing, format!("failed to {why}"));
             }
         });
-        let pause = (AGAIN * 2_u32.saturating_pow(failures.min(10) - 1)).min(AGAIN_MAX);
         tokio::select! {
-            () = tokio::time::sleep(pause) => {}
+            () = tokio::time::sleep(pause(failures - 1)) => {}
             _ = stop.wait_for(|stop| *stop) => return,
         }
     }
@@ -141,6 +128,7 @@ async fn too_long_aside(mut aside: watch::Receiver<bool>) {
 async fn once_over(
     opening: &Opening,
     wishes: &mut mpsc::Receiver<Wish>,
+    wanted: &mut Option<Wish>,
     shared: &Shared,
     mut stop: watch::Receiver<bool>,
 ) -> Result<Ended, String> {
@@ -148,27 +136,30 @@ async fn once_over(
     let setup = opening().await?;
     let lease = take_lease(&setup, view).await?;
     if let Some(what) = &setup.source.logical {
-        return logical::tend(&setup, what, lease, wishes, view, stop).await.map(|()| Ended::Stopped);
+        return logical::tend(&setup, what, lease, wishes, wanted, view, stop).await.map(|()| Ended::Stopped);
     }
     let mut newest = newest(&setup).await?;
     let mut last = newest.manifest.take();
     view.send_modify(|view| view.window_start = newest.window_start);
-    let mut shipper = Shipper::start(once::shipping(&setup, false));
+    let mut shipper = Shipper::start(once::shipping(&setup, *wanted == Some(Wish::NewCluster)));
     let (mut shipped, mut standing) = (shipper.status(), lease.standing());
     let mut tended = Tended {
         setup: &setup,
         view,
         chain_bytes: newest.chain_bytes,
         backup: None,
-        tried: None,
+        tries: Tries::default(),
         answered: None,
         whole_began: newest.whole_began,
-        wanted: None,
+        wanted,
         kind: Kind::Whole,
     };
     tended.show_last(last.as_ref());
-    // What follows a backup; one that is cut off is done again after the next one.
-    let (mut chores, mut checked) = (JoinSet::new(), Instant::now());
+    let mut chores = Chores::new();
+    let chore = || {
+        let (setup, view) = (setup.clone(), view.clone());
+        async move { after(&setup, &view).await }
+    };
     let ended = loop {
         tended.show(&shipped.borrow_and_update().clone(), last.as_ref());
         if let Standing::Lost(who) = &*standing.borrow_and_update() {
@@ -176,30 +167,29 @@ async fn once_over(
         }
         if tended.backup.is_none() {
             let now = Timestamp::now();
-            if let Some(kind) = tended.wanted.take() {
-                tended.begin(shipper.status(), kind);
+            if let Some(wish) = tended.wanted.take() {
+                tended.begin(shipper.status(), wish.kind());
             } else if tended.is_due(last.as_ref(), &shipped.borrow(), now) {
                 let kind = tended.kind(last.as_ref(), &shipped.borrow(), now);
                 tended.begin(shipper.status(), kind);
             }
         }
-        if checked.elapsed() >= CHECK_EVERY {
-            let (setup, view) = (setup.clone(), view.clone());
-            chores.spawn(async move { after(&setup, &view).await });
-            checked = Instant::now();
+        if chores.are_due() {
+            chores.begin(chore());
         }
         tokio::select! {
             () = told(&mut stop) => break Ok(Ended::Stopped),
             () = told(&mut aside) => break Ok(Ended::Aside),
             Some(wish) = wishes.recv() => match wish {
-                Wish::Backup(kind) => tended.wish(kind),
+                Wish::Backup(_) => tended.wish(wish),
                 Wish::NewCluster => {
                     tracing::warn!(source = %setup.source.name, "a person says that another cluster may take this source's place");
                     tended.drop_backup();
+                    // Noted before anything is waited for: that may be cut off.
+                    tended.wish(wish);
                     shipper.stop(GRACE_ASIDE).await;
                     shipper = Shipper::start(once::shipping(&setup, true));
                     shipped = shipper.status();
-                    tended.wish(Kind::Whole);
                 }
             },
             ended = ended(&mut tended.backup) => {
@@ -208,13 +198,11 @@ async fn once_over(
                     tended.chain_bytes = if taken.parent.is_some() { tended.chain_bytes + own } else { own };
                     last = Some(taken);
                     tended.show_last(last.as_ref());
-                    // Beside everything else: with many objects, or a slow store, it takes its time.
-                    let (setup, view) = (setup.clone(), view.clone());
-                    chores.spawn(async move { after(&setup, &view).await });
-                    checked = Instant::now();
+                    chores.begin(chore());
                 }
             }
-            Some(Ok(Some(newest))) = chores.join_next() => {
+            newest = chores.ended() => {
+                let Some(newest) = newest else { continue };
                 // It may have looked before the newest backup was there.
                 let same = newest.manifest.as_ref().map(|one| &one.backup) == last.as_ref().map(|one| &one.backup);
                 if !same {
@@ -254,76 +242,11 @@ async fn take_lease(setup: &Setup, view: &watch::Sender<SourceView>) -> Result<L
     })
 }
 
-/// Lets go what is older than the source's file wants. What fails is told and tried again after the next backup.
-pub(super) async fn expire(setup: &Setup) {
-    let keep = setup.source.keep;
-    let settings = expire::Settings {
-        policy: Policy { window: keep.window.0, backups: keep.backups },
-        grace: marks::GRACE,
-        dry_run: false,
-        now: Timestamp::now(),
-    };
-    let source = &setup.source.name;
-    match expire::expire(setup.repository.as_ref(), &setup.checker, &setup.sealer, source, settings).await {
-        Ok(report) => {
-            let refused = report.clusters.iter().filter_map(|one| one.plan.as_ref().err());
-            for why in refused {
-                tracing::error!(%source, "nothing is let go: {why}");
-            }
-            tracing::info!(%source, deleted = report.deleted.objects, bytes = report.deleted.bytes, "looked for what is too old");
-        }
-        Err(error) => tracing::error!(%source, "failed to {error}"),
-    }
-}
-
-/// The end of the backup under way; never, without one.
-async fn ended(backup: &mut Option<Backup>) -> Result<Manifest, String> {
-    match backup {
-        None => std::future::pending().await,
-        Some(task) => match task.await {
-            Ok(Ok(manifest)) => Ok(manifest),
-            Ok(Err(error)) => Err(error.to_string()),
-            Err(error) => Err(format!("go on: {error}")),
-        },
-    }
-}
-
 /// What follows a backup, and is done once a day anyway: what is stored is checked, and the old goes. Answers how it stands
 /// then, where that can be read.
 async fn after(setup: &Setup, view: &watch::Sender<SourceView>) -> Option<Newest> {
-    // Before anything goes: a backup that is found damaged must not be the reason that an older one does.
-    check(setup, view).await;
-    expire(setup).await;
+    chores(setup, view).await;
     newest(setup).await.ok()
-}
-
-/// Reads what no check has read before, and a sample of the rest; stores the proof. A place that cannot be reached proves
-/// nothing, and the next check reads it.
-async fn check(setup: &Setup, view: &watch::Sender<SourceView>) {
-    let source = &setup.source.name;
-    let now = Timestamp::now();
-    let settings = verify::Settings { sample: SAMPLE, seed: now.as_second().unsigned_abs(), now };
-    let (repository, checker) = (setup.repository.as_ref(), &setup.checker);
-    let report = match verify::verify(repository, checker, None, Some(&setup.sealer), source, settings).await {
-        Ok(report) => report,
-        Err(error) => return tracing::warn!(%source, "failed to {error}"),
-    };
-    if let Some(why) = &report.ended_early {
-        tracing::warn!(%source, "the check of what is stored ended before it was done: {why}");
-    }
-    for finding in &report.findings {
-        tracing::error!(%source, name = finding.name, "what is stored is not what it should be: {}", finding.why);
-    }
-    if report.findings.is_empty() && report.ended_early.is_some() {
-        return;
-    }
-    let of_log = report.clusters.iter().map(|cluster| cluster.log_read.objects);
-    let of_backups = report.clusters.iter().flat_map(|cluster| &cluster.backups).map(|backup| backup.read.objects);
-    let objects = of_log.chain(of_backups).sum();
-    let first = report.findings.first().map(|finding| format!("{}: {}", finding.name, finding.why));
-    let wrong = report.findings.len() as u64;
-    tracing::info!(%source, objects, wrong, "checked what is stored");
-    view.send_modify(|view| view.checked = Some(CheckedObjects { at: Timestamp::now(), objects, wrong, first }));
 }
 
 /// What the repository says of a source.
@@ -372,15 +295,15 @@ struct Tended<'a> {
     view: &'a watch::Sender<SourceView>,
     /// What the newest backup needs to be restored, in bytes as stored.
     chain_bytes: u64,
-    backup: Option<Backup>,
-    /// When the last try that failed ended, and how many did in a row.
-    tried: Option<(Timestamp, u32)>,
+    backup: Option<Work<Manifest>>,
+    /// Those that failed.
+    tries: Tries,
     /// The gap that the last backup was the answer to.
     answered: Option<String>,
     /// When the newest whole backup began.
     whole_began: Option<Timestamp>,
-    /// What somebody wants and what is under way does not answer.
-    wanted: Option<Kind>,
+    /// What somebody wants and what is under way does not answer. It outlives this.
+    wanted: &'a mut Option<Wish>,
     /// What is under way.
     kind: Kind,
 }
@@ -434,10 +357,11 @@ impl Tended<'_> {
     }
 
     /// Somebody wants a backup. What is under way answers it, unless that is less than what is wanted.
-    fn wish(&mut self, kind: Kind) {
-        let kind = if self.setup.source.incremental.is_some() { kind } else { Kind::Whole };
-        if self.backup.is_none() || (self.kind == Kind::Incremental && kind == Kind::Whole) {
-            self.wanted = Some(kind);
+    fn wish(&mut self, wish: Wish) {
+        let wish = if self.setup.source.incremental.is_some() { wish } else { wish.max(Wish::Backup(Kind::Whole)) };
+        if self.backup.is_none() || (self.kind == Kind::Incremental && wish.kind() == Kind::Whole) {
+            // Of two the one that asks for more: it answers both.
+            *self.wanted = (*self.wanted).max(Some(wish));
         }
     }
 
@@ -467,11 +391,7 @@ impl Tended<'_> {
         let scheduled = last.is_some() && self.scheduled(last).is_some_and(|due| due <= now);
         // Without a log that arrives, a backup would wait for it in vain.
         let possible = status.activity == Activity::Streaming;
-        let rested = self.tried.is_none_or(|(at, failures)| {
-            let pause = (AGAIN * 2_u32.saturating_pow(failures.min(10))).min(AGAIN_MAX);
-            now.duration_since(at).unsigned_abs() >= pause
-        });
-        (needed || scheduled) && possible && rested
+        (needed || scheduled) && possible && self.tries.have_rested(now)
     }
 
     /// Whether the slot was dropped after that: whatever log is missing then, a new base backup begins a new whole.
@@ -485,6 +405,12 @@ impl Tended<'_> {
         self.answered.clone_from(&shipped.borrow().needs_base);
         let (setup, view, began) = (self.setup.clone(), self.view.clone(), Timestamp::now());
         tracing::info!(source = %setup.source.name, ?kind, "a base backup begins");
+        // From now on: who waits for one that is cut off before it says anything hears of that.
+        let nothing = Progress { phase: Phase::Opening, received_bytes: 0, estimated_bytes: None, stored_bytes: 0 };
+        view.send_modify(|view| {
+            view.backup = None;
+            view::under_way(view, began, kind, nothing);
+        });
         let tell = move |progress: Progress| view.send_modify(|view| view::under_way(view, began, kind, progress));
         self.backup = Some(tokio::spawn(async move { once::back_up(&setup, kind, shipped, Arc::new(tell)).await }));
     }
@@ -497,16 +423,11 @@ impl Tended<'_> {
 
     fn end(&mut self, ended: Result<Manifest, String>) -> Option<Manifest> {
         self.backup = None;
-        let failed = |why| FailedBackup { at: Timestamp::now(), words: format!("failed to {why}") };
-        let failed = ended.as_ref().err().map(failed);
-        self.view.send_modify(|view| {
-            view.backup = None;
-            view.failed_backup.clone_from(&failed);
-        });
+        show_end(self.view, &ended);
         match ended {
             Ok(manifest) => {
                 tracing::info!(source = %self.setup.source.name, backup = %manifest.backup, "a base backup was taken");
-                self.tried = None;
+                self.tries = Tries::default();
                 if manifest.parent.is_none() {
                     self.whole_began = Some(manifest.began);
                 }
@@ -515,8 +436,7 @@ impl Tended<'_> {
             Err(why) => {
                 tracing::error!(source = %self.setup.source.name, "failed to take a base backup: {why}");
                 self.answered = None;
-                let failures = self.tried.map_or(1, |(_, failures)| failures + 1);
-                self.tried = Some((Timestamp::now(), failures));
+                self.tries.failed(Timestamp::now());
                 None
             }
         }

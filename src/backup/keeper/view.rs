@@ -74,6 +74,7 @@ impl From<&Manifest> for LastBackup {
             ended: manifest.ended,
             parent: manifest.parent.as_ref().map(ToString::to_string),
             whole_because: manifest.whole_because.clone(),
+            cluster: Some(manifest.server.system.to_string()),
         }
     }
 }

@@ -9,11 +9,13 @@
 //! | [`dump()`] | streams into objects, and the manifest that makes them a copy |
 //! | [`plan()`] | which copy a restore takes; no I/O |
 //! | [`restore()`] | a copy into databases beside those that are there; they take their names when all is well |
+//! | `ground` | what is on the server already, and whether that may be put aside |
 //! | `programs` | PostgreSQL's own programs: found, called without a password in their arguments, believed by their exit code |
 //! | `sql` | statements out of what `pg_dumpall` and `pg_restore` write; no I/O |
 
 mod dump;
 mod feed;
+mod ground;
 mod plan;
 mod programs;
 mod restore;
@@ -23,5 +25,5 @@ mod sql;
 
 pub use dump::{DumpError, Job, dump};
 pub use plan::{NoCopy, Plan, Wanted, plan};
-pub use programs::{ProgramError, Programs};
+pub use programs::{ProgramError, Programs, places, usual_folders};
 pub use restore::{Options, Report, RestoreError, Restored, restore, survey};

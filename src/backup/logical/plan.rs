@@ -8,6 +8,7 @@ use crate::backup::catalog::dumps::{Dump, DumpManifest};
 use crate::backup::catalog::holdings::Holdings;
 use crate::backup::repository::{BackupId, Cluster};
 use crate::model::quantity::rounded_bytes;
+use crate::model::text::{clean, count, moment, moment_from};
 use jiff::Timestamp;
 use serde::Serialize;
 use std::fmt;
@@ -48,7 +49,7 @@ pub enum NoCopy {
     )]
     None(String),
     /// None had ended by then.
-    #[error("no copy had ended by {at}\nhint: the oldest is {oldest}, ended at {ended}")]
+    #[error("no copy had ended by {at}\nhint: the oldest is {oldest}, ended by {}", moment_from(*.ended))]
     TooEarly {
         /// The time.
         at: Timestamp,
@@ -135,12 +136,19 @@ impl fmt::Display for Plan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let copy = &self.copy;
         writeln!(f, "{}: {}", self.cluster.source, self.wanted)?;
-        writeln!(f, "  {}, begun {}, ended {}, of PostgreSQL {}", copy.backup, copy.began, copy.ended, copy.major())?;
+        writeln!(
+            f,
+            "  {}, begun {}, ended {}, of PostgreSQL {}",
+            copy.backup,
+            moment(copy.began),
+            moment(copy.ended),
+            copy.major()
+        )?;
         writeln!(f, "  what was committed after its databases began to be read is not in it")?;
         for database in &copy.databases {
-            writeln!(f, "  database {}: {}", database.name.escape_debug(), rounded_bytes(database.stream.bytes))?;
+            writeln!(f, "  database {}: {}", clean(&database.name), rounded_bytes(database.stream.bytes))?;
         }
-        write!(f, "  {} objects, {} to read", copy.objects.len(), rounded_bytes(self.stored_bytes))
+        write!(f, "  {}, {} to read", count(copy.objects.len(), "object"), rounded_bytes(self.stored_bytes))
     }
 }
 

@@ -30,7 +30,8 @@ pub enum ProgramError {
     /// It is not there in a version that will do.
     #[error(
         "find {program} of PostgreSQL {at_least} or later: {what}\nhint: install the client programs of PostgreSQL {at_least}, or \
-         name their folder with `bin`"
+         name their folder with {}\nhint: without that they are looked for in {}",
+        named_by(.program), places(*.at_least)
     )]
     NotFound {
         /// Which.
@@ -110,16 +111,30 @@ impl Programs {
     }
 }
 
+/// What names the folder of a program.
+fn named_by(program: &str) -> &'static str {
+    match program {
+        "pg_restore" => "`--bin DIR`, or `bin` under `restore` in the source's file",
+        _ => "`bin` in the source's file",
+    }
+}
+
+/// Where Debian and others put the programs of a major version.
+pub fn usual_folders(major: u32) -> [PathBuf; 3] {
+    ["/usr/lib/postgresql/N/bin", "/usr/pgsql-N/bin", "/usr/local/pgsql-N/bin"]
+        .map(|folder| folder.replace('N', &major.to_string()).into())
+}
+
+/// The same in words, for hints.
+pub fn places(major: u32) -> String {
+    let folders = usual_folders(major).map(|folder| folder.display().to_string());
+    format!("{}, and the folders of PATH", folders.join(", "))
+}
+
 fn usual(at_least: u32) -> impl Iterator<Item = PathBuf> {
-    let folders = (at_least..=MAJOR_MAX).flat_map(|major| {
-        [
-            format!("/usr/lib/postgresql/{major}/bin"),
-            format!("/usr/pgsql-{major}/bin"),
-            format!("/usr/local/pgsql-{major}/bin"),
-        ]
-    });
+    let folders = (at_least..=MAJOR_MAX).flat_map(usual_folders);
     let path = std::env::var_os("PATH").unwrap_or_default();
-    folders.map(PathBuf::from).chain(std::env::split_paths(&path).collect::<Vec<_>>())
+    folders.chain(std::env::split_paths(&path).collect::<Vec<_>>())
 }
 
 async fn version(path: &Path) -> Result<(u32, String), String> {

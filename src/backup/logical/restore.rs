@@ -6,10 +6,11 @@
 
 use super::dump::GLOBALS_MAX_BYTES;
 use super::feed::Feed;
+use super::ground::{Ground, drop_of, unfinished};
 use super::plan::{NoCopy, Plan, Wanted};
 use super::programs::{ProgramError, Programs};
 use super::roles::{Act, act};
-use super::server::{Found, Seen, is_empty, look, open};
+use super::server::open;
 use super::sql::{quoted, statements};
 use crate::backup::catalog::dumps::DatabaseDump;
 use crate::backup::catalog::index::CatalogueError;
@@ -18,6 +19,7 @@ use crate::backup::repository::{BackupId, DumpStream, Repository, RepositoryErro
 use crate::backup::restore::{Check, Checked, ask_at};
 use crate::backup::seal::{Opener, SealError};
 use crate::backup::source::postgres::{Address, Connection, PostgresError};
+use crate::model::text::clean;
 use crate::model::{SourceName, SystemId};
 use jiff::Timestamp;
 use serde::Serialize;
@@ -26,10 +28,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
-/// What an unfinished database's name begins with.
-const UNFINISHED: &str = "mainstay_unfinished_";
 /// What servers cut longer names to (`NAMEDATALEN`).
-const NAME_BYTES: usize = 63;
+pub(super) const NAME_BYTES: usize = 63;
 
 /// Where a copy goes, and how.
 #[derive(Clone)]
@@ -91,12 +91,17 @@ pub enum RestoreError {
     #[error("{0}")]
     Strange(String),
     /// It failed after it had begun.
-    #[error("{error}\nhint: unfinished databases are left for you to look at, and the same command begins anew; remove them with: {}", .left.join("; "))]
+    #[error(
+        "{error}\nhint: unfinished databases are left for you to look at, and the same command begins anew; remove them with: {}{}",
+        .left.join("; "), .before.iter().map(|note| format!("\nhint: from before: {note}")).collect::<String>()
+    )]
     Left {
         /// Why.
         error: Box<RestoreError>,
         /// What removes what was begun.
         left: Vec<String>,
+        /// What is left of restores before this one, in words: it takes room, too.
+        before: Option<String>,
     },
 }
 
@@ -153,14 +158,16 @@ impl Report {
     }
 }
 
-/// Looks whether the copy can go there, and does nothing: what stands in its way, and what will be put aside.
+/// Looks whether the copy can go there, and does nothing: what stands in its way, what will be put aside, what is left there
+/// of restores that did not end.
 ///
 /// # Errors
 /// When it cannot, or that cannot be found out.
 pub async fn survey(plan: &Plan, options: &Options) -> Result<Vec<String>, RestoreError> {
     let ground = Ground::survey(plan, options).await?;
     Programs::find("pg_restore", options.bin.as_deref(), archive_major(plan)).await?;
-    Ok(ground.aside.iter().map(|name| format!("the database {} is put aside", name.escape_debug())).collect())
+    let aside = ground.aside.iter().map(|name| format!("the database {} is put aside", clean(name)));
+    Ok(aside.chain(ground.left()).collect())
 }
 
 /// Restores a copy. `tell` hears of every object that was read, with its bytes as stored.
@@ -180,10 +187,12 @@ pub async fn restore(
     let feed = Feed { repository, opener, tell };
     let mut work = Work { plan, options, programs, feed, ground, report: report(plan, options), begun: Vec::new() };
     if let Err(error) = work.all().await {
-        let left: Vec<String> = work.begun.iter().map(|name| format!("DROP DATABASE {}", quoted(name))).collect();
-        return Err(if left.is_empty() { error } else { RestoreError::Left { error: Box::new(error), left } });
+        let left: Vec<String> = work.begun.iter().map(|name| drop_of(name)).collect();
+        let before = work.ground.left();
+        return Err(if left.is_empty() { error } else { RestoreError::Left { error: Box::new(error), left, before } });
     }
     let mut report = work.report;
+    report.notes.extend(work.ground.left());
     for check in &options.checks {
         report.checks.push(ask_at(&options.into, check).await);
     }
@@ -225,79 +234,6 @@ fn archive_major(plan: &Plan) -> u32 {
     digits[..end].parse().unwrap_or_else(|_| plan.copy.major())
 }
 
-/// The server that a copy goes to, as it was found.
-struct Ground {
-    seen: Seen,
-    /// The database in which the server is spoken with.
-    place: String,
-    /// Databases that will be put aside.
-    aside: Vec<String>,
-}
-
-impl Ground {
-    async fn survey(plan: &Plan, options: &Options) -> Result<Ground, RestoreError> {
-        let names: Vec<&str> = plan.copy.databases.iter().map(|database| database.name.as_str()).collect();
-        let (seen, place) = Ground::meet(options, &names).await?;
-        let mut aside = Vec::new();
-        for database in &plan.copy.databases {
-            let Some(found) = seen.database(&database.name) else { continue };
-            aside.push(found.name.clone());
-            fits(database, found, options).await?;
-        }
-        Ok(Ground { seen, place, aside })
-    }
-
-    /// Speaks with the server in a database that none of the copy's will take the name of.
-    async fn meet(options: &Options, taken: &[&str]) -> Result<(Seen, String), RestoreError> {
-        let named = options.into.database();
-        let mut failed = None;
-        for place in [named, "postgres", "template1"] {
-            if taken.contains(&place) {
-                continue;
-            }
-            match open(&options.into, place).await {
-                Ok(mut connection) => {
-                    let seen = look(&mut connection).await;
-                    connection.close().await;
-                    return Ok((seen?, place.to_owned()));
-                }
-                Err(error) => failed = failed.or(Some(error)),
-            }
-        }
-        Err(failed.map_or_else(
-            || RestoreError::Refused("no database is left to work from: all are to be restored".into()),
-            RestoreError::Postgres,
-        ))
-    }
-}
-
-/// Whether what is there may be put aside.
-async fn fits(database: &DatabaseDump, found: &Found, options: &Options) -> Result<(), RestoreError> {
-    let name = found.name.escape_debug();
-    if found.sessions > 0 {
-        return Err(RestoreError::Refused(format!(
-            "the database {name} is in use by {} sessions\nhint: end them first; it is put aside under another name at the end",
-            found.sessions
-        )));
-    }
-    if options.force {
-        return Ok(());
-    }
-    if !found.connectable || !is_empty(&options.into, &found.name).await? {
-        return Err(RestoreError::Refused(format!(
-            "the database {name} is there, and holds something\nhint: `--force` puts it aside under another name; nothing is \
-             dropped"
-        )));
-    }
-    if found.encoding != database.encoding {
-        return Err(RestoreError::Refused(format!(
-            "the empty database {name} has the encoding {}, the copy is in {}\nhint: remove it; the restore makes one as it was",
-            found.encoding, database.encoding
-        )));
-    }
-    Ok(())
-}
-
 struct Work<'a> {
     plan: &'a Plan,
     options: &'a Options,
@@ -316,7 +252,8 @@ impl Work<'_> {
         // One transaction for all: every database has its name, or none.
         let mut last = vec!["BEGIN".to_owned()];
         for database in &self.plan.copy.databases {
-            let unfinished = format!("{UNFINISHED}{}_{}", database.oid, now.strftime("%Y%m%d%H%M%S"));
+            let random = getrandom::u32().map_err(|error| RestoreError::Feed(std::io::Error::other(error)))?;
+            let unfinished = unfinished(database.oid, now, random);
             last.extend(self.one(database, &unfinished).await?);
             let moved_aside = self.ground.aside.contains(&database.name).then(|| aside(&database.name, now));
             if let Some(aside) = &moved_aside {

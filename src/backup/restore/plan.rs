@@ -15,6 +15,7 @@ use crate::backup::catalog::manifest::{Manifest, ProofKind};
 use crate::backup::catalog::path::{End, NoPath, Path, path};
 use crate::backup::catalog::window::{acknowledged, line};
 use crate::backup::repository::{Archive, BackupId, Item, Key};
+use crate::model::text::{moment, moment_from};
 use crate::model::{Lsn, SourceName, SystemId, Timeline};
 use jiff::Timestamp;
 use serde::{Serialize, Serializer};
@@ -183,7 +184,8 @@ pub enum PlanError {
     Path(#[from] NoPath),
     /// The time lies before every backup is consistent.
     #[error(
-        "{time} lies before {oldest}, when the oldest backup that can be used ended\nhint: that is the earliest state that can be restored"
+        "{time} lies before {}, when the oldest backup that can be used ended\nhint: that is the earliest state that can be restored",
+        moment_from(*.oldest)
     )]
     TimeTooEarly {
         /// The time asked for.
@@ -194,8 +196,8 @@ pub enum PlanError {
     /// The time lies after the newest that is known of the log.
     #[error(
         "{time} lies after the end of the log{}: nothing says what happened until then\nhint: `--latest` restores all there is, up to {lsn}{}",
-        .at.map(|at| format!(", which was last seen at {at}")).unwrap_or_default(),
-        .at.map(|at| format!("; `--at {at}` is the last time that can be named")).unwrap_or_default()
+        .at.map(|at| format!(", which was last seen at {}", moment(at))).unwrap_or_default(),
+        .at.map(|at| format!("; `--at {}` is the last time that can be named", moment(at))).unwrap_or_default()
     )]
     TimeTooLate {
         /// The time asked for.

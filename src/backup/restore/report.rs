@@ -6,6 +6,7 @@ use super::place::Place;
 use super::plan::{Plan, Target};
 use super::start::{Host, LOG_FILE, Reached};
 use crate::backup::repository::BackupId;
+use crate::model::text::moment;
 use crate::model::{Lsn, SourceName, SystemId, Timeline};
 use jiff::Timestamp;
 use serde::Serialize;
@@ -172,7 +173,8 @@ impl Report {
         if let Some(at) = plan.end.at.filter(|_| plan.target == Target::Latest && reached.last_transaction.is_none()) {
             // Servers do not count the one whose commit is the log's last record.
             self.notes.push(format!(
-                "between the base backup and the log's last record no transaction ended; the log was last seen at {at}"
+                "between the base backup and the log's last record no transaction ended; the log was last seen at {}",
+                moment(at)
             ));
         }
     }

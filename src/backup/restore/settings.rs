@@ -56,12 +56,14 @@ const NOT_KEPT: [&str; 22] = [
 ];
 
 /// Settings that recovery refuses to run with when they are lower than where the log was written.
-const AT_LEAST: [&str; 5] = [
-    "max_connections",
-    "max_worker_processes",
-    "max_wal_senders",
-    "max_prepared_transactions",
-    "max_locks_per_transaction",
+///
+/// Each with what a server has that nobody told otherwise (13 to 18): where the source had that, nobody need be told.
+const AT_LEAST: [(&str, u64); 5] = [
+    ("max_connections", 100),
+    ("max_worker_processes", 8),
+    ("max_wal_senders", 10),
+    ("max_prepared_transactions", 0),
+    ("max_locks_per_transaction", 64),
 ];
 
 /// Settings that a server without its configuration file is given from what the source said of itself.
@@ -278,12 +280,14 @@ fn auto_conf(main: &str, auto: &str, facts: &ServerFacts, stop: &Stop, timeline:
     // The last line that sets a name counts.
     let set: BTreeMap<String, String> =
         main.lines().chain(text.lines()).filter_map(|line| Some((name_of(line)?, value_of(line)))).collect();
-    for name in AT_LEAST {
+    for (name, usual) in AT_LEAST {
         let Some(needed) = facts.settings.get(name).and_then(|value| value.parse::<u64>().ok()) else { continue };
         let has = set.get(name).and_then(|value| value.parse::<u64>().ok());
         if has.is_none_or(|has| has < needed) {
-            let old = has.map_or("the default".to_owned(), |has| has.to_string());
-            notes.push(format!("{name} is {needed}, as it was on the source, in place of {old}"));
+            if has.unwrap_or(usual) != needed {
+                let old = has.map_or("the default".to_owned(), |has| has.to_string());
+                notes.push(format!("{name} is {needed}, as it was on the source, in place of {old}"));
+            }
             text += &format!("{name} = {needed}\n");
         }
     }
@@ -403,6 +407,12 @@ mod tests {
         let (text, notes) = auto_conf(main, "", &needed, &Stop::Consistent, Timeline(3));
         assert!(text.starts_with("max_connections = 300\narchive_mode"), "{text}");
         assert_eq!(notes, ["max_connections is 300, as it was on the source, in place of 100"]);
+        // What every server has that nobody told otherwise is set, and is nobody's business.
+        let usual =
+            facts(&[("max_connections", "100"), ("max_worker_processes", "16"), ("max_prepared_transactions", "0")]);
+        let (text, notes) = auto_conf("", "", &usual, &Stop::Consistent, Timeline(3));
+        assert!(text.contains("max_connections = 100\n"), "{text}");
+        assert_eq!(notes, ["max_worker_processes is 16, as it was on the source, in place of the default"]);
         // The last one counts, and the automatic file is read last.
         let (text, notes) = auto_conf(main, "max_connections = 400\n", &needed, &Stop::Consistent, Timeline(3));
         assert!(notes.is_empty() && !text.contains("= 300"), "{text}");

@@ -2,6 +2,7 @@
 
 use super::plan::Plan;
 use crate::model::quantity::rounded_bytes;
+use crate::model::text::{count, moment};
 use std::fmt;
 
 fn time(secs: u64) -> String {
@@ -23,8 +24,8 @@ impl fmt::Display for Plan {
         let below = self.ancestors.iter().map(|one| (&one.manifest, &one.chunks, &one.index));
         for (backup, chunks, index) in below.chain([(base, &self.chunks, &self.index)]) {
             let stored = chunks.iter().chain([index]).map(|object| object.stored_bytes).sum();
-            let (name, ended, count) = (&backup.backup, backup.ended, chunks.len());
-            writeln!(f, "  {word:<9} {name} of {ended}: {count} objects, {}", rounded_bytes(stored))?;
+            let (name, ended, objects) = (&backup.backup, moment(backup.ended), count(chunks.len(), "object"));
+            writeln!(f, "  {word:<9} {name} of {ended}: {objects}, {}", rounded_bytes(stored))?;
             // What lies on top of the whole one.
             word = "+ changes";
         }
@@ -32,8 +33,9 @@ impl fmt::Display for Plan {
         let from = base.start;
         writeln!(
             f,
-            "  log       from {from}: {} segments in {parts} objects, {}",
-            log.len(),
+            "  log       from {from}: {} in {}, {}",
+            count(log.len(), "segment"),
+            count(parts, "object"),
             rounded_bytes(self.log_bytes)
         )?;
         write!(f, "  log ends  at {}", self.end.lsn)?;
@@ -41,7 +43,7 @@ impl fmt::Display for Plan {
             write!(f, ", acknowledged to {acknowledged}")?;
         }
         if let Some(at) = self.end.at {
-            write!(f, ", last seen at {at}")?;
+            write!(f, ", last seen at {}", moment(at))?;
         }
         writeln!(f)?;
         for (oid, path) in &self.tablespaces {

@@ -11,6 +11,7 @@
 use crate::backup::repository::{Key, Leased, Replaced, Repository, RepositoryError};
 use crate::backup::seal::{Checker, SealError, Sealer};
 use crate::model::SourceName;
+use crate::model::text::moment;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -58,7 +59,8 @@ pub enum Standing {
 pub enum LeaseError {
     /// Its holder is alive.
     #[error(
-        "write for {source_name}: {owner} does so since {since}\nhint: stop it first, or wait: when it is gone, its place is free after {} s",
+        "write for {source_name}: {owner} does so since {}\nhint: stop it first, or wait: when it is gone, its place is free after {} s",
+        moment(*.since),
         .ttl.as_secs()
     )]
     Held {
@@ -265,7 +267,9 @@ impl Holder {
         for _ in 0..RACES {
             let seen = match self.read().await? {
                 Some((there, version)) if there.nonce == self.claim.nonce => Some(version),
-                Some((there, _)) => return Ok(Beat::Lost(format!("{} has it since {}", there.owner, there.since))),
+                Some((there, _)) => {
+                    return Ok(Beat::Lost(format!("{} has it since {}", there.owner, moment(there.since))));
+                }
                 // Somebody deleted it. Nobody has taken it: it is ours as before.
                 None => None,
             };

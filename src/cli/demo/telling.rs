@@ -3,6 +3,7 @@
 use super::Demo;
 use crate::cli::exit::{Exit, Failure};
 use crate::cli::ui::Tone;
+use crate::cli::words;
 use anyhow::anyhow;
 use std::fs;
 use std::path::Path;
@@ -70,11 +71,6 @@ impl Demo<'_> {
     }
 }
 
-/// A path as one word of a shell line.
 fn shell_word(path: &Path) -> String {
-    let text = path.to_string_lossy();
-    if text.chars().all(|c| c.is_alphanumeric() || "/._-+:@,".contains(c)) {
-        return text.into_owned();
-    }
-    format!("'{}'", text.replace('\'', r"'\''"))
+    words::shell_word(&path.to_string_lossy())
 }

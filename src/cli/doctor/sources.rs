@@ -12,6 +12,7 @@ use crate::cli::exit::Failure;
 use crate::config::backup::{Backups, Logical, Source};
 use crate::config::daemon::{Daemon, RepositoryPlace};
 use jiff::{SignedDuration, Timestamp};
+use std::path::Path;
 use std::time::Duration;
 
 /// A server or a store that takes longer to say all this is not one to rely on.
@@ -23,10 +24,14 @@ const PROBE: &str = ".mainstay/";
 
 /// Looks at everything that backups need; nothing when there are no sources.
 pub(super) async fn look(config: &Daemon, backups: &Backups, checks: &mut Vec<Check>) {
+    if let Some(identity) = &config.repository.identity {
+        checks.push(restoring(identity));
+    }
     if backups.sources.is_empty() {
         return;
     }
     checks.push(keys(config));
+    checks.extend(config.repository.sign_with.as_deref().and_then(signing));
     repository(config, checks).await;
     for source in backups.sources.values() {
         match &source.logical {
@@ -51,6 +56,29 @@ fn keys(config: &Daemon) -> Check {
         }
         Err(failure) => failed(NAME, &failure),
     }
+}
+
+/// Whether this machine can restore by itself, as the settings say.
+fn restoring(identity: &Path) -> Check {
+    const NAME: &str = "identity";
+    match desk::about_identity(identity) {
+        None => Check::good(NAME, format!("{} opens backups", identity.display())),
+        // It opens them, for others too.
+        Some(trouble) if desk::open_to_others(identity).is_some() && !trouble.unusable => {
+            Check::poor(NAME, trouble.words, trouble.hint)
+        }
+        Some(trouble) => Check::missing(NAME, trouble.words, trouble.hint),
+    }
+}
+
+/// Whether others can sign in our name.
+fn signing(key: &Path) -> Option<Check> {
+    let mode = desk::open_to_others(key)?;
+    Some(Check::poor(
+        "signing key",
+        format!("{}: others may read it (mode {mode:o}), and sign backups that a restore believes", key.display()),
+        format!("`chmod 600 {}`, as the daemon's user; make a new one if it was read", key.display()),
+    ))
 }
 
 fn failed(name: &'static str, failure: &Failure) -> Check {
@@ -199,6 +227,34 @@ async fn copied(source: &Source, what: &Logical) -> Vec<Check> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn keys_are_looked_at_before_they_are_needed() {
+        use std::os::unix::fs::{PermissionsExt as _, symlink};
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("identity.txt");
+        let look = || {
+            let check = restoring(&file);
+            (check.state, check.found, check.mend.join(" "))
+        };
+        assert_eq!(look().0, State::Missing);
+        symlink("/dev/zero", &file).unwrap();
+        let (state, found, mend) = look();
+        assert!(state == State::Missing && found.contains("it is a device") && !mend.is_empty(), "{found}");
+        std::fs::remove_file(&file).unwrap();
+        std::fs::write(&file, "age1no").unwrap();
+        let (state, found, _) = look();
+        assert!(state == State::Missing && found.contains("line 1 of the identity file"), "{found}");
+        let keys = crate::backup::seal::new_key_set().unwrap();
+        std::fs::write(&file, keys.identity_file(Timestamp::now())).unwrap();
+        let mode = |mode| std::fs::set_permissions(&file, std::fs::Permissions::from_mode(mode)).unwrap();
+        mode(0o640);
+        let (state, found, mend) = look();
+        assert!(state == State::Poor && found.contains("mode 640") && mend.contains("chmod 600"), "{found} {mend}");
+        assert_eq!(signing(&file).map(|check| check.state), Some(State::Poor));
+        mode(0o600);
+        assert_eq!((look().0, signing(&file)), (State::Good, None));
+    }
 
     #[test]
     fn clocks_that_are_a_minute_apart_are_told() {

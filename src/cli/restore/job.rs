@@ -1,6 +1,7 @@
 //! What is to be done with a restore, from the source's file and the options together: where to, and how far.
 
 use super::{Args, failed};
+use crate::backup::logical::{places, usual_folders};
 use crate::backup::restore::container::{Keep, Published, Wanted};
 use crate::backup::restore::{Check, Container, Into as Files, LocalServer};
 use crate::cli::Context;
@@ -205,6 +206,7 @@ impl Job {
                 let what = major.map_or_else(|| "PostgreSQL".to_owned(), |major| format!("PostgreSQL {major}"));
                 Failure::wrong(format!("find the programs of {what} on this machine"))
                     .hint("name the folder of `postgres` with `--bin DIR`, or take `--files-only`")
+                    .hint(looked_for(major))
                     .hint("or a container: `--into container --image postgres:N`")
             })?,
         };
@@ -327,17 +329,19 @@ fn engine(desk: &Desk) -> Result<Docker, Failure> {
     Docker::connect(config).map_err(|error| failed(error.into()))
 }
 
+/// Where programs are looked for that nobody names.
+pub(super) fn looked_for(major: Option<u32>) -> String {
+    match major {
+        Some(major) => format!("without it they are looked for in {}", places(major)),
+        None => "without it they are looked for in the folders of PATH".to_owned(),
+    }
+}
+
 /// Where Debian and others put the programs of a major version.
 fn found(major: Option<u32>) -> Option<PathBuf> {
-    let usual = major.into_iter().flat_map(|major| {
-        [
-            format!("/usr/lib/postgresql/{major}/bin"),
-            format!("/usr/pgsql-{major}/bin"),
-            format!("/usr/local/pgsql-{major}/bin"),
-        ]
-    });
+    let usual = major.into_iter().flat_map(usual_folders);
     let path = std::env::var_os("PATH").unwrap_or_default();
-    let folders = usual.map(PathBuf::from).chain(std::env::split_paths(&path).collect::<Vec<_>>());
+    let folders = usual.chain(std::env::split_paths(&path).collect::<Vec<_>>());
     folders.into_iter().find(|folder| folder.join("postgres").is_file())
 }
 

@@ -15,6 +15,7 @@ use crate::config::backup::{LogicalRestore, is_logical, parse_logical_restore};
 use crate::config::secret::Secret;
 use crate::model::SourceName;
 use crate::model::quantity::rounded_bytes;
+use crate::model::text::moment;
 use serde_json::json;
 use std::sync::Arc;
 
@@ -174,7 +175,7 @@ fn tell(context: &Context, report: &Report, followed: &[Followed], good: bool) {
         mark(good),
         report.source,
         report.copy,
-        report.began,
+        moment(report.began),
         report.into
     ));
     for database in &report.databases {

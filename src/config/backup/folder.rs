@@ -184,7 +184,8 @@ fn files_in(folder: &Path) -> Result<Vec<PathBuf>, String> {
         let path = entry.map_err(failed)?.path();
         let hidden = path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"."));
         let is_yaml = path.extension().is_some_and(|end| end == "yml" || end == "yaml");
-        if is_yaml && !hidden && !path.is_dir() {
+        // What is no file is refused when it is read: a source that is not there must not go unnoticed.
+        if is_yaml && !hidden {
             files.push(path);
         }
         if files.len() > FILES_MAX {

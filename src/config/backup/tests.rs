@@ -356,7 +356,7 @@ fn all_files_of_the_folder_are_read_and_other_things_are_not() {
         ("backups/.hidden.yml", "["),
         ("backups/notes.txt", "["),
     ]);
-    fs::create_dir(folder.path().join("backups/c.yml")).unwrap();
+    fs::create_dir(folder.path().join("backups/c")).unwrap();
     SecretStore::new(&folder.path().join("data")).set("DB", &Secret::new("hush-hush")).unwrap();
     // What is wrong with the settings themselves is told with the settings.
     let backups = load(&folder.path().join("mainstay.yml")).unwrap_or_else(|e| panic!("{e}"));
@@ -396,6 +396,53 @@ fn what_is_wrong_with_all_files_is_told_at_once() {
 }
 
 #[test]
+fn what_is_no_regular_file_is_refused_by_name_and_never_waited_for() {
+    use std::os::unix::fs::symlink;
+    let folder = folder_with(&[
+        ("mainstay.yml", "repos: { shop: /x }\n"),
+        ("backups/good.yml", "postgres: 'postgres://b@[::1]'"),
+        ("kept.yml", "postgres: 'postgres://b@[::1]:2'"),
+        ("backups/long.yml", &format!("postgres: 'postgres://b@[::1]:3' #{}", "x".repeat(1 << 20))),
+    ]);
+    let at = |name: &str| folder.path().join("backups").join(name);
+    let load = || load(&folder.path().join("mainstay.yml"));
+    symlink("../kept.yml", at("link.yml")).unwrap();
+    nix::unistd::mkfifo(&at("pipe.yml"), nix::sys::stat::Mode::S_IRWXU).unwrap();
+    let _socket = std::os::unix::net::UnixListener::bind(at("socket.yml")).unwrap();
+    symlink("/dev/zero", at("zero.yaml")).unwrap();
+    fs::create_dir(at("folder.yml")).unwrap();
+    let bad = load().unwrap_err();
+    let said = bad.to_string();
+    assert_eq!(bad.files.len(), 5, "{said}");
+    for (name, what) in [
+        ("pipe.yml", "it is a pipe (FIFO)"),
+        ("socket.yml", "it is a socket"),
+        ("zero.yaml", "it is a device"),
+        ("folder.yml", "it is a folder"),
+        ("long.yml", "it is longer than 1 MiB"),
+    ] {
+        let file = bad.files.iter().map(ToString::to_string).find(|file| file.contains(&format!("backups/{name}")));
+        assert!(file.as_ref().is_some_and(|file| file.contains(what)), "{name}: {said}");
+    }
+    for name in ["pipe.yml", "socket.yml", "zero.yaml", "long.yml"] {
+        fs::remove_file(at(name)).unwrap();
+    }
+    fs::remove_dir(at("folder.yml")).unwrap();
+    assert_eq!(load().unwrap().sources.len(), 2);
+    // The settings, and a secret.
+    let secret = folder.path().join("mainstay-data/secrets/DB");
+    fs::create_dir_all(secret.parent().unwrap()).unwrap();
+    nix::unistd::mkfifo(&secret, nix::sys::stat::Mode::S_IRWXU).unwrap();
+    fs::write(at("good.yml"), "postgres: 'postgres://b:${secret:DB}@[::1]'").unwrap();
+    let said = load().unwrap_err().to_string();
+    assert!(said.contains("a pipe (FIFO)"), "{said}");
+    fs::remove_file(folder.path().join("mainstay.yml")).unwrap();
+    nix::unistd::mkfifo(&folder.path().join("mainstay.yml"), nix::sys::stat::Mode::S_IRWXU).unwrap();
+    let said = crate::config::daemon::load(&folder.path().join("mainstay.yml")).unwrap_err().to_string();
+    assert!(said.contains("a pipe (FIFO)"), "{said}");
+}
+
+#[test]
 fn settings_that_do_not_read_are_told_in_place_of_guesses() {
     let folder = folder_with(&[("mainstay.yml", "repos: ["), ("backups/a.yml", "postgres: x")]);
     let bad = load(&folder.path().join("mainstay.yml")).unwrap_err().to_string();
@@ -422,6 +469,8 @@ fn the_one_that_ships_is_right() {
         let text = fs::read_to_string(&path).unwrap();
         let source = parse(&name, &path.display().to_string(), &text, &around).unwrap_or_else(|e| panic!("{e}"));
         assert!(source.restore.is_some() && !source.from.is_empty());
+        // What is said to be missing is there by now.
+        assert!(text.contains("steps `backup` and `restore`") && !text.contains("once there are"), "{text}");
         seen += 1;
     }
     assert_eq!(seen, 1);

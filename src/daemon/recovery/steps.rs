@@ -175,14 +175,28 @@ fn quoted(text: &str) -> String {
 }
 
 fn told(end: &CommandEnd) -> Ended {
-    let last = &end.tail[end.tail.len().saturating_sub(LAST_LINES)..];
-    let said = last.join("\n");
+    let said = why(&end.tail);
     match end.code {
         0 => (AttemptEnd::Exited { code: 0 }, BTreeMap::from([("report".to_owned(), end.stdout.trim().to_owned())])),
         // The documented codes of `mainstay restore`: what was asked for cannot be, or is not allowed.
         2 | 4 => refused(said),
-        code => recovery_failed(format!("`mainstay restore` ended with {code}:\n{said}")),
+        code => recovery_failed(format!("`mainstay restore` ended with {code}: {said}")),
     }
+}
+
+/// What the command says of its failure: a sentence, and lines with what to try, each once. Without that, its last words.
+fn why(tail: &[String]) -> String {
+    const FAILED: &str = "mainstay: failed to ";
+    let Some(at) = tail.iter().rposition(|line| line.starts_with(FAILED)) else {
+        return tail[tail.len().saturating_sub(LAST_LINES)..].join("\n");
+    };
+    let mut lines = vec![tail[at].trim_start_matches(FAILED)];
+    for line in &tail[at + 1..] {
+        if !lines.contains(&line.as_str()) {
+            lines.push(line);
+        }
+    }
+    lines.join("\n")
 }
 
 fn unknown(source: &SourceName, known: &[String]) -> String {
@@ -228,5 +242,10 @@ mod tests {
         assert!(matches!(told(&end(2)).0, AttemptEnd::Refused { detail } if detail == "why"));
         assert!(matches!(told(&end(1)).0, AttemptEnd::RecoveryFailed { detail } if detail.ends_with("why")));
         assert!(matches!(told(&end(137)).0, AttemptEnd::RecoveryFailed { .. }));
+        let tail =
+            ["[1/3] the base", "mainstay: failed to restore x: no", "and so on", "hint: a", "hint: b", "hint: a"];
+        let tail = tail.map(str::to_owned).to_vec();
+        assert_eq!(why(&tail), "restore x: no\nand so on\nhint: a\nhint: b");
+        assert_eq!(why(&tail[..1]), "[1/3] the base");
     }
 }

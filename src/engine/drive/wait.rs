@@ -135,6 +135,8 @@ impl Driver<'_> {
         let outcome = self.state.outcome(name)?;
         let progress = self.state.steps.get(name)?;
         let end = progress.attempts.last().and_then(|last| last.result.as_ref()).map(|result| result.end.to_string());
+        // What is to be tried is no part of a sentence.
+        let end = end.map(|end| end.lines().next().unwrap_or_default().to_owned());
         Some(match (outcome, end, &progress.skipped) {
             (StepOutcome::Succeeded, ..) => "succeeded".to_owned(),
             (StepOutcome::Skipped, _, Some(skip)) => format!("skipped: {}", skip.reason),

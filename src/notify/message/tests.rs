@@ -253,5 +253,9 @@ fn every_trouble_of_a_source_says_what_to_do() {
         let letter = Letter::of(&message);
         assert!(subjects.insert(letter.subject.clone()), "{}", letter.subject);
         assert!(letter.text.contains("What now") && letter.html.contains("What now"), "{}", letter.text);
+        // These are told of logical copies, too.
+        if matches!(concern, ConcernKind::BackupFailed | ConcernKind::Damaged | ConcernKind::NotSafe) {
+            assert!(!letter.text.contains("base backup"), "{}", letter.text);
+        }
     }
 }

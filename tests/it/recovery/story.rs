@@ -386,6 +386,12 @@ async fn pipelines_back_up_and_restore_what_they_may() {
         again["steps"][0]["attempts"][0]["end"]["how"], "refused",
         "a place that serves was written into: {again:#}"
     );
+    // A sentence, then what to try, each once.
+    let why = again["steps"][0]["attempts"][0]["end"]["detail"].as_str().unwrap();
+    let (first, rest) = why.split_once('\n').unwrap_or((why, ""));
+    assert!(first.starts_with("restore") && !first.contains("hint:"), "{why}");
+    let hints: Vec<&str> = rest.lines().collect();
+    assert!(hints.iter().all(|hint| hint.starts_with("hint: ")) && hints.len() < 4, "{why}");
 }
 
 /// Right before a release the data have a point by its name, and go back to it without the daemon that made it.

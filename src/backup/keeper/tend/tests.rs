@@ -5,11 +5,12 @@ use crate::backup::catalog::holdings::make::{at, empty, id};
 use crate::backup::repository::folder::Folder;
 use crate::backup::seal::{Checker, Sealer, new_key_set};
 use crate::config::backup::{Around, parse};
+use futures_util::FutureExt as _;
 
 fn setup(folder: &std::path::Path, more: &str) -> Setup {
     let store = crate::config::secret::SecretStore::new(folder);
     let around = Around { env: &|_| None, folder, store: &store, repos: None };
-    let text = format!("postgres: \"postgres://backup@127.0.0.1/?sslmode=disable\"\n{more}\n");
+    let text = format!("postgres: \"postgres://backup@127.0.0.1:1/?sslmode=disable\"\n{more}\n");
     let source = parse(&"shop-db".parse().unwrap(), "shop-db.yml", &text, &around).unwrap();
     let keys = new_key_set().unwrap();
     Setup {
@@ -30,15 +31,16 @@ fn due(more: &str, last: i64, now: i64, gap: bool) -> Option<Kind> {
     let (view, _) = watch::channel(view::starting(&setup.source));
     let holdings = empty().with_backup(1, 1, 1, 2, None).with_backup(last, 1, 3, 4, (last > 1).then_some(1));
     let last = &holdings.backups[&id(last)].manifest;
+    let mut wanted = None;
     let tended = Tended {
         setup: &setup,
         view: &view,
         backup: None,
-        tried: None,
+        tries: Tries::default(),
         answered: None,
         chain_bytes: 0,
         whole_began: Some(at(1)),
-        wanted: None,
+        wanted: &mut wanted,
         kind: Kind::Whole,
     };
     let needs_base = gap.then(|| "log was lost".to_owned());
@@ -85,18 +87,50 @@ fn a_wish_for_a_whole_one_waits_for_an_incremental_one() {
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
         let backup = running.map(|_| runtime.spawn(std::future::pending()));
         let (kind, whole_began) = (running.unwrap_or(Kind::Whole), None);
+        let mut held = None;
         let mut tended = Tended {
             setup: &setup,
             view: &view,
             backup,
-            tried: None,
+            tries: Tries::default(),
             answered: None,
             chain_bytes: 0,
             whole_began,
-            wanted: None,
+            wanted: &mut held,
             kind,
         };
-        tended.wish(asked);
-        assert_eq!(tended.wanted, wanted, "{more:?} {running:?} {asked:?}");
+        tended.wish(Wish::Backup(asked));
+        assert_eq!(*tended.wanted, wanted.map(Wish::Backup), "{more:?} {running:?} {asked:?}");
     }
+}
+
+/// Cut off at the very moment at which a wish has come: it is in one of three places, and who waits for it hears of each.
+#[tokio::test]
+async fn a_wish_is_never_lost_when_the_source_is_cut_off() {
+    let dir = tempfile::tempdir().unwrap();
+    for more in ["", "kind: logical\ndatabases: all"] {
+        let place = tempfile::tempdir_in(dir.path()).unwrap();
+        let setup = setup(place.path(), more);
+        let opening: Opening = {
+            let setup = setup.clone();
+            Arc::new(move || std::future::ready(Ok(setup.clone())).boxed())
+        };
+        for _ in 0..12 {
+            let view = watch::Sender::new(view::starting(&setup.source));
+            let shared = Shared { view, aside: watch::Sender::new(more.is_empty()), slot: Mutex::default() };
+            let (wishes, mut wished) = mpsc::channel(1);
+            wishes.try_send(Wish::NewCluster).unwrap();
+            let (mut held, stop) = (None, watch::Sender::new(!more.is_empty()));
+            let ended = once_over(&opening, &mut wished, &mut held, &shared, stop.subscribe()).await;
+            assert!(ended.is_ok(), "{ended:?}");
+            let seen = shared.view.borrow().backup.is_some() || shared.view.borrow().failed_backup.is_some();
+            assert!(held == Some(Wish::NewCluster) || wished.try_recv().is_ok() || seen, "{more:?}");
+        }
+    }
+}
+
+#[test]
+fn of_two_wishes_the_one_that_asks_for_more_is_kept() {
+    let all = [Wish::Backup(Kind::Incremental), Wish::Backup(Kind::Whole), Wish::NewCluster];
+    assert!(all.is_sorted() && all.map(Wish::kind) == [Kind::Incremental, Kind::Whole, Kind::Whole]);
 }

@@ -25,6 +25,7 @@ mod write;
 use super::{Abilities, Deleted, Key, Leased, Listed, Put, Replaced, Repository, RepositoryError, Stored};
 use crate::backup::seal::{Receipt, Sealed};
 use crate::config::secret::Secret;
+use crate::small_file;
 use async_trait::async_trait;
 use aws_sdk_s3::Client;
 use aws_sdk_s3::config::{
@@ -216,7 +217,8 @@ async fn client(settings: &S3Settings, credentials: Option<&S3Credentials>) -> R
     let trust = match &settings.ca {
         None => TrustStore::default(),
         Some(path) => {
-            let pem = std::fs::read(path).map_err(|error| format!("{}: {error}", path.display()))?;
+            let pem = small_file::read(path, small_file::TEXT_MAX_BYTES)
+                .map_err(|error| format!("{}: {error}", path.display()))?;
             // The client itself would panic on what is none.
             if !pem.windows(27).any(|words| words == b"-----BEGIN CERTIFICATE-----") {
                 return Err(format!("{}: it holds no certificate in PEM form", path.display()));

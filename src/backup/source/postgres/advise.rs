@@ -324,6 +324,12 @@ async fn settings(
             &["ALTER SYSTEM SET idle_replication_slot_timeout = 0;", RELOAD],
         );
     }
+    if needs.incremental && connection.major() < 17 {
+        let found =
+            format!("this server is PostgreSQL {}: every base backup is a whole one before 17", connection.major());
+        let mend = "upgrade the server to 17 or later, or take `incremental` out of the source's file";
+        say("incremental", Verdict::Careful, found, &[mend]);
+    }
     if needs.incremental && connection.major() >= 17 {
         match connection.show("summarize_wal").await?.as_deref() {
             Some("on") => say("summarize_wal", Verdict::Good, "on".into(), &[]),

@@ -2,11 +2,14 @@
 
 use super::bench::{Bench, ask, databases};
 use crate::support::postgres::{Options, Server};
-use mainstay::backup::logical::RestoreError;
+use mainstay::backup::logical::{self, RestoreError, survey};
 use mainstay::backup::restore::Check;
+use mainstay::backup::source::postgres::{Address, Connection, Purpose};
 use mainstay::config::backup::Databases;
 use std::path::Path;
 use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// A name with everything that a shell, a connection string, a list or SQL could take for something else.
 const NAME: &str = "sh'op \"Ünï\" = \\ $x; -- DATABASE";
@@ -122,11 +125,10 @@ async fn what_is_there_is_put_aside_only_when_that_is_wanted() {
     // Somebody works in it.
     options.force = true;
     let working = server.socket_address();
-    let working = mainstay::backup::source::postgres::Address { database: Some("shop".into()), ..working };
-    let purpose = mainstay::backup::source::postgres::Purpose::Sql;
-    let session = mainstay::backup::source::postgres::Connection::open(&working, None, purpose).await.unwrap();
+    let working = Address { database: Some("shop".into()), ..working };
+    let session = Connection::open(&working, None, Purpose::Sql).await.unwrap();
     let refused = bench.restore(&options).await.unwrap_err();
-    assert!(matches!(&refused, RestoreError::Refused(why) if why.contains("in use by 1 sessions")), "{refused}");
+    assert!(matches!(&refused, RestoreError::Refused(why) if why.contains("in use by 1 session\n")), "{refused}");
     session.close().await;
     server.until("SELECT count(*) FROM pg_stat_activity WHERE datname = 'shop'", "0").await;
 
@@ -135,6 +137,50 @@ async fn what_is_there_is_put_aside_only_when_that_is_wanted() {
     assert!(aside.starts_with("shop_before_2"), "{aside}");
     assert_eq!(ask(&server, "shop", "SELECT count(*) FROM orders").await, "100");
     assert_eq!(ask(&server, &aside, "SELECT count(*) FROM orders").await, "1");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_killed_restores_left_is_named_with_the_sql_that_takes_it_away() {
+    let server = Server::start(15, Options::default()).await;
+    server.sql("CREATE DATABASE shop").await;
+    let bench = Bench::new();
+    bench.dump(&server, Databases::Named(vec!["shop".into()])).await.unwrap();
+    let options = bench.options(&server);
+    let survey = || async { survey(&bench.plan().await, &options).await.unwrap() };
+    let said = survey().await;
+    assert!(!said.iter().any(|note| note.contains("unfinished")), "{said:?}");
+    // One that nobody fills any more, and one that somebody does.
+    let (left, filled) = ("mainstay_unfinished_5_20261123101500", "mainstay_unfinished_6_20261123101500_0000abcd");
+    for name in [left, filled] {
+        server.sql(&format!("CREATE DATABASE {name}")).await;
+    }
+    let filling = Address { database: Some(filled.into()), ..server.address() };
+    let session = Connection::open(&filling, None, Purpose::Sql).await.unwrap();
+    let named = |notes: &[String]| {
+        let note = notes.iter().find(|note| note.contains("unfinished")).expect("nothing is said of it").clone();
+        assert!(note.contains(&format!("DROP DATABASE \"{left}\"")) && !note.contains(filled), "{note}");
+        note.rsplit_once("with: ").unwrap().1.to_owned()
+    };
+    named(&survey().await);
+    let report = bench.restore(&options).await.unwrap();
+    server.sql(&named(&report.notes)).await;
+    session.close().await;
+    server.until("SELECT count(*) FROM pg_stat_activity WHERE datname LIKE 'mainstay_unfinished%'", "0").await;
+    let there = databases(&server).await;
+    assert!(!there.contains(&left.to_owned()) && there.contains(&filled.to_owned()), "{there:?}");
+    // A restore that fails says so, too: what is left takes room.
+    let plan = bench.plan().await;
+    let (object, read) = (bench.root.join(&plan.copy.objects.last().unwrap().key), AtomicUsize::new(0));
+    let gone_then: Arc<dyn Fn(u64) + Send + Sync> = Arc::new(move |_| {
+        // The roles, the list and what makes the database are read by then, and its rows are not.
+        if read.fetch_add(1, Ordering::Relaxed) == 2 {
+            std::fs::remove_file(&object).unwrap();
+        }
+    });
+    server.sql("DROP DATABASE shop").await;
+    let failed = logical::restore(bench.repository(), bench.opener.clone(), &plan, &options, gone_then).await;
+    let failed = failed.unwrap_err().to_string();
+    assert!(failed.contains("hint: from before: ") && failed.contains(filled), "{failed}");
 }
 
 /// The commands of `docs/repository-format.md`, as they stand there.

@@ -94,8 +94,9 @@ async fn a_database_is_copied_shown_checked_and_brought_to_another_server() {
     let (_, found) = lab.code(&["doctor", "--no-run"]);
     let fit = found.contains("crm: SQL connects to PostgreSQL 15") && found.contains("crm: pg_dump (PostgreSQL)");
     assert!(fit && !found.contains("slot") && !found.contains("replication"), "{found}");
-    let said = lab.mainstay(&["backup", "--alone"]);
+    let said = lab.mainstay(&["backup", "--alone", "--new-cluster"]);
     assert!(said.starts_with("crm: backup 2") && said.contains("is complete"), "{said}");
+    assert!(!said.contains("taken over"), "{said}");
 
     // A daemon: it knows the copy that is there, and makes one when it is asked.
     let log = std::fs::File::create(lab.at("daemon.log")).unwrap();
@@ -106,9 +107,19 @@ async fn a_database_is_copied_shown_checked_and_brought_to_another_server() {
         code == 0 && status["sources"][0]["state"] == "scheduled" && status["sources"][0]["last_backup"].is_object()
     });
     ask(&from, "crm", "INSERT INTO people SELECT generate_series(301, 400)").await;
-    lab.mainstay(&["backup", "crm"]);
+    let said = lab.mainstay(&["backup", "crm", "--new-cluster"]);
+    assert!(
+        said.contains("note: the server is the cluster") && said.contains("nothing had to be taken over"),
+        "{said}"
+    );
     let status = lab.json(&["status"]);
     assert!(status["sources"][0]["next_backup"].is_string() && status["sources"][0]["log"].is_null(), "{status:#}");
+
+    // Beside everything else: both copies are read, and proved.
+    until("the copies are not checked", || {
+        let checked = lab.json(&["status"])["sources"][0]["checked"].clone();
+        checked["objects"].as_u64().is_some_and(|objects| objects >= 4) && checked["wrong"] == 0
+    });
 
     let shown = lab.mainstay(&["backups"]);
     assert!(

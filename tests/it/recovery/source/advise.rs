@@ -53,7 +53,12 @@ async fn settings_that_will_not_do_are_mended_by_what_is_said() {
         ] {
             assert_eq!(of(&checks, what).verdict, verdict, "{version}: {:?}", of(&checks, what));
         }
-        assert_eq!(checks.iter().any(|check| check.what == "summarize_wal"), version >= 17);
+        let old = version < 17;
+        assert_eq!(checks.iter().any(|check| check.what == "summarize_wal"), !old);
+        let incremental = checks.iter().find(|check| check.what == "incremental");
+        assert_eq!(incremental.map(|check| check.verdict), old.then_some(Verdict::Careful), "{version}");
+        // No SQL mends that.
+        let needs = Needs { incremental: !old, ..needs };
         let whats = [
             "replication",
             "max_replication_slots",
