@@ -129,7 +129,8 @@ async fn by_ourselves(args: &Args, context: &Context) -> Result<Exit, Failure> {
     let mut trusted = config.repository.trust.clone();
     trusted.push(sealer.public());
     let opened = open::open(&config.repository.place, Making::First(&config.state)).await;
-    let programs = wire::programs(&config, &source, Arc::new(|text| tracing::info!("{text}")));
+    let ui = context.ui.clone();
+    let programs = wire::programs(&config, &source, Arc::new(move |text| ui.say(text)));
     let setup = Setup {
         repository: opened.map_err(desk::unreachable)?,
         sealer,

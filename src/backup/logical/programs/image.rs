@@ -106,8 +106,10 @@ pub(super) async fn open(
         ProgramError::NotInImage { program, at_least, image, what }
     };
     let tools = match of.docker.start_tools(&spec).await {
-        // It has no shell, for instance.
-        Err(RuntimeError::Refused { detail, .. }) => {
+        // It has no shell. Engines say it in these words.
+        Err(RuntimeError::Refused { detail, .. })
+            if detail.contains("not found") || detail.contains("no such file") =>
+        {
             return Err(not_in(format!("it cannot be asked: {}", detail.trim())));
         }
         tools => tools?,
