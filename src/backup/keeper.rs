@@ -34,6 +34,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 
+use super::logical::Way;
 use super::repository::Repository;
 use super::seal::{Checker, Sealer};
 
@@ -52,6 +53,8 @@ pub struct Setup {
     pub owner: String,
     /// The folder of what is kept from one backup to the next: the server's own manifest of the newest one.
     pub state: PathBuf,
+    /// Where the programs of logical copies come from.
+    pub programs: Way,
 }
 
 /// What kind of base backup is asked for. The later asks for more.

@@ -6,15 +6,17 @@ use super::exit::{Exit, Failure};
 use super::{Context, words};
 use crate::backup::catalog::index::Catalogue;
 use crate::backup::keeper::{Kind, LEASE_TTL, Setup, logical, once, phase};
-use crate::backup::logical::DumpError;
+use crate::backup::logical::{DumpError, ProgramError};
 use crate::backup::repository::open::{self, Making};
 use crate::backup::ship::Shipper;
 use crate::backup::ship::lease::{Lease, LeaseError};
 use crate::backup::take::Progress;
 use crate::config::backup::Source;
+use crate::daemon::wire;
 use crate::model::SourceName;
 use crate::model::quantity::rounded_bytes;
 use crate::model::source_view::{BackupAsked, BackupWish, LastBackup, SourceView, UnderWay};
+use crate::runtime::RuntimeError;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
 use std::sync::Arc;
@@ -131,11 +133,14 @@ async fn by_ourselves(args: &Args, context: &Context) -> Result<Exit, Failure> {
     let mut trusted = config.repository.trust.clone();
     trusted.push(sealer.public());
     let opened = open::open(&config.repository.place, Making::First(&config.state)).await;
+    let ui = context.ui.clone();
+    let programs = wire::programs(&config, &source, Arc::new(move |text| ui.say(text)));
     let setup = Setup {
         repository: opened.map_err(desk::unreachable)?,
         sealer,
         checker: crate::backup::seal::Checker::new(trusted),
         owner: format!("`mainstay backup`, process {}", std::process::id()),
+        programs: programs.map_err(|error| Failure::new(Exit::Wrong, error))?,
         source,
         state: config.state.clone(),
     };
@@ -223,7 +228,12 @@ fn exit(error: &once::BackUpError) -> Exit {
         once::BackUpError::Postgres(_) | once::BackUpError::Repository(_) | once::BackUpError::Catalogue(_) => {
             Exit::Unreachable
         }
-        once::BackUpError::Dump(DumpError::Postgres(_)) => Exit::Unreachable,
+        once::BackUpError::Dump(
+            DumpError::Postgres(_)
+            | DumpError::Program(ProgramError::Engine {
+                error: RuntimeError::Unreachable { .. } | RuntimeError::Image { .. },
+            }),
+        ) => Exit::Unreachable,
         once::BackUpError::Dump(_) => Exit::Bad,
         once::BackUpError::Take(_)
         | once::BackUpError::Seal(_)

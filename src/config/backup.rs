@@ -8,7 +8,7 @@ mod logical;
 mod restore;
 
 pub use folder::{Backups, BadBackups, Checked, FOLDER, check, load, without_keys};
-pub use logical::{Databases, Logical, LogicalRestore, is_logical, parse_logical_restore};
+pub use logical::{Databases, Logical, LogicalRestore, ProgramsOf, USUAL_NETWORK, is_logical, parse_logical_restore};
 pub use restore::{Restore, RestoreContainer, RestoreInto, RestoreServer, RestoreVolume, SqlCheck, is_engine_name};
 
 pub(super) use keys::*;

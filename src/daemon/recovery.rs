@@ -5,7 +5,9 @@ mod steps;
 pub(super) use steps::DataSteps;
 
 use super::alerts::{self, Told};
+use super::wire::{self, host};
 use crate::backup::keeper::{Opening, Setup, Wanted};
+use crate::backup::logical::Way;
 use crate::backup::repository::open::{self, Making};
 use crate::backup::seal::{Checker, Sealer, SigningKey};
 use crate::config::backup::{Backups, Source};
@@ -25,13 +27,17 @@ pub(super) fn wanted(config: &Daemon, backups: &Backups, store: &Store, who: &Wh
     }
     let keys = keys(&config.repository)?;
     let owner = format!("the daemon {} on {}", store.instance().0, host());
-    let wanted = backups.sources.values().map(|source| Wanted {
-        source: source.clone(),
-        place: config.repository.clone(),
-        opening: opening(source, &config.repository, &config.state, &keys, &owner),
-        book: alerts::book(store, &source.name, Arc::clone(who)),
+    let wanted = backups.sources.values().map(|source| {
+        let name = source.name.clone();
+        let programs = wire::programs(config, source, Arc::new(move |text| tracing::info!(source = %name, "{text}")))?;
+        Ok(Wanted {
+            source: source.clone(),
+            place: config.repository.clone(),
+            opening: opening(source, programs, &config.repository, &config.state, &keys, &owner),
+            book: alerts::book(store, &source.name, Arc::clone(who)),
+        })
     });
-    Ok(wanted.collect())
+    wanted.collect()
 }
 
 type Keys = (Sealer, Checker);
@@ -52,23 +58,24 @@ pub(super) fn keys(repository: &Repository) -> anyhow::Result<Keys> {
     Ok((sealer, Checker::new(trusted)))
 }
 
-fn opening(source: &Source, repository: &Repository, state: &Path, (sealer, checker): &Keys, owner: &str) -> Opening {
+fn opening(
+    source: &Source,
+    programs: Way,
+    repository: &Repository,
+    state: &Path,
+    (sealer, checker): &Keys,
+    owner: &str,
+) -> Opening {
     let (source, place, state) = (source.clone(), repository.place.clone(), state.to_owned());
     let (sealer, checker, owner) = (sealer.clone(), checker.clone(), owner.to_owned());
     Arc::new(move || {
         let (source, place, state) = (source.clone(), place.clone(), state.clone());
-        let (sealer, checker, owner) = (sealer.clone(), checker.clone(), owner.clone());
+        let (sealer, checker, owner, programs) = (sealer.clone(), checker.clone(), owner.clone(), programs.clone());
         async move {
             let opened = open::open(&place, Making::First(&state)).await;
             let repository = opened.map_err(|error| error.to_string())?;
-            Ok(Setup { source, repository, sealer, checker, owner, state })
+            Ok(Setup { source, repository, sealer, checker, owner, state, programs })
         }
         .boxed()
     })
-}
-
-/// The machine's name, for people who ask who holds a lease.
-fn host() -> String {
-    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
-    Some(name.trim()).filter(|name| !name.is_empty()).unwrap_or("a machine").to_owned()
 }

@@ -1,5 +1,7 @@
 //! From a checked configuration to the things that carry it out: runtimes, mirrors, the engine's settings.
 
+use crate::backup::logical::{Way, Whose};
+use crate::config::backup::Source;
 use crate::config::daemon::{Credentials, Daemon, DockerSettings, Repo, RuntimeChoice};
 use crate::config::secret::Secret;
 use crate::engine::{GRACE, KEEP_FAILED, Origin, PARK_AFTER, RepoSetup, Settings};
@@ -8,9 +10,9 @@ use crate::logs::file::LogLimit;
 use crate::model::plan::Resources;
 use crate::model::{InstanceId, RepoName};
 use crate::plan::Defaults;
-use crate::runtime::Runtime;
 use crate::runtime::docker::{Docker, DockerConfig};
 use crate::runtime::process::Process;
+use crate::runtime::{Runtime, RuntimeError};
 use anyhow::Context;
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -141,6 +143,47 @@ pub(super) fn docker(config: &Daemon, settings: &DockerSettings, instance: &Inst
         registries,
         ..DockerConfig::new(instance.clone()).map_err(anyhow::Error::msg)?
     })?)
+}
+
+/// The engine of the configuration, where there is one; else `$DOCKER_HOST`, or the usual socket. For what carries no
+/// instance's label.
+///
+/// # Errors
+/// When its address cannot be used.
+pub fn engine(config: Option<&Daemon>) -> Result<Docker, RuntimeError> {
+    let refused = |detail| RuntimeError::Refused { doing: "use the container engine".to_owned(), detail };
+    let mut settings = DockerConfig::new(InstanceId("apart".into())).map_err(refused)?;
+    if let Some(daemon) = config {
+        if let RuntimeChoice::Docker(docker) = &daemon.runtime {
+            settings.host = docker.host.clone();
+        }
+        let logins = daemon.registries.iter();
+        settings.registries = logins
+            .map(|(host, login)| (host.clone(), (login.username.clone(), login.password.expose().to_owned())))
+            .collect();
+    }
+    Docker::connect(settings)
+}
+
+/// Where the programs of a source's logical copies come from; `progress` hears what is pulled.
+///
+/// # Errors
+/// When the engine's address cannot be used.
+pub fn programs(
+    config: &Daemon,
+    source: &Source,
+    progress: Arc<dyn Fn(String) + Send + Sync>,
+) -> Result<Way, RuntimeError> {
+    let Some(copies) = &source.logical else { return Ok(Way::Here(None)) };
+    // What lies around of whoever had this folder before is of the same source.
+    let whose = Whose::Holder(format!("{} {}", host(), config.state.display()));
+    Way::of(&copies.programs, &source.name, whose, progress, || engine(Some(config)))
+}
+
+/// The machine's name.
+pub(super) fn host() -> String {
+    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    Some(name.trim()).filter(|name| !name.is_empty()).unwrap_or("a machine").to_owned()
 }
 
 fn mirror(state: &Path, name: &RepoName, repo: &Repo) -> anyhow::Result<Mirror> {

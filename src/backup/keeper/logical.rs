@@ -27,7 +27,7 @@ pub async fn copy(setup: &Setup, what: &Logical, tell: Telling) -> Result<DumpMa
         source: setup.source.name.clone(),
         address: setup.source.postgres.clone(),
         databases: what.databases.clone(),
-        bin: what.bin.clone(),
+        programs: setup.programs.clone(),
         repository: setup.repository.clone(),
         sealer: setup.sealer.clone(),
         tell,

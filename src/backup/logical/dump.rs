@@ -3,7 +3,7 @@
 //! A failure at any place, and a kill, leaves no manifest and so no copy; objects that were stored lie there until expiry finds
 //! that nothing names them. A stream counts only when its program ended with 0.
 
-use super::programs::{ProgramError, Programs, Running, database};
+use super::programs::{Client, ProgramError, Programs, Streams, Way, database};
 use super::server::{Found, Seen, look, open};
 use crate::backup::catalog::dumps::{DatabaseDump, DumpManifest, StreamFacts};
 use crate::backup::catalog::manifest::VERSION;
@@ -15,7 +15,6 @@ use crate::config::backup::Databases;
 use crate::model::SourceName;
 use bytes::{Bytes, BytesMut};
 use jiff::Timestamp;
-use std::process::Stdio;
 use std::sync::Arc;
 use tokio::io::{AsyncRead, AsyncReadExt as _};
 
@@ -41,8 +40,8 @@ pub struct Job {
     pub address: Address,
     /// Its databases.
     pub databases: Databases,
-    /// The folder of the programs; looked for when `None`.
-    pub bin: Option<std::path::PathBuf>,
+    /// Where the programs come from.
+    pub programs: Way,
     /// Where the copy goes.
     pub repository: Arc<dyn Repository>,
     /// Who seals it.
@@ -91,17 +90,33 @@ pub async fn dump(job: Job) -> Result<DumpManifest, DumpError> {
     let copy = BackupId::new(began).map_err(|error| TakeError::Broken(error.to_string()))?;
     (job.tell)(Progress { phase: Phase::Opening, received_bytes: 0, estimated_bytes: None, stored_bytes: 0 });
 
-    let seen = ask(&job).await?;
+    let meeting = meeting(&job.address, &job.databases);
+    let seen = ask(&job.address, meeting).await?;
     let wanted = wanted(&seen, &job.databases)?;
-    let programs = Programs::find("pg_dump", job.bin.as_deref(), seen.major()).await?;
+    let programs = Programs::find("pg_dump", &job.programs, seen.major()).await?;
+    let client = programs.against(&job.address, meeting, seen.system).await?;
+    let made = with(&client, &job, began, copy, &seen, wanted).await;
+    client.close().await;
+    made
+}
+
+/// The copy, with programs that know their server.
+async fn with(
+    client: &Client,
+    job: &Job,
+    began: Timestamp,
+    copy: BackupId,
+    seen: &Seen,
+    wanted: Vec<&Found>,
+) -> Result<DumpManifest, DumpError> {
     let cluster = Cluster { source: job.source.clone(), system: seen.system };
     let stow = Stow::new(Arc::clone(&job.repository), job.sealer.clone());
-    let mut out = Out { job: &job, cluster, copy, stow, received: 0 };
+    let mut out = Out { job, cluster, copy, stow, received: 0 };
 
-    let globals = globals(&job, &programs, &seen, &mut out).await?;
+    let globals = globals(job, client, seen, &mut out).await?;
     let mut databases = Vec::with_capacity(wanted.len());
     for found in wanted {
-        let stream = one(&job, &programs, found, &mut out).await?;
+        let stream = one(client, found, &mut out).await?;
         let Found { oid, name, encoding, collate, ctype, .. } = found.clone();
         databases.push(DatabaseDump { oid, name, encoding, collate, ctype, stream });
     }
@@ -115,7 +130,7 @@ pub async fn dump(job: Job) -> Result<DumpManifest, DumpError> {
         backup: out.copy.clone(),
         system: seen.system,
         server_version: seen.version,
-        program: programs.version.clone(),
+        program: client.version().to_owned(),
         began,
         ended,
         globals,
@@ -134,10 +149,25 @@ pub async fn dump(job: Job) -> Result<DumpManifest, DumpError> {
     Ok(manifest)
 }
 
-async fn ask(job: &Job) -> Result<Seen, DumpError> {
-    let mut connection = open(&job.address, job.meeting()).await.map_err(|error| match error {
+/// Looks whether a copy could be made: asks the server and leads the programs to it. Gives what these say of their version.
+///
+/// # Errors
+/// When one of them is not as it must be.
+pub async fn reaches(address: &Address, databases: &Databases, programs: &Way) -> Result<String, DumpError> {
+    let meeting = meeting(address, databases);
+    let seen = ask(address, meeting).await?;
+    wanted(&seen, databases)?;
+    let client =
+        Programs::find("pg_dump", programs, seen.major()).await?.against(address, meeting, seen.system).await?;
+    let version = client.version().to_owned();
+    client.close().await;
+    Ok(version)
+}
+
+async fn ask(address: &Address, meeting: &str) -> Result<Seen, DumpError> {
+    let mut connection = open(address, meeting).await.map_err(|error| match error {
         PostgresError::Unreachable { refusal: Some(error), .. } if error.code == NO_SUCH_DATABASE => {
-            DumpError::NoDatabase(job.meeting().to_owned())
+            DumpError::NoDatabase(meeting.to_owned())
         }
         error => error.into(),
     })?;
@@ -146,14 +176,12 @@ async fn ask(job: &Job) -> Result<Seen, DumpError> {
     Ok(seen?)
 }
 
-impl Job {
-    /// The database in which questions about the whole server are asked.
-    fn meeting(&self) -> &str {
-        match (&self.address.database, &self.databases) {
-            (Some(name), _) => name,
-            (None, Databases::Named(names)) => names.first().map_or("postgres", String::as_str),
-            (None, Databases::All) => "postgres",
-        }
+/// The database in which questions about the whole server are asked.
+fn meeting<'a>(address: &'a Address, databases: &'a Databases) -> &'a str {
+    match (&address.database, databases) {
+        (Some(name), _) => name,
+        (None, Databases::Named(names)) => names.first().map_or("postgres", String::as_str),
+        (None, Databases::All) => "postgres",
     }
 }
 
@@ -241,28 +269,27 @@ const TAIL_BYTES: usize = 256;
 
 /// Runs a program to its end and stores what it writes.
 async fn run(
+    client: &Client,
     program: &'static str,
-    mut command: tokio::process::Command,
+    args: &[&str],
     stream: DumpStream,
     out: &mut Out<'_>,
 ) -> Result<(StreamFacts, Bytes, Bytes), DumpError> {
-    let mut running = Running::start(program, command.stdout(Stdio::piped()))?;
-    let Some(mut stdout) = running.child.stdout.take() else {
-        return Err(running.io(std::io::Error::other("its output is not to be had")).into());
-    };
+    let mut running = client.start(program, args, Streams { takes: false, gives: true }).await?;
+    let mut output = running.output()?;
     // A failure here drops the program, which kills it.
-    let stored = out.store(stream, &mut stdout).await?.map_err(|error| running.io(error))?;
+    let stored = out.store(stream, &mut output).await?.map_err(|error| running.io(error))?;
     running.end().await?;
     Ok(stored)
 }
 
-async fn globals(job: &Job, programs: &Programs, seen: &Seen, out: &mut Out<'_>) -> Result<StreamFacts, DumpError> {
-    let mut command = programs.command("pg_dumpall", &job.address);
-    command.args(["--globals-only", "--no-password", "--encoding=UTF8", "--database"]).arg(database(job.meeting()));
+async fn globals(job: &Job, client: &Client, seen: &Seen, out: &mut Out<'_>) -> Result<StreamFacts, DumpError> {
+    let meeting = database(meeting(&job.address, &job.databases));
+    let mut args = vec!["--globals-only", "--no-password", "--encoding=UTF8", "--database", &meeting];
     if !seen.reads_passwords {
-        command.arg("--no-role-passwords");
+        args.push("--no-role-passwords");
     }
-    let (facts, _, last) = run("pg_dumpall", command, DumpStream::Globals, out).await?;
+    let (facts, _, last) = run(client, "pg_dumpall", &args, DumpStream::Globals, out).await?;
     let strange = |what: &str| DumpError::Strange { stream: "roles".into(), what: what.to_owned() };
     if !last.trim_ascii_end().ends_with(GLOBALS_END) && !ends_unrestricted(&last) {
         return Err(strange("pg_dumpall ended well and did not say that its output is complete"));
@@ -284,13 +311,11 @@ fn ends_unrestricted(last: &[u8]) -> bool {
     }
 }
 
-async fn one(job: &Job, programs: &Programs, found: &Found, out: &mut Out<'_>) -> Result<StreamFacts, DumpError> {
-    let mut command = programs.command("pg_dump", &job.address);
+async fn one(client: &Client, found: &Found, out: &mut Out<'_>) -> Result<StreamFacts, DumpError> {
+    let name = database(&found.name);
     // Not compressed: that comes with sealing, and better.
-    command
-        .args(["--format=custom", "--compress=0", "--no-password", LOCK_WAIT, "--dbname"])
-        .arg(database(&found.name));
-    let (facts, first, _) = run("pg_dump", command, DumpStream::Database(found.oid), out).await?;
+    let args = ["--format=custom", "--compress=0", "--no-password", LOCK_WAIT, "--dbname", &name];
+    let (facts, first, _) = run(client, "pg_dump", &args, DumpStream::Database(found.oid), out).await?;
     if first != ARCHIVE_BEGINS {
         let (stream, what) = (format!("the database {}", found.name), "pg_dump wrote no archive".to_owned());
         return Err(DumpError::Strange { stream, what });

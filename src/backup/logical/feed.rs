@@ -2,16 +2,13 @@
 //! sealed; one that is not ends the program before it can take what came for all there is.
 
 use super::RestoreError;
-use super::programs::{Programs, Running};
+use super::programs::{Client, Running, Streams};
 use crate::backup::catalog::manifest::ObjectFacts;
 use crate::backup::repository::{Key, Repository};
 use crate::backup::seal::Opener;
-use crate::backup::source::postgres::Address;
 use futures_util::{FutureExt as _, StreamExt as _, stream};
-use std::process::Stdio;
 use std::sync::Arc;
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::process::ChildStdin;
+use tokio::io::AsyncReadExt as _;
 
 /// Objects read ahead: each is 16 MiB plain, and as much again stored and in its codecs.
 const READ_AHEAD: usize = 3;
@@ -56,45 +53,38 @@ impl Feed {
     }
 
     /// Gives objects to a program in their order.
-    async fn give(&self, objects: &[ObjectFacts], stdin: &mut ChildStdin) -> Result<Fed, RestoreError> {
+    async fn give(&self, objects: &[ObjectFacts], running: &mut Running) -> Result<Fed, RestoreError> {
         let objects = objects.to_vec();
         let mut coming = stream::iter(objects).map(|facts| self.object(facts).boxed()).buffered(READ_AHEAD);
         while let Some(plain) = coming.next().await {
-            match stdin.write_all(&plain?).await {
+            match running.give(&plain?).await {
                 Ok(()) => {}
                 Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => return Ok(Fed::Closed),
                 Err(error) => return Err(RestoreError::Feed(error)),
             }
         }
-        match stdin.flush().await {
-            Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(RestoreError::Feed(error)),
-            _ => Ok(Fed::All),
-        }
+        Ok(Fed::All)
     }
 
     /// What `pg_restore` says of an archive. It reads the beginning only.
     pub(super) async fn told(
         &self,
-        programs: &Programs,
-        address: &Address,
+        client: &Client,
         objects: &[ObjectFacts],
         args: &[&str],
     ) -> Result<Vec<u8>, RestoreError> {
-        let mut command = programs.command(PROGRAM, address);
-        command.arg("--format=custom").args(args).stdin(Stdio::piped()).stdout(Stdio::piped());
-        let mut running = Running::start(PROGRAM, &mut command)?;
-        let (Some(mut stdin), Some(stdout)) = (running.child.stdin.take(), running.child.stdout.take()) else {
-            return Err(running.io(std::io::Error::other("its input and output are not to be had")).into());
-        };
+        let args = [&["--format=custom"], args].concat();
+        let mut running = client.start(PROGRAM, &args, Streams { takes: true, gives: true }).await?;
+        let output = running.output()?;
         let reading = tokio::spawn(async move {
             let mut out = Vec::new();
-            stdout.take(OUTPUT_MAX_BYTES).read_to_end(&mut out).await.map(|_| out)
+            output.take(OUTPUT_MAX_BYTES).read_to_end(&mut out).await.map(|_| out)
         });
-        if let Err(error) = self.give(objects, &mut stdin).await {
+        if let Err(error) = self.give(objects, &mut running).await {
             running.kill().await;
             return Err(error);
         }
-        drop(stdin);
+        running.close_input().await;
         let out = reading.await.map_err(std::io::Error::other).and_then(|out| out).map_err(RestoreError::Feed)?;
         running.end().await?;
         Ok(out)
@@ -103,19 +93,15 @@ impl Feed {
     /// Has `pg_restore` put an archive into a database. It must take every byte, and end well.
     pub(super) async fn put(
         &self,
-        programs: &Programs,
-        address: &Address,
+        client: &Client,
         objects: &[ObjectFacts],
         database: &str,
     ) -> Result<(), RestoreError> {
-        let mut command = programs.command(PROGRAM, address);
-        command.args(["--format=custom", "--exit-on-error", "--no-tablespaces", "--no-password", "--dbname"]);
-        command.arg(super::programs::database(database)).stdin(Stdio::piped());
-        let mut running = Running::start(PROGRAM, &mut command)?;
-        let Some(mut stdin) = running.child.stdin.take() else {
-            return Err(running.io(std::io::Error::other("its input is not to be had")).into());
-        };
-        let fed = match self.give(objects, &mut stdin).await {
+        let name = super::programs::database(database);
+        let args =
+            ["--format=custom", "--exit-on-error", "--no-tablespaces", "--no-password", "--dbname", name.as_str()];
+        let mut running = client.start(PROGRAM, &args, Streams { takes: true, gives: false }).await?;
+        let fed = match self.give(objects, &mut running).await {
             Ok(fed) => fed,
             // Killed before its input ends: it must not take what came for all there is.
             Err(error) => {
@@ -123,7 +109,7 @@ impl Feed {
                 return Err(error);
             }
         };
-        drop(stdin);
+        running.close_input().await;
         running.end().await?;
         match fed {
             Fed::All => Ok(()),

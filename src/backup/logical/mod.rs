@@ -10,7 +10,7 @@
 //! | [`plan()`] | which copy a restore takes; no I/O |
 //! | [`restore()`] | a copy into databases beside those that are there; they take their names when all is well |
 //! | `ground` | what is on the server already, and whether that may be put aside |
-//! | `programs` | PostgreSQL's own programs: found, called without a password in their arguments, believed by their exit code |
+//! | `programs` | PostgreSQL's own programs, of this machine or of an image: found, called without a password in their arguments, believed by their exit code |
 //! | `sql` | statements out of what `pg_dumpall` and `pg_restore` write; no I/O |
 
 mod dump;
@@ -23,7 +23,7 @@ mod roles;
 mod server;
 mod sql;
 
-pub use dump::{DumpError, Job, dump};
+pub use dump::{DumpError, Job, dump, reaches};
 pub use plan::{NoCopy, Plan, Wanted, plan};
-pub use programs::{ProgramError, Programs, places, usual_folders};
+pub use programs::{InImage, LABEL, ProgramError, Programs, Way, Whose, places, usual_folders};
 pub use restore::{Options, Report, RestoreError, Restored, restore, survey};

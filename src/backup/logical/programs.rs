@@ -1,28 +1,63 @@
-//! PostgreSQL's own programs on this machine: found by version, told where the server is by their environment, and believed
-//! only when they end with 0.
+//! PostgreSQL's own programs, in one of two ways: those of this machine, or those of an image in a container made for them.
+//! Chosen by version, told where the server is by their environment, and believed only when they end with 0.
 //!
-//! The password is never an argument, which every user of the machine could read. Source of the variables: the manual's
-//! section "Environment Variables" of libpq.
+//! Who copies and restores sees no difference: a [`Way`] is opened to [`Programs`], these meet a server as a [`Client`], and
+//! that starts programs whose streams go through [`Running`]. The password is never an argument, which every user of the
+//! machine could read.
 
-use crate::backup::source::postgres::{Address, ChannelBinding, Host, Roots, Target, Tls};
-use std::path::{Path, PathBuf};
-use std::process::{ExitStatus, Stdio};
-use std::time::Duration;
-use tokio::io::AsyncReadExt as _;
-use tokio::process::{Child, ChildStderr, Command};
-use tokio::task::JoinHandle;
+mod here;
+mod image;
+mod variables;
 
-/// Later major versions than this are looked for in the usual folders, too: a number well beyond the next years.
-const MAJOR_MAX: u32 = 40;
-/// A file that can never be there: libpq says nothing of it, and does not look into the home folder instead.
-const NOWHERE: &str = "/dev/null/none";
-/// As much of what a program says is kept, from the end.
-const SAID_BYTES: usize = 4 << 10;
-/// A program says its version at once, or it is none.
-const VERSION_WITHIN: Duration = Duration::from_secs(10);
-/// What systems keep the authorities in that they trust; a libpq before 16 has no word for them.
-const SYSTEM_ROOTS: [&str; 3] =
-    ["/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt", "/etc/ssl/cert.pem"];
+pub use here::{places, usual_folders};
+pub use image::{InImage, LABEL, Whose};
+pub(super) use variables::database;
+
+use crate::backup::source::postgres::Address;
+use crate::config::backup::ProgramsOf;
+use crate::model::{SourceName, SystemId};
+use crate::runtime::RuntimeError;
+use crate::runtime::docker::Docker;
+use crate::runtime::docker::tools::Tool;
+use std::path::PathBuf;
+use std::process::ExitStatus;
+use std::sync::Arc;
+use tokio::io::AsyncRead;
+
+/// Where the programs come from.
+#[derive(Debug, Clone)]
+pub enum Way {
+    /// This machine: the folder that they are in; looked for when `None`.
+    Here(Option<PathBuf>),
+    /// An image.
+    Image(InImage),
+}
+
+impl Way {
+    /// As the configuration says it. The engine is asked for only where there is an image; `progress` hears what is pulled.
+    ///
+    /// # Errors
+    /// What the engine says.
+    pub fn of<E>(
+        said: &ProgramsOf,
+        source: &SourceName,
+        whose: Whose,
+        progress: Arc<dyn Fn(String) + Send + Sync>,
+        engine: impl FnOnce() -> Result<Docker, E>,
+    ) -> Result<Way, E> {
+        Ok(match said {
+            ProgramsOf::Machine(bin) => Way::Here(bin.clone()),
+            ProgramsOf::Image { image, network } => Way::Image(InImage {
+                docker: engine()?,
+                image: image.clone(),
+                network: network.clone(),
+                source: source.clone(),
+                whose,
+                progress,
+            }),
+        })
+    }
+}
 
 /// Why a program was of no use. `Display` fits after "failed to ...".
 #[derive(Debug, thiserror::Error)]
@@ -30,7 +65,7 @@ pub enum ProgramError {
     /// It is not there in a version that will do.
     #[error(
         "find {program} of PostgreSQL {at_least} or later: {what}\nhint: install the client programs of PostgreSQL {at_least}, or \
-         name their folder with {}\nhint: without that they are looked for in {}",
+         name their folder with {}, or an image that has them with `image`\nhint: without that they are looked for in {}",
         named_by(.program), places(*.at_least)
     )]
     NotFound {
@@ -40,6 +75,38 @@ pub enum ProgramError {
         at_least: u32,
         /// What was found instead.
         what: String,
+    },
+    /// The image does not have it in a version that will do.
+    #[error(
+        "find {program} of PostgreSQL {at_least} or later in the image {image}: {what}\nhint: name an image of that version, \
+         such as `postgres:{at_least}`"
+    )]
+    NotInImage {
+        /// Which.
+        program: &'static str,
+        /// The oldest major version that will do.
+        at_least: u32,
+        /// Where.
+        image: String,
+        /// What was found instead.
+        what: String,
+    },
+    /// The container engine, or the image could not be had.
+    #[error("{error}{}", hint(.error))]
+    Engine {
+        /// Why.
+        #[from]
+        error: RuntimeError,
+    },
+    /// The server is not reached from the container as it is from here.
+    #[error("reach the server from a container of {image} on the network {network}: {why}")]
+    Elsewhere {
+        /// The image.
+        image: String,
+        /// The network.
+        network: String,
+        /// What is wrong, with hints.
+        why: String,
     },
     /// It could not be started, or talked with.
     #[error("run {program}: {error}")]
@@ -61,53 +128,209 @@ pub enum ProgramError {
     },
 }
 
-/// A folder with PostgreSQL's programs of one version.
-#[derive(Debug, Clone, PartialEq, Eq)]
+fn hint(error: &RuntimeError) -> &'static str {
+    match error {
+        RuntimeError::Image { .. } => {
+            "\nhint: name an image that the engine has or can pull: `docker image ls` shows those that it has"
+        }
+        _ => "",
+    }
+}
+
+/// PostgreSQL's programs of one version.
 pub struct Programs {
-    bin: PathBuf,
     /// Their major version.
     pub major: u32,
     /// What `--version` says.
     pub version: String,
+    place: Place,
+}
+
+enum Place {
+    Here(PathBuf),
+    Image(image::Opened),
 }
 
 impl Programs {
-    /// The folder of `program` in this major version or the next later one that there is: in `bin`, or else where systems
-    /// put it.
+    /// Finds `program`, and those beside it, of this major version or a later one. Of this machine the oldest that will do is
+    /// taken. An image is pulled when the engine does not have it, and its container is there until [`Programs::close`].
     ///
     /// # Errors
     /// When there is none that will do.
-    pub async fn find(program: &'static str, bin: Option<&Path>, at_least: u32) -> Result<Programs, ProgramError> {
-        let candidates: Vec<PathBuf> = match bin {
-            Some(bin) => vec![bin.to_owned()],
-            None => usual(at_least).collect(),
-        };
-        let mut what = "there is none".to_owned();
-        for bin in candidates.into_iter().filter(|bin| bin.join(program).is_file()) {
-            let path = bin.join(program);
-            match version(&path).await {
-                Ok((major, version)) if major >= at_least => return Ok(Programs { bin, major, version }),
-                Ok((_, version)) => what = format!("{} is {version}", path.display()),
-                Err(why) => what = format!("{}: {why}", path.display()),
+    pub async fn find(program: &'static str, way: &Way, at_least: u32) -> Result<Programs, ProgramError> {
+        let (major, version, place) = match way {
+            Way::Here(bin) => {
+                let (bin, major, version) = here::find(program, bin.as_deref(), at_least).await?;
+                (major, version, Place::Here(bin))
             }
-        }
-        if let (Some(bin), "there is none") = (bin, what.as_str()) {
-            what = format!("there is none in {}", bin.display());
-        }
-        Err(ProgramError::NotFound { program, at_least, what })
+            Way::Image(image) => {
+                let (opened, major, version) = image::open(program, image, at_least).await?;
+                (major, version, Place::Image(opened))
+            }
+        };
+        Ok(Programs { major, version, place })
     }
 
-    /// One of them, to be run against a server.
-    pub(super) fn command(&self, program: &str, address: &Address) -> Command {
-        let mut command = Command::new(self.bin.join(program));
-        command.env_clear().stdin(Stdio::null()).stdout(Stdio::null()).kill_on_drop(true);
-        for name in ["PATH", "HOME", "TMPDIR"] {
-            if let Some(value) = std::env::var_os(name) {
-                command.env(name, value);
+    /// Leads them to a server. From a container it is looked, in the database `meeting`, whether the server there is the one
+    /// that is known here: an address may lead elsewhere from another network.
+    ///
+    /// # Errors
+    /// When the server is not reached in this way.
+    pub(super) async fn against(
+        self,
+        address: &Address,
+        meeting: &str,
+        system: SystemId,
+    ) -> Result<Client, ProgramError> {
+        let environment = match &self.place {
+            Place::Here(_) => Ok(here::environment(address)),
+            Place::Image(opened) => opened.led(address, meeting, system).await,
+        };
+        match environment {
+            Ok(environment) => Ok(Client { programs: self, environment }),
+            Err(error) => {
+                self.close().await;
+                Err(error)
             }
         }
-        command.env("LC_ALL", "C").envs(variables(address));
-        command
+    }
+
+    /// They are not needed any more.
+    pub async fn close(self) {
+        match self.place {
+            Place::Here(_) => {}
+            Place::Image(opened) => opened.close().await,
+        }
+    }
+}
+
+/// Which streams of a program go through our hands. Without `takes` its input is empty; without `gives` what it writes is
+/// thrown away.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Streams {
+    pub(super) takes: bool,
+    pub(super) gives: bool,
+}
+
+/// Programs that know their server.
+pub(super) struct Client {
+    programs: Programs,
+    environment: Vec<(String, String)>,
+}
+
+impl Client {
+    /// What `--version` says.
+    pub(super) fn version(&self) -> &str {
+        &self.programs.version
+    }
+
+    /// Begins one of them.
+    pub(super) async fn start(
+        &self,
+        program: &'static str,
+        args: &[&str],
+        streams: Streams,
+    ) -> Result<Running, ProgramError> {
+        let of = match &self.programs.place {
+            Place::Here(bin) => Of::Here(
+                here::start(&bin.join(program), args, &self.environment, streams)
+                    .map_err(|error| ProgramError::Io { program, error })?,
+            ),
+            Place::Image(opened) => Of::Image(opened.start(program, args, &self.environment, streams).await?),
+        };
+        Ok(Running { program, of })
+    }
+
+    /// A file for them. It is there as long as what this gives.
+    pub(super) async fn file(&self, text: &str) -> Result<Handed, ProgramError> {
+        match &self.programs.place {
+            Place::Here(_) => {
+                let file =
+                    here::List::write(text).map_err(|error| ProgramError::Io { program: "pg_restore", error })?;
+                Ok(Handed { path: file.path(), _file: Some(file) })
+            }
+            Place::Image(opened) => Ok(Handed { path: opened.put("list", text.as_bytes()).await?, _file: None }),
+        }
+    }
+
+    /// They are not needed any more.
+    pub(super) async fn close(self) {
+        self.programs.close().await;
+    }
+}
+
+/// A file that programs see under this path.
+pub(super) struct Handed {
+    pub(super) path: String,
+    _file: Option<here::List>,
+}
+
+/// A program that runs. Dropped, it is killed, and only then its input ends.
+pub(super) struct Running {
+    program: &'static str,
+    of: Of,
+}
+
+enum Of {
+    Here(here::Child),
+    Image(Tool),
+}
+
+impl Running {
+    /// Gives it bytes.
+    ///
+    /// # Errors
+    /// `BrokenPipe` when it takes no more.
+    pub(super) async fn give(&mut self, bytes: &[u8]) -> std::io::Result<()> {
+        match &mut self.of {
+            Of::Here(child) => child.give(bytes).await,
+            Of::Image(tool) => tool.give(bytes).await,
+        }
+    }
+
+    /// There is no more for it.
+    pub(super) async fn close_input(&mut self) {
+        match &mut self.of {
+            Of::Here(child) => child.close_input(),
+            Of::Image(tool) => tool.close_input().await,
+        }
+    }
+
+    /// What it writes. To be read to its end, or dropped.
+    ///
+    /// # Errors
+    /// When it was not asked for.
+    pub(super) fn output(&mut self) -> Result<Box<dyn AsyncRead + Send + Unpin>, ProgramError> {
+        let output: Option<Box<dyn AsyncRead + Send + Unpin>> = match &mut self.of {
+            Of::Here(child) => child.output().map(|output| Box::new(output) as _),
+            Of::Image(tool) => tool.take_output().map(|output| Box::new(output) as _),
+        };
+        output.ok_or_else(|| self.io(std::io::Error::other("its output is not to be had")))
+    }
+
+    /// Waits for its end.
+    ///
+    /// # Errors
+    /// When it failed.
+    pub(super) async fn end(self) -> Result<(), ProgramError> {
+        let program = self.program;
+        let (status, said) = match self.of {
+            Of::Here(child) => child.end().await.map_err(|error| ProgramError::Io { program, error })?,
+            Of::Image(tool) => image::ended(tool.end().await?),
+        };
+        if status.success() { Ok(()) } else { Err(ProgramError::Ended { program, status, said }) }
+    }
+
+    /// Ends it, whatever it is doing.
+    pub(super) async fn kill(self) {
+        match self.of {
+            Of::Here(child) => child.kill().await,
+            Of::Image(tool) => tool.kill().await,
+        }
+    }
+
+    pub(super) fn io(&self, error: std::io::Error) -> ProgramError {
+        ProgramError::Io { program: self.program, error }
     }
 }
 
@@ -119,152 +342,11 @@ fn named_by(program: &str) -> &'static str {
     }
 }
 
-/// Where Debian and others put the programs of a major version.
-pub fn usual_folders(major: u32) -> [PathBuf; 3] {
-    ["/usr/lib/postgresql/N/bin", "/usr/pgsql-N/bin", "/usr/local/pgsql-N/bin"]
-        .map(|folder| folder.replace('N', &major.to_string()).into())
-}
-
-/// The same in words, for hints.
-pub fn places(major: u32) -> String {
-    let folders = usual_folders(major).map(|folder| folder.display().to_string());
-    format!("{}, and the folders of PATH", folders.join(", "))
-}
-
-fn usual(at_least: u32) -> impl Iterator<Item = PathBuf> {
-    let folders = (at_least..=MAJOR_MAX).flat_map(usual_folders);
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    folders.chain(std::env::split_paths(&path).collect::<Vec<_>>())
-}
-
-async fn version(path: &Path) -> Result<(u32, String), String> {
-    let mut command = Command::new(path);
-    command.arg("--version").stdin(Stdio::null()).kill_on_drop(true);
-    let output = tokio::time::timeout(VERSION_WITHIN, command.output()).await;
-    let output = output.map_err(|_| "it does not say its version".to_owned())?.map_err(|error| error.to_string())?;
-    let said = String::from_utf8_lossy(&output.stdout).trim().to_owned();
-    major_of(&said).map(|major| (major, said.clone())).ok_or_else(|| format!("it says of itself `{said}`"))
-}
-
 /// 15 of `pg_dump (PostgreSQL) 15.18 (Debian 15.18-0+deb12u1)`, 19 of `pg_dump (PostgreSQL) 19beta1`.
 fn major_of(said: &str) -> Option<u32> {
     let digits = said.split_once("(PostgreSQL) ")?.1;
     let end = digits.find(|c: char| !c.is_ascii_digit()).unwrap_or(digits.len());
     digits[..end].parse().ok()
-}
-
-/// What tells libpq where the server is. Nothing is taken from password files: where to sign in is said in one place.
-fn variables(address: &Address) -> Vec<(&'static str, String)> {
-    let (mut hosts, mut ports) = (Vec::new(), Vec::new());
-    for host in &address.hosts {
-        match host {
-            Host::Tcp(name, port) => {
-                hosts.push(name.clone());
-                ports.push(port.to_string());
-            }
-            Host::Unix(folder, port) => {
-                hosts.push(folder.display().to_string());
-                ports.push(port.to_string());
-            }
-        }
-    }
-    let mode = match address.tls {
-        Tls::Disable => "disable",
-        Tls::Allow => "allow",
-        Tls::Prefer => "prefer",
-        Tls::Require => "require",
-        Tls::VerifyCa => "verify-ca",
-        Tls::VerifyFull => "verify-full",
-    };
-    let binding = match address.channel_binding {
-        ChannelBinding::Disable => "disable",
-        ChannelBinding::Prefer => "prefer",
-        ChannelBinding::Require => "require",
-    };
-    let target = match address.target {
-        Target::Any => "any",
-        Target::Primary => "read-write",
-        Target::Standby => "standby",
-        Target::PreferStandby => "prefer-standby",
-    };
-    let mut variables = vec![
-        ("PGHOST", hosts.join(",")),
-        ("PGPORT", ports.join(",")),
-        ("PGUSER", address.user.clone()),
-        ("PGSSLMODE", mode.to_owned()),
-        ("PGCHANNELBINDING", binding.to_owned()),
-        ("PGTARGETSESSIONATTRS", target.to_owned()),
-        ("PGCONNECT_TIMEOUT", address.connect_timeout.as_secs().max(2).to_string()),
-        ("PGAPPNAME", address.application_name.clone()),
-        ("PGPASSFILE", NOWHERE.to_owned()),
-    ];
-    let verified = matches!(address.tls, Tls::VerifyCa | Tls::VerifyFull);
-    match &address.roots {
-        Roots::File(path) => variables.push(("PGSSLROOTCERT", path.display().to_string())),
-        Roots::System if verified => {
-            let bundle = SYSTEM_ROOTS.into_iter().find(|path| Path::new(path).is_file()).unwrap_or("system");
-            variables.push(("PGSSLROOTCERT", bundle.to_owned()));
-        }
-        // A file in the home folder of whoever runs this must not change what `require` means.
-        Roots::System => variables.push(("PGSSLROOTCERT", NOWHERE.to_owned())),
-    }
-    if let Some(password) = &address.password {
-        variables.push(("PGPASSWORD", password.expose().to_owned()));
-    }
-    variables
-}
-
-/// The name of a database as a connection string, so that no character of it means anything else.
-pub(super) fn database(name: &str) -> String {
-    format!("dbname='{}'", name.replace('\\', "\\\\").replace('\'', "\\'"))
-}
-
-/// A program that runs. Dropped, it is killed.
-pub(super) struct Running {
-    program: &'static str,
-    pub(super) child: Child,
-    said: JoinHandle<String>,
-}
-
-impl Running {
-    pub(super) fn start(program: &'static str, command: &mut Command) -> Result<Running, ProgramError> {
-        let io = |error| ProgramError::Io { program, error };
-        let mut child = command.stderr(Stdio::piped()).spawn().map_err(io)?;
-        let stderr = child.stderr.take();
-        Ok(Running { program, child, said: tokio::spawn(async move { last_words(stderr).await }) })
-    }
-
-    /// Waits for its end.
-    ///
-    /// # Errors
-    /// When it failed.
-    pub(super) async fn end(mut self) -> Result<(), ProgramError> {
-        let program = self.program;
-        let status = self.child.wait().await.map_err(|error| ProgramError::Io { program, error })?;
-        let said = (&mut self.said).await.unwrap_or_default();
-        if status.success() { Ok(()) } else { Err(ProgramError::Ended { program, status, said }) }
-    }
-
-    /// Ends it, whatever it is doing.
-    pub(super) async fn kill(mut self) {
-        let _ = self.child.kill().await;
-    }
-
-    pub(super) fn io(&self, error: std::io::Error) -> ProgramError {
-        ProgramError::Io { program: self.program, error }
-    }
-}
-
-/// Everything is read, so that the program never waits for us, and the end of it kept.
-async fn last_words(stderr: Option<ChildStderr>) -> String {
-    let Some(mut stderr) = stderr else { return String::new() };
-    let (mut kept, mut buffer) = (Vec::new(), [0; 4096]);
-    while let Ok(read @ 1..) = stderr.read(&mut buffer).await {
-        kept.extend_from_slice(&buffer[..read]);
-        let excess = kept.len().saturating_sub(SAID_BYTES);
-        kept.drain(..excess);
-    }
-    String::from_utf8_lossy(&kept).trim().to_owned()
 }
 
 #[cfg(test)]
@@ -282,17 +364,5 @@ mod tests {
         ] {
             assert_eq!(major_of(said), major, "{said}");
         }
-    }
-
-    #[test]
-    fn the_server_is_said_by_the_environment_alone() {
-        let text =
-            "postgres://u%20x:p%27w@a:1,[::1]/d?sslmode=verify-ca&sslrootcert=/ca.pem&target_session_attrs=primary";
-        let variables = variables(&Address::parse(text).unwrap());
-        let of = |name| variables.iter().find(|(one, _)| *one == name).map(|(_, value)| value.as_str());
-        assert_eq!((of("PGHOST"), of("PGPORT"), of("PGUSER")), (Some("a,::1"), Some("1,5432"), Some("u x")));
-        assert_eq!((of("PGSSLMODE"), of("PGSSLROOTCERT")), (Some("verify-ca"), Some("/ca.pem")));
-        assert_eq!((of("PGPASSWORD"), of("PGTARGETSESSIONATTRS")), (Some("p'w"), Some("read-write")));
-        assert_eq!(database(r"it's \ one"), r"dbname='it\'s \\ one'");
     }
 }

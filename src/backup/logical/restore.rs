@@ -8,7 +8,7 @@ use super::dump::GLOBALS_MAX_BYTES;
 use super::feed::Feed;
 use super::ground::{Ground, drop_of, unfinished};
 use super::plan::{NoCopy, Plan, Wanted};
-use super::programs::{ProgramError, Programs};
+use super::programs::{Client, ProgramError, Programs, Way};
 use super::roles::{Act, act};
 use super::server::open;
 use super::sql::{quoted, statements};
@@ -24,7 +24,6 @@ use crate::model::{SourceName, SystemId};
 use jiff::Timestamp;
 use serde::Serialize;
 use std::collections::BTreeSet;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -36,8 +35,8 @@ pub(super) const NAME_BYTES: usize = 63;
 pub struct Options {
     /// The running server. Its database is where questions about the whole server are asked.
     pub into: Address,
-    /// The folder of `pg_restore`; looked for when `None`.
-    pub bin: Option<PathBuf>,
+    /// Where `pg_restore` comes from.
+    pub programs: Way,
     /// Put aside databases that hold something.
     pub force: bool,
     /// What the server is asked afterwards.
@@ -164,10 +163,25 @@ impl Report {
 /// # Errors
 /// When it cannot, or that cannot be found out.
 pub async fn survey(plan: &Plan, options: &Options) -> Result<Vec<String>, RestoreError> {
-    let ground = Ground::survey(plan, options).await?;
-    Programs::find("pg_restore", options.bin.as_deref(), archive_major(plan)).await?;
+    let (ground, client) = ready(plan, options).await?;
+    client.close().await;
     let aside = ground.aside.iter().map(|name| format!("the database {} is put aside", clean(name)));
     Ok(aside.chain(ground.left()).collect())
+}
+
+/// The server as it is, and programs that reach it.
+async fn ready(plan: &Plan, options: &Options) -> Result<(Ground, Client), RestoreError> {
+    let programs = Programs::find("pg_restore", &options.programs, archive_major(plan)).await?;
+    match Ground::survey(plan, options).await {
+        Ok(ground) => {
+            let client = programs.against(&options.into, &ground.place, ground.seen.system).await?;
+            Ok((ground, client))
+        }
+        Err(error) => {
+            programs.close().await;
+            Err(error)
+        }
+    }
 }
 
 /// Restores a copy. `tell` hears of every object that was read, with its bytes as stored.
@@ -182,17 +196,19 @@ pub async fn restore(
     tell: Arc<dyn Fn(u64) + Send + Sync>,
 ) -> Result<Report, RestoreError> {
     let began = Instant::now();
-    let programs = Programs::find("pg_restore", options.bin.as_deref(), archive_major(plan)).await?;
-    let ground = Ground::survey(plan, options).await?;
+    let (ground, client) = ready(plan, options).await?;
     let feed = Feed { repository, opener, tell };
-    let mut work = Work { plan, options, programs, feed, ground, report: report(plan, options), begun: Vec::new() };
-    if let Err(error) = work.all().await {
-        let left: Vec<String> = work.begun.iter().map(|name| drop_of(name)).collect();
-        let before = work.ground.left();
+    let report = report(plan, options);
+    let mut work = Work { plan, options, client, feed, ground, report, begun: Vec::new() };
+    let done = work.all().await;
+    let Work { client, begun, ground, mut report, .. } = work;
+    client.close().await;
+    if let Err(error) = done {
+        let left: Vec<String> = begun.iter().map(|name| drop_of(name)).collect();
+        let before = ground.left();
         return Err(if left.is_empty() { error } else { RestoreError::Left { error: Box::new(error), left, before } });
     }
-    let mut report = work.report;
-    report.notes.extend(work.ground.left());
+    report.notes.extend(ground.left());
     for check in &options.checks {
         report.checks.push(ask_at(&options.into, check).await);
     }
@@ -237,7 +253,7 @@ fn archive_major(plan: &Plan) -> u32 {
 struct Work<'a> {
     plan: &'a Plan,
     options: &'a Options,
-    programs: Programs,
+    client: Client,
     feed: Feed,
     ground: Ground,
     report: Report,
@@ -363,20 +379,16 @@ impl Work<'_> {
         if !made {
             return Err(RestoreError::Strange("read what makes the database: nothing does".into()));
         }
-        self.feed.put(&self.programs, &self.options.into, &objects, unfinished).await?;
+        self.feed.put(&self.client, &objects, unfinished).await?;
         Ok(later)
     }
 
     /// The statements of an archive that are about the database itself: they name it.
     async fn about_database(&self, objects: &[ObjectFacts]) -> Result<String, RestoreError> {
-        let into = &self.options.into;
-        let list = self.feed.told(&self.programs, into, objects, &["--create", "--list"]).await?;
-        let list = about(&String::from_utf8_lossy(&list));
-        let file = List::write(&list).map_err(RestoreError::Feed)?;
-        let path = file.0.to_string_lossy().into_owned();
-        let args = ["--create", "--schema-only", "--no-tablespaces", "--use-list", &path, "--file=-"];
-        let sql = self.feed.told(&self.programs, into, objects, &args).await?;
-        drop(file);
+        let list = self.feed.told(&self.client, objects, &["--create", "--list"]).await?;
+        let list = self.client.file(&about(&String::from_utf8_lossy(&list))).await?;
+        let args = ["--create", "--schema-only", "--no-tablespaces", "--use-list", &list.path, "--file=-"];
+        let sql = self.feed.told(&self.client, objects, &args).await?;
         text_of(sql, "what makes the database")
     }
 }
@@ -394,27 +406,6 @@ fn about(list: &str) -> String {
     };
     let numbers = list.lines().filter(is).filter_map(|line| line.split_once(';'));
     numbers.map(|(number, _)| format!("{number};\n")).collect()
-}
-
-/// A list for `pg_restore`, which reads it from a file only. Numbers stand in it; gone when dropped.
-struct List(PathBuf);
-
-impl List {
-    fn write(text: &str) -> std::io::Result<List> {
-        use std::io::Write as _;
-        let random = getrandom::u64().map_err(std::io::Error::other)?;
-        let path = std::env::temp_dir().join(format!("mainstay-{random:016x}.list"));
-        let mut file = std::fs::File::create_new(&path)?;
-        let list = List(path);
-        file.write_all(text.as_bytes())?;
-        Ok(list)
-    }
-}
-
-impl Drop for List {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_file(&self.0);
-    }
 }
 
 fn text_of(bytes: Vec<u8>, what: &str) -> Result<String, RestoreError> {

@@ -2,17 +2,19 @@
 //! probe is written, as every start does.
 
 use super::{Check, State};
-use crate::backup::logical::Programs;
+use crate::backup::logical::{self, Way, Whose};
 use crate::backup::repository::Repository;
 use crate::backup::repository::open::{self, Making};
 use crate::backup::source::postgres::advise::{self, Needs, Verdict};
 use crate::backup::source::postgres::{Connection, Purpose};
 use crate::cli::desk;
 use crate::cli::exit::Failure;
-use crate::config::backup::{Backups, Logical, Source};
+use crate::config::backup::{Backups, Logical, ProgramsOf, Source};
 use crate::config::daemon::{Daemon, RepositoryPlace};
+use crate::daemon::wire;
 use jiff::{SignedDuration, Timestamp};
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// A server or a store that takes longer to say all this is not one to rely on.
@@ -35,7 +37,7 @@ pub(super) async fn look(config: &Daemon, backups: &Backups, checks: &mut Vec<Ch
     repository(config, checks).await;
     for source in backups.sources.values() {
         match &source.logical {
-            Some(what) => checks.extend(copied(source, what).await),
+            Some(what) => checks.extend(copied(config, source, what).await),
             None => checks.extend(server(source).await),
         }
     }
@@ -202,7 +204,7 @@ async fn server(source: &Source) -> Vec<Check> {
 }
 
 /// What logical copies want: a connection, and programs that are not older than the server. No slot and no replication.
-async fn copied(source: &Source, what: &Logical) -> Vec<Check> {
+async fn copied(config: &Daemon, source: &Source, what: &Logical) -> Vec<Check> {
     const NAME: &str = "source";
     let name = &source.name;
     let asked = tokio::time::timeout(PATIENCE, Connection::open(&source.postgres, None, Purpose::Sql)).await;
@@ -217,8 +219,28 @@ async fn copied(source: &Source, what: &Logical) -> Vec<Check> {
     let major = connection.major();
     connection.close().await;
     let mut checks = vec![Check::good(NAME, format!("{name}: SQL connects to PostgreSQL {major}"))];
-    match Programs::find("pg_dump", what.bin.as_deref(), major).await {
-        Ok(programs) => checks.push(Check::good(NAME, format!("{name}: {}", programs.version))),
+    let way = Way::of(&what.programs, name, Whose::Anybody, Arc::new(|_| ()), || wire::engine(Some(config)));
+    let way = match way {
+        Ok(way) => way,
+        Err(error) => {
+            checks.push(missing(NAME, &format!("{name}: {error}")));
+            return checks;
+        }
+    };
+    let asked = logical::reaches(&source.postgres, &what.databases, &way);
+    let Ok(found) = tokio::time::timeout(PATIENCE, asked).await else {
+        let found = format!("{name}: its programs did not reach the server within {} s", PATIENCE.as_secs());
+        checks.push(Check::missing(NAME, found, "an image that is large can be pulled before: `docker pull IMAGE`"));
+        return checks;
+    };
+    match found {
+        Ok(version) => {
+            let from = match &what.programs {
+                ProgramsOf::Machine(_) => String::new(),
+                ProgramsOf::Image { image, network } => format!(" of {image}, which reach it on the network {network}"),
+            };
+            checks.push(Check::good(NAME, format!("{name}: {version}{from}")));
+        }
         Err(error) => checks.push(missing(NAME, &format!("{name}: {error}"))),
     }
     checks

@@ -8,9 +8,9 @@ use crate::cli::Context;
 use crate::cli::desk::Desk;
 use crate::cli::exit::{Exit, Failure};
 use crate::config::backup::{Restore, RestoreInto, SqlCheck, is_engine_name};
-use crate::config::daemon::RuntimeChoice;
-use crate::model::{InstanceId, SourceName};
-use crate::runtime::docker::{Docker, DockerConfig};
+use crate::daemon::wire;
+use crate::model::SourceName;
+use crate::runtime::docker::Docker;
 use nix::unistd::{Uid, User};
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
@@ -59,7 +59,8 @@ pub(super) struct Contained {
     /// `postgres://USER@HOST/`, its password in PGPASSWORD [default: what the source's file says]
     #[arg(long, value_parser = destination, value_name = "WHAT", conflicts_with = "files_only")]
     into: Option<Destination>,
-    /// The image of PostgreSQL that runs on it, such as postgres:17
+    /// The image of PostgreSQL that runs on it, such as postgres:17; for logical copies the one that `pg_restore` is taken
+    /// from
     #[arg(long)]
     image: Option<String>,
     /// The volume that the data goes into [default: the container's name]
@@ -71,7 +72,7 @@ pub(super) struct Contained {
     /// The address of this machine that the container is published at [default: 127.0.0.1]
     #[arg(long, value_name = "ADDRESS")]
     listen: Option<IpAddr>,
-    /// The engine's network that the container joins
+    /// The engine's network that the container joins [default: for logical copies `host`]
     #[arg(long, value_name = "NAME", value_parser = engine_name)]
     network: Option<String>,
 }
@@ -92,15 +93,18 @@ impl Contained {
         }
     }
 
-    /// The first option here that says something about files or an engine.
+    /// The image that programs are taken from, and its network.
+    pub(super) fn programs(&self) -> (Option<&String>, Option<&String>) {
+        (self.image.as_ref(), self.network.as_ref())
+    }
+
+    /// The first option here that says something about files, or about a container that is left running.
     pub(super) fn about_files(&self) -> Option<&'static str> {
         let given = [
             (self.kind().is_some(), "--into"),
-            (self.image.is_some(), "--image"),
             (self.volume.is_some(), "--volume"),
             (self.name.is_some(), "--name"),
             (self.listen.is_some(), "--listen"),
-            (self.network.is_some(), "--network"),
         ];
         given.into_iter().find(|(given, _)| *given).map(|(_, option)| option)
     }
@@ -313,20 +317,9 @@ fn wanted(
     Ok(Wanted { source: source.clone(), image: image.clone(), user, keep, server })
 }
 
-/// The engine of the configuration, where there is one; else `$DOCKER_HOST`, or the usual socket.
-fn engine(desk: &Desk) -> Result<Docker, Failure> {
-    // It makes nothing that carries an instance's label.
-    let mut config = DockerConfig::new(InstanceId("restore".into())).map_err(Failure::wrong)?;
-    if let Some(daemon) = &desk.config {
-        if let RuntimeChoice::Docker(settings) = &daemon.runtime {
-            config.host = settings.host.clone();
-        }
-        let logins = daemon.registries.iter();
-        config.registries = logins
-            .map(|(host, login)| (host.clone(), (login.username.clone(), login.password.expose().to_owned())))
-            .collect();
-    }
-    Docker::connect(config).map_err(|error| failed(error.into()))
+/// The engine of the configuration, where there is one.
+pub(super) fn engine(desk: &Desk) -> Result<Docker, Failure> {
+    wire::engine(desk.config.as_ref()).map_err(|error| failed(error.into()))
 }
 
 /// Where programs are looked for that nobody names.

@@ -1,8 +1,9 @@
 //! The restore of a source of `kind: logical`: into a running server.
 
+use super::job::engine;
 use super::{Args, Done, Followed, Step, bar, document, follow, only_shown, with_surroundings};
 use crate::backup::catalog::index::Catalogue;
-use crate::backup::logical::{self, Options, Plan, ProgramError, Report, RestoreError, Wanted};
+use crate::backup::logical::{self, Options, Plan, ProgramError, Report, RestoreError, Wanted, Way, Whose};
 use crate::backup::repository::RepositoryError;
 use crate::backup::restore::Check;
 use crate::backup::seal::SealError;
@@ -11,11 +12,12 @@ use crate::cli::desk::{self, Desk};
 use crate::cli::exit::{Exit, Failure};
 use crate::cli::ui::Tone;
 use crate::cli::{Context, words};
-use crate::config::backup::{LogicalRestore, is_logical, parse_logical_restore};
+use crate::config::backup::{LogicalRestore, ProgramsOf, USUAL_NETWORK, is_logical, parse_logical_restore};
 use crate::config::secret::Secret;
 use crate::model::SourceName;
 use crate::model::quantity::rounded_bytes;
 use crate::model::text::moment;
+use crate::runtime::RuntimeError;
 use serde_json::json;
 use std::sync::Arc;
 
@@ -56,8 +58,15 @@ pub(super) async fn run(
     let plan = logical::plan(holdings, wanted).map_err(|error| failed(error.into()))?;
     let aside = args.contained.server().is_some()
         && written.as_ref().is_some_and(|written| written.into.as_ref() != Some(&into));
-    let LogicalRestore { bin, mut then, checks, .. } =
-        written.unwrap_or(LogicalRestore { into: None, bin: None, then: Vec::new(), checks: Vec::new() });
+    let LogicalRestore { programs, mut then, checks, .. } = written.unwrap_or_else(|| LogicalRestore {
+        into: None,
+        programs: ProgramsOf::Machine(None),
+        then: Vec::new(),
+        checks: Vec::new(),
+    });
+    let (programs, ui) = (programs_of(args, programs)?, context.ui.clone());
+    let progress = Arc::new(move |text: String| ui.say(text));
+    let programs = Way::of(&programs, source, Whose::Anybody, progress, || engine(desk))?;
     // Somewhere else than where the file says is a look aside: what follows a real restore does not follow it.
     if aside {
         then.clear();
@@ -69,7 +78,7 @@ pub(super) async fn run(
         }
     }
     let checks = checks.into_iter().map(|check| Check { sql: check.sql, database: check.database }).collect();
-    let options = Options { into, bin: args.bin.clone().or(bin), force: args.force, checks };
+    let options = Options { into, programs, force: args.force, checks };
     let ui = &context.ui;
     if step != Step::CarryOut {
         let notes = logical::survey(&plan, &options).await.map_err(failed)?;
@@ -139,6 +148,33 @@ fn written(
     with_surroundings(context, |around| parse_logical_restore(super::SOURCE_FILE, text, without_server, around))
 }
 
+/// Options go before the file.
+fn programs_of(args: &Args, written: ProgramsOf) -> Result<ProgramsOf, Failure> {
+    let of_file = match &written {
+        ProgramsOf::Image { image, network } => Some((image.clone(), network.clone())),
+        ProgramsOf::Machine(_) => None,
+    };
+    match (args.contained.programs(), &args.bin) {
+        ((Some(_), _), Some(_)) => {
+            Err(Failure::wrong("restore: `--bin` is a folder of this machine, and `--image` takes its place")
+                .hint("leave one of the two out"))
+        }
+        ((None, None), Some(bin)) => Ok(ProgramsOf::Machine(Some(bin.clone()))),
+        ((None, None), None) => Ok(written),
+        ((image, network), _) => {
+            let (image, network) = (image.cloned(), network.cloned());
+            let from =
+                image.or_else(|| of_file.as_ref().map(|(image, _)| image.clone()).filter(|_| args.bin.is_none()));
+            let image = from.ok_or_else(|| {
+                Failure::wrong("restore: `--network` is about programs of an image")
+                    .hint("name one with `--image postgres:17`, or leave it out")
+            })?;
+            let network = network.or_else(|| of_file.map(|(_, network)| network));
+            Ok(ProgramsOf::Image { image, network: network.unwrap_or_else(|| USUAL_NETWORK.to_owned()) })
+        }
+    }
+}
+
 fn into(args: &Args, written: Option<&LogicalRestore>) -> Result<Address, Failure> {
     let Some(text) = args.contained.server() else {
         return written.and_then(|written| written.into.clone()).ok_or_else(|| {
@@ -206,7 +242,12 @@ fn tell(context: &Context, report: &Report, followed: &[Followed], good: bool) {
 fn failed(error: RestoreError) -> Failure {
     let exit = match &error {
         RestoreError::Plan(_) | RestoreError::Refused(_) => Exit::Wrong,
-        RestoreError::Program(ProgramError::NotFound { .. }) => Exit::Wrong,
+        RestoreError::Program(
+            ProgramError::NotFound { .. } | ProgramError::NotInImage { .. } | ProgramError::Elsewhere { .. },
+        ) => Exit::Wrong,
+        RestoreError::Program(ProgramError::Engine {
+            error: RuntimeError::Unreachable { .. } | RuntimeError::Image { .. },
+        }) => Exit::Unreachable,
         RestoreError::Repository(RepositoryError::Unreachable { .. } | RepositoryError::Refused { .. }) => {
             Exit::Unreachable
         }

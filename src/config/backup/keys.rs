@@ -7,6 +7,8 @@ pub(in crate::config) const TOP_KEYS: &[&str] = &[
     "kind",
     "databases",
     "bin",
+    "image",
+    "network",
     "rpo",
     "rto",
     "schedule",
@@ -20,12 +22,12 @@ pub(in crate::config) const TOP_KEYS: &[&str] = &[
     "from",
     "restore",
 ];
-pub(in crate::config) const TOP_LATER: &[&str] = &["redis", "drill", "image"];
+pub(in crate::config) const TOP_LATER: &[&str] = &["redis", "drill"];
 /// What only base backups and their log have a use for.
 pub(super) const PHYSICAL_KEYS: &[&str] =
     &["rto", "incremental", "ship-every", "synchronous", "step-down", "slot", "wal-lag"];
 /// What only logical copies have a use for.
-pub(super) const LOGICAL_KEYS: &[&str] = &["databases", "bin"];
+pub(super) const LOGICAL_KEYS: &[&str] = &["databases", "bin", "image", "network"];
 pub(in crate::config) const INCREMENTAL_KEYS: &[&str] = &["schedule", "chain"];
 pub(in crate::config) const KEEP_KEYS: &[&str] = &["window", "backups"];
 pub(in crate::config) const WAL_LAG_KEYS: &[&str] = &["policy", "warn", "alarm", "drop"];
@@ -34,6 +36,5 @@ pub(in crate::config) const RESTORE_KEYS: &[&str] = &[
     "network",
 ];
 /// Of these, what only the restore of a base backup has a use for.
-pub(super) const RESTORE_PHYSICAL_KEYS: &[&str] =
-    &["target", "user", "port", "image", "volume", "name", "listen", "network"];
+pub(super) const RESTORE_PHYSICAL_KEYS: &[&str] = &["target", "user", "port", "volume", "name", "listen"];
 pub(in crate::config) const CHECK_KEYS: &[&str] = &["sql", "database"];

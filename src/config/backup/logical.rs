@@ -1,9 +1,9 @@
 //! `kind: logical`: copies of databases by `pg_dump`, instead of the whole cluster with its log.
 
 use super::keys::{LOGICAL_KEYS, PHYSICAL_KEYS, RESTORE_KEYS, RESTORE_PHYSICAL_KEYS};
-use super::restore::{checks, folder};
+use super::restore::{checks, engine_name, folder, image};
 use super::{Around, SqlCheck, fill, server};
-use crate::backup::source::postgres::Address;
+use crate::backup::source::postgres::{Address, Host};
 use crate::config::check::{Checker, Fields};
 use crate::config::daemon::Reader;
 use crate::config::finding::Findings;
@@ -15,8 +15,8 @@ use std::path::PathBuf;
 pub struct Logical {
     /// The databases.
     pub databases: Databases,
-    /// The folder with `pg_dump` and `pg_dumpall`; looked for when `None`.
-    pub bin: Option<PathBuf>,
+    /// Where `pg_dump` and `pg_dumpall` come from.
+    pub programs: ProgramsOf,
     /// What a restore does when it is not told.
     pub restore: Option<LogicalRestore>,
 }
@@ -30,13 +30,31 @@ pub enum Databases {
     Named(Vec<String>),
 }
 
+/// Where PostgreSQL's programs come from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ProgramsOf {
+    /// The machine: the folder that they are in; looked for when `None`.
+    Machine(Option<PathBuf>),
+    /// An image, in a container on a network of the engine.
+    Image {
+        /// The image.
+        image: String,
+        /// The network.
+        network: String,
+    },
+}
+
+/// The network of containers for programs when none is named: an address that leads somewhere from the machine leads there
+/// from a container, too.
+pub const USUAL_NETWORK: &str = "host";
+
 /// What a restore of logical copies does when it is not told.
 #[derive(Debug, Clone, PartialEq)]
 pub struct LogicalRestore {
     /// The running server that they go into; the command says it when `None`.
     pub into: Option<Address>,
-    /// The folder with `pg_restore`; looked for when `None`.
-    pub bin: Option<PathBuf>,
+    /// Where `pg_restore` comes from.
+    pub programs: ProgramsOf,
     /// Commands that follow a good restore, each run by `sh -e`.
     pub then: Vec<String>,
     /// What the server is asked; each must answer true.
@@ -81,14 +99,14 @@ pub(super) fn read(reader: &mut Reader<'_, '_>, fields: &Fields<'_>, postgres: O
         },
         (None, None) => None,
     };
-    let bin = fields.get("bin").and_then(|node| folder(reader, node, "`bin`"));
+    let programs = programs(reader, fields, postgres);
     let restore = fields.get("restore").map(|node| read_restore(reader, node));
     let restore = match restore {
         Some(None) => return None,
         Some(read) => read,
         None => None,
     };
-    Some(Logical { databases: databases?, bin, restore })
+    Some(Logical { databases: databases?, programs: programs?, restore })
 }
 
 fn databases(reader: &mut Reader<'_, '_>, node: &Node) -> Option<Databases> {
@@ -120,6 +138,60 @@ fn databases(reader: &mut Reader<'_, '_>, node: &Node) -> Option<Databases> {
     Some(Databases::Named(names))
 }
 
+/// `bin`, or `image` with `network`; of a server at this address, where it is known.
+fn programs(reader: &mut Reader<'_, '_>, fields: &Fields<'_>, address: Option<&Address>) -> Option<ProgramsOf> {
+    let Some(node) = fields.get("image") else {
+        if let Some((key, _)) = fields.entry("network") {
+            let hint = "write `image: \"postgres:17\"` beside it, or leave it out";
+            reader.check.error_with_hint(key.place, "`network` is about programs of an `image`", hint);
+        }
+        return Some(ProgramsOf::Machine(fields.get("bin").and_then(|node| folder(reader, node, "`bin`"))));
+    };
+    if let Some((key, _)) = fields.entry("bin") {
+        let message = "the programs are those of `image`, and `bin` is a folder of the machine";
+        reader.check.error_with_hint(key.place, message, "leave one of the two out");
+    }
+    let image = image(reader, node);
+    let named = fields.get("network").map(|node| (node, engine_name(reader, node, "`network`")));
+    let network = match named {
+        Some((node, Some(name))) => {
+            in_the_way(reader, node, &name, address);
+            Some(name)
+        }
+        Some((_, None)) => None,
+        None => Some(USUAL_NETWORK.to_owned()),
+    };
+    let socket = address.is_some_and(|address| address.hosts.iter().any(|host| matches!(host, Host::Unix(..))));
+    if socket {
+        reader.check.error_with_hint(
+            node.place,
+            "the address of the server is a Unix socket, which a container does not see",
+            "name the server's host in the address, or take `bin` in place of `image`",
+        );
+    }
+    Some(ProgramsOf::Image { image: image?, network: network? })
+}
+
+/// Tells of a network on which the server cannot be.
+fn in_the_way(reader: &mut Reader<'_, '_>, node: &Node, network: &str, address: Option<&Address>) {
+    if network == "none" {
+        reader.check.error_with_hint(node.place, "on the network `none` no server is reached", "leave it out");
+    }
+    let own = |host: &Host| match host {
+        Host::Tcp(name, _) => name == "localhost" || name.parse().is_ok_and(|ip: std::net::IpAddr| ip.is_loopback()),
+        Host::Unix(..) => false,
+    };
+    if network != USUAL_NETWORK && address.is_some_and(|address| address.hosts.iter().any(own)) {
+        let shown = crate::config::check::shown_text(node, network);
+        let message = format!("on the network `{shown}` the address of this machine is that of the container");
+        reader.check.error_with_hint(
+            node.place,
+            message,
+            "leave `network` out, or name the server as it is named there",
+        );
+    }
+}
+
 fn read_restore(reader: &mut Reader<'_, '_>, node: &Node) -> Option<LogicalRestore> {
     let fields = reader.check.fields(node, "`restore`", RESTORE_KEYS, &[])?;
     for (key, _) in RESTORE_PHYSICAL_KEYS.iter().filter_map(|key| fields.entry(key)) {
@@ -134,7 +206,8 @@ fn read_restore(reader: &mut Reader<'_, '_>, node: &Node) -> Option<LogicalResto
         reader.check.error_with_hint(key.place, "`password` has no server that it is for", hint);
     }
     let into = fields.get("into").map(|node| server(reader, "into", node, fields.entry("password")));
-    let bin = fields.get("bin").and_then(|node| folder(reader, node, "`bin`"));
+    let known = into.as_ref().and_then(Option::as_ref);
+    let programs = programs(reader, &fields, known);
     let checks = checks(reader, &fields);
     let then = fields.get("then").map(|node| reader.check.lines(node, "`then`")).unwrap_or_default();
     let into = match into {
@@ -142,7 +215,7 @@ fn read_restore(reader: &mut Reader<'_, '_>, node: &Node) -> Option<LogicalResto
         Some(address) => address,
         None => None,
     };
-    Some(LogicalRestore { into, bin, then, checks })
+    Some(LogicalRestore { into, programs: programs?, then, checks })
 }
 
 /// Whether the text of a source's file is one of logical copies. A text that does not read is none.

@@ -181,7 +181,7 @@ fn belongs(reader: &mut Reader<'_, '_>, fields: &Fields<'_>, into: Into) {
     }
 }
 
-fn image(reader: &mut Reader<'_, '_>, node: &Node) -> Option<String> {
+pub(super) fn image(reader: &mut Reader<'_, '_>, node: &Node) -> Option<String> {
     let text = reader.check.line(node, "`image`")?;
     if text.len() > IMAGE_MAX_BYTES
         || text.chars().any(|c| c.is_whitespace() || c.is_control())
@@ -195,7 +195,7 @@ fn image(reader: &mut Reader<'_, '_>, node: &Node) -> Option<String> {
 }
 
 /// The name of a container, volume or network.
-fn engine_name(reader: &mut Reader<'_, '_>, node: &Node, what: &str) -> Option<String> {
+pub(super) fn engine_name(reader: &mut Reader<'_, '_>, node: &Node, what: &str) -> Option<String> {
     let text = reader.check.line(node, what)?;
     if !is_engine_name(text) {
         let message = format!("{what}: `{}` is not a name for the container engine", shown_text(node, text));

@@ -4,6 +4,7 @@ use std::fs;
 
 fn with<T>(folder: &Path, act: impl FnOnce(&Around<'_>) -> T) -> T {
     let env = |name: &str| match name {
+        "IMAGE" => Some("hub.example.com/postgres:17".to_owned()),
         "PASSWORD" => Some("hush-hush".to_owned()),
         "URL" => Some("postgres://who:hush-hush@db.example.com/?sslmode=prefer".to_owned()),
         "EMPTY" => Some(String::new()),
@@ -499,11 +500,26 @@ fn logical_copies_are_of_the_database_in_the_address_of_several_or_of_all() {
     );
     let source = source.unwrap_or_else(|e| panic!("{e}"));
     assert!(!format!("{source:?}").contains("hush"), "{source:?}");
-    let Logical { bin, restore, .. } = source.logical.unwrap();
+    let Logical { programs, restore, .. } = source.logical.unwrap();
     let restore = restore.unwrap();
-    assert_eq!(bin.unwrap(), Path::new("/srv/ci/bin"));
+    let machine = |bin: &str| ProgramsOf::Machine(Some(bin.into()));
+    assert_eq!((programs, &restore.programs), (machine("/srv/ci/bin"), &machine("/usr/bin")));
     assert_eq!(restore.into.unwrap().password.unwrap().expose(), "hush-hush");
     assert_eq!((restore.then.len(), restore.checks[0].database.as_str()), (1, "postgres"));
+}
+
+#[test]
+fn programs_of_logical_copies_may_be_those_of_an_image() {
+    let image = |image: &str, network: &str| ProgramsOf::Image { image: image.into(), network: network.into() };
+    let read = |text: &str| logical(text).unwrap_or_else(|e| panic!("{e}")).logical.unwrap();
+    let copies = read("postgres: 'postgres://b@[::1]/a'\nimage: 'postgres:17'");
+    assert_eq!((copies.programs, copies.restore), (image("postgres:17", "host"), None));
+    let copies = read(
+        "postgres: 'postgres://b@db/a?sslmode=disable'\nimage: '${IMAGE}'\nnetwork: shop\nrestore: { image: 'p@sha256:00', network: bridge }",
+    );
+    assert_eq!(copies.programs, image("hub.example.com/postgres:17", "shop"));
+    // The address of the restore is said by the command.
+    assert_eq!(copies.restore.unwrap().programs, image("p@sha256:00", "bridge"));
 }
 
 #[test]
@@ -517,7 +533,17 @@ fn what_has_no_meaning_for_the_kind_is_refused() {
         ("postgres: 'postgres://b@[::1]'", "nothing says which databases are copied"),
         ("postgres: 'postgres://b@[::1]'\ndatabases: []", "is empty"),
         ("postgres: 'postgres://b@[::1]'\ndatabases: [a, a]", "stands there twice"),
-        ("postgres: 'postgres://b@[::1]/a'\nimage: 'postgres:17'", "but not of this version"),
+        ("postgres: 'postgres://b@[::1]/a'\nimage: 'post gres'", "is not the name of an image"),
+        ("postgres: 'postgres://b@[::1]/a'\nimage: 'postgres:17'\nbin: /usr/bin", "`bin` is a folder of the machine"),
+        ("postgres: 'postgres://b@[::1]/a'\nnetwork: shop", "is about programs of an `image`"),
+        ("postgres: 'postgres://b@db/a'\nimage: 'postgres:17'\nnetwork: none", "no server is reached"),
+        ("postgres: 'postgres://b@[::1]/a'\nimage: 'postgres:17'\nnetwork: shop", "is that of the container"),
+        ("postgres: 'postgres://b@localhost/a'\nimage: 'postgres:17'\nnetwork: shop", "is that of the container"),
+        ("postgres: 'postgres://b@/a?host=/run'\nimage: 'postgres:17'", "which a container does not see"),
+        (
+            "postgres: 'postgres://b@[::1]/a'\nrestore: { into: 'postgres://o@/?host=/run', image: 'postgres:17' }",
+            "which a container does not see",
+        ),
         ("postgres: 'postgres://b@[::1]/a'\nrestore: { into: server }", "does not begin with `postgres://`"),
         ("postgres: 'postgres://b@[::1]/a'\nrestore: { target: /x }", "is about a data folder"),
         ("postgres: 'postgres://b@[::1]/a'\nrestore: { password: '${PASSWORD}' }", "no server that it is for"),
@@ -534,7 +560,7 @@ fn what_has_no_meaning_for_the_kind_is_refused() {
         assert!(said.contains(words), "{said}");
         assert!(!said.contains("plain@") && !said.contains("hush"), "{said}");
     }
-    for key in ["databases: all", "bin: /usr/bin"] {
+    for key in ["databases: all", "bin: /usr/bin", "image: x", "network: ab"] {
         let said = read(&format!("postgres: 'postgres://b@[::1]'\n{key}\n")).unwrap_err().to_string();
         assert!(said.contains("is about logical copies"), "{said}");
     }

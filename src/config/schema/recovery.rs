@@ -64,6 +64,10 @@ pub(super) struct SourceFile {
     databases: Option<Databases>,
     /// With `logical`: the folder with `pg_dump` and `pg_dumpall`; looked for when it is not said.
     bin: Option<String>,
+    /// With `logical`: the image that they are taken from, such as `postgres:17`, in place of those of the machine.
+    image: Option<String>,
+    /// With `image`: the engine's network from which the server is reached; `host` when it is not said.
+    network: Option<String>,
     /// How much may be lost at the most.
     rpo: Option<Span>,
     /// How long a restore may take at the most.
@@ -164,7 +168,8 @@ struct Restore {
     bin: Option<String>,
     /// With `server` and `container`: the port of this machine; 5432 when it is not said.
     port: Option<u16>,
-    /// With `volume` and `container`: the image of PostgreSQL, such as `postgres:17`.
+    /// With `volume` and `container`: the image of PostgreSQL, such as `postgres:17`. Of logical copies: the image that
+    /// `pg_restore` is taken from.
     image: Option<String>,
     /// With `volume` and `container`: the volume of the data.
     volume: Option<String>,
@@ -172,7 +177,7 @@ struct Restore {
     name: Option<String>,
     /// With `container`: the address of this machine that its port is published at; 127.0.0.1 when it is not said.
     listen: Option<String>,
-    /// With `container`: the engine's network that it joins.
+    /// With `container`, and with the `image` of logical copies: the engine's network that it joins.
     network: Option<String>,
     /// Commands that follow a good restore.
     then: Option<OneOrMany<String>>,

@@ -16,6 +16,7 @@ pub(crate) mod project;
 pub(crate) mod server;
 mod space;
 mod swarm;
+pub(crate) mod tools;
 
 pub use image::Registries;
 pub use network::Cidr;

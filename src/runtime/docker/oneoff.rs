@@ -160,7 +160,7 @@ impl Docker {
         let filters = HashMap::from([("label".to_owned(), labels.to_vec())]);
         let options = ListContainersOptions { all: true, filters: Some(filters), ..Default::default() };
         let listed = engine.api.list_containers(Some(options)).await;
-        let listed = listed.map_err(|e| engine.error("list the commands of an environment", &e))?;
+        let listed = listed.map_err(|e| engine.error("list containers by their labels", &e))?;
         let now = jiff::Timestamp::now().as_second();
         let named = listed.into_iter().filter_map(|one| {
             let name = one.names?.into_iter().next()?;

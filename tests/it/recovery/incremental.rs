@@ -5,6 +5,7 @@ use crate::support::store;
 use mainstay::backup::catalog::manifest::Manifest;
 use mainstay::backup::keeper::once::{back_up, shipping};
 use mainstay::backup::keeper::{Kind, Setup};
+use mainstay::backup::logical::Way;
 use mainstay::backup::repository::{Item, Key};
 use mainstay::backup::restore::{self, Into, Options as RestoreOptions, Progress, Target, Wish};
 use mainstay::backup::seal::{Checker, KeySet, Opener, Sealer, new_key_set};
@@ -30,6 +31,7 @@ fn setup(server: &Server, folder: &Path, keys: &KeySet, incremental: &str) -> Se
     let source = parse(&"shop-db".parse().unwrap(), "shop-db.yml", &text, &around).unwrap_or_else(|e| panic!("{e}"));
     let place = folder.join("repository");
     Setup {
+        programs: Way::Here(None),
         source,
         repository: Arc::new(store::folder(&place)),
         sealer: Sealer::new(std::slice::from_ref(&keys.recipient), keys.signing.clone()).unwrap(),

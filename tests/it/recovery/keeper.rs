@@ -6,6 +6,7 @@ use crate::support::store_proxy::{Fault, Rule, StoreProxy};
 use futures_util::FutureExt as _;
 use mainstay::backup::catalog::index::Catalogue;
 use mainstay::backup::keeper::{BackedUp, Book, Entry, Episode, Keeper, Kind, Opening, Setup, Wanted};
+use mainstay::backup::logical::Way;
 use mainstay::backup::repository::s3::{S3, S3Settings};
 use mainstay::backup::seal::{Checker, KeySet, Sealer, SigningKey, new_key_set_for};
 use mainstay::config::backup::{Around, Source, parse};
@@ -67,7 +68,8 @@ impl Lab {
             let (sealer, checker, state) = (sealer.clone(), checker.clone(), state.clone());
             async move {
                 let repository = Arc::new(S3::open(settings).await.map_err(|error| error.to_string())?);
-                Ok(Setup { source, repository, sealer, checker, owner: "the test".into(), state: state.clone() })
+                let (programs, state) = (Way::Here(None), state.clone());
+                Ok(Setup { source, repository, sealer, checker, owner: "the test".into(), state, programs })
             }
             .boxed()
         });

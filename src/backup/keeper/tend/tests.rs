@@ -20,6 +20,7 @@ fn setup(folder: &std::path::Path, more: &str) -> Setup {
         checker: Checker::new(vec![keys.signing.public()]),
         owner: "a test".into(),
         state: folder.to_owned(),
+        programs: crate::backup::logical::Way::Here(None),
     }
 }
 

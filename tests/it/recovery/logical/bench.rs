@@ -4,14 +4,15 @@ use crate::support::postgres::Server;
 use mainstay::backup::catalog::dumps::DumpManifest;
 use mainstay::backup::catalog::holdings::Holdings;
 use mainstay::backup::catalog::index::Catalogue;
-use mainstay::backup::logical::{self, DumpError, Job, Plan, Report, RestoreError, Wanted};
+use mainstay::backup::logical::{self, DumpError, InImage, Job, Plan, Report, RestoreError, Wanted, Way, Whose};
 use mainstay::backup::repository::Repository;
 use mainstay::backup::repository::folder::Folder;
 use mainstay::backup::seal::{Checker, Opener, Sealer, new_key_set};
 use mainstay::backup::source::postgres::{Address, Connection, Purpose};
 use mainstay::config::backup::Databases;
-use mainstay::model::SourceName;
-use std::path::PathBuf;
+use mainstay::model::{InstanceId, SourceName};
+use mainstay::runtime::docker::{Docker, DockerConfig};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 pub(super) struct Bench {
@@ -22,14 +23,48 @@ pub(super) struct Bench {
     pub(super) checker: Checker,
     pub(super) opener: Opener,
     pub(super) source: SourceName,
+    /// Where programs come from, for copies and restores.
+    pub(super) way: Way,
     folder: Arc<Folder>,
     _dir: tempfile::TempDir,
 }
 
+/// Made by `tests/setup/prepare.sh test`.
+pub(super) const IMAGE: &str = "mainstay-test/postgres:15";
+
+/// Programs of an image; whose containers are, is said by a text.
+fn image(image: &str, whose: &str) -> InImage {
+    let config = DockerConfig::new(InstanceId("logical".into())).unwrap();
+    InImage {
+        docker: Docker::connect(config).unwrap(),
+        image: image.to_owned(),
+        network: "host".into(),
+        source: "shop-db".parse().unwrap(),
+        whose: Whose::Holder(whose.to_owned()),
+        progress: Arc::new(|_| ()),
+    }
+}
+
 impl Bench {
-    pub(super) fn new() -> Bench {
+    /// With the programs of this machine.
+    pub(super) fn here() -> Bench {
+        Bench::new(|_| Way::Here(None))
+    }
+
+    /// With those of a folder.
+    pub(super) fn at(bin: impl Into<PathBuf>) -> Bench {
+        Bench::new(|_| Way::Here(Some(bin.into())))
+    }
+
+    /// With the programs of an image.
+    pub(super) fn in_image() -> Bench {
+        Bench::new(|root| Way::Image(image(IMAGE, &root.display().to_string())))
+    }
+
+    fn new(way: impl FnOnce(&Path) -> Way) -> Bench {
         let dir = tempfile::tempdir().unwrap();
         let root = dir.path().join("repository");
+        let way = way(&root);
         let keys = new_key_set().unwrap();
         let checker = Checker::new(vec![keys.signing.public()]);
         Bench {
@@ -40,6 +75,7 @@ impl Bench {
             opener: Opener::new(keys.identity.clone(), checker.clone()),
             checker,
             source: "shop-db".parse().unwrap(),
+            way,
             _dir: dir,
         }
     }
@@ -52,12 +88,12 @@ impl Bench {
         self.folder.as_ref()
     }
 
-    pub(super) fn job(&self, address: &Address, databases: Databases, bin: Option<&str>) -> Job {
+    pub(super) fn job(&self, address: &Address, databases: Databases) -> Job {
         Job {
             source: self.source.clone(),
             address: address.clone(),
             databases,
-            bin: bin.map(PathBuf::from),
+            programs: self.way.clone(),
             repository: self.repository(),
             sealer: self.sealer.clone(),
             tell: Arc::new(|_| ()),
@@ -65,17 +101,12 @@ impl Bench {
     }
 
     pub(super) async fn dump(&self, server: &Server, databases: Databases) -> Result<DumpManifest, DumpError> {
-        self.dump_from(&server.address(), databases, None).await
+        self.dump_from(&server.address(), databases).await
     }
 
-    pub(super) async fn dump_from(
-        &self,
-        address: &Address,
-        databases: Databases,
-        bin: Option<&str>,
-    ) -> Result<DumpManifest, DumpError> {
+    pub(super) async fn dump_from(&self, address: &Address, databases: Databases) -> Result<DumpManifest, DumpError> {
         // As the daemon runs it: on any of its threads.
-        tokio::spawn(logical::dump(self.job(address, databases, bin))).await.unwrap()
+        tokio::spawn(logical::dump(self.job(address, databases))).await.unwrap()
     }
 
     pub(super) async fn catalogue(&self) -> Catalogue {
@@ -95,7 +126,7 @@ impl Bench {
     }
 
     pub(super) fn options(&self, server: &Server) -> logical::Options {
-        logical::Options { into: server.address(), bin: None, force: false, checks: Vec::new() }
+        logical::Options { into: server.address(), programs: self.way.clone(), force: false, checks: Vec::new() }
     }
 
     /// Restores the newest copy.

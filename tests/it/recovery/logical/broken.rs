@@ -1,8 +1,9 @@
 //! Cut, killed, damaged, gone: never a copy that is none, never a database that looks whole and is not.
 
-use super::bench::{Bench, ask, databases};
+use super::bench::{Bench, IMAGE, ask, databases};
+use super::contained::docker;
 use crate::support::postgres::{Options, Server};
-use mainstay::backup::logical::{self, RestoreError};
+use mainstay::backup::logical::{self, InImage, Job, RestoreError, Way};
 use mainstay::backup::source::postgres::{Address, Connection, Purpose};
 use mainstay::backup::verify::{Settings, verify};
 use mainstay::config::backup::Databases;
@@ -12,12 +13,19 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-fn shop() -> Databases {
+both_ways!(
+    a_dump_that_is_cut_in_the_middle_is_no_copy,
+    a_stream_counts_only_when_its_program_ended_well,
+    r21_a_damaged_copy_never_becomes_a_database_with_fewer_rows,
+    a_restore_whose_program_is_killed_leaves_nothing_that_looks_whole,
+);
+
+pub(super) fn shop() -> Databases {
     Databases::Named(vec!["shop".into()])
 }
 
 /// A server with a database of more than two objects.
-async fn with_shop() -> Server {
+pub(super) async fn with_shop() -> Server {
     let server = Server::start(15, Options::default()).await;
     server.sql("CREATE DATABASE shop").await;
     ask(
@@ -30,7 +38,7 @@ async fn with_shop() -> Server {
 }
 
 /// Children of this process that run a program against a port: other tests run the same programs.
-fn running(program: &str, port: u16) -> Option<Pid> {
+pub(super) fn running(program: &str, port: u16) -> Option<Pid> {
     let port = format!("PGPORT={port}");
     std::fs::read_dir("/proc").unwrap().find_map(|entry| {
         let pid: i32 = entry.ok()?.file_name().to_str()?.parse().ok()?;
@@ -41,24 +49,22 @@ fn running(program: &str, port: u16) -> Option<Pid> {
     })
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_dump_that_is_cut_in_the_middle_is_no_copy() {
+async fn a_dump_that_is_cut_in_the_middle_is_no_copy(bench: Bench) {
     let server = with_shop().await;
-    let bench = Bench::new();
     let port = server.port();
     let killed = |failed: String| assert!(failed.contains("pg_dump") && failed.contains("SIGKILL"), "{failed}");
     // Before it has written a row: it waits for this lock.
     let shop_of = Address { database: Some("shop".into()), ..server.address() };
     let mut session = Connection::open(&shop_of, None, Purpose::Sql).await.unwrap();
     session.query("BEGIN; LOCK TABLE orders").await.unwrap();
-    let dumping = tokio::spawn(logical::dump(bench.job(&server.address(), shop(), None)));
+    let dumping = tokio::spawn(logical::dump(bench.job(&server.address(), shop())));
     let waits = "SELECT count(*) FROM pg_stat_activity WHERE datname = 'shop' AND wait_event_type = 'Lock'";
     server.until(waits, "1").await;
     kill(running("pg_dump", port).unwrap(), Signal::SIGKILL).unwrap();
     killed(dumping.await.unwrap().unwrap_err().to_string());
     session.close().await;
     // In the midst of rows: one object of them has come, and it cannot go on before we have looked.
-    let mut job = bench.job(&server.address(), shop(), None);
+    let mut job = bench.job(&server.address(), shop());
     job.tell = Arc::new(move |progress| {
         if progress.received_bytes > 16 << 20
             && let Some(pid) = running("pg_dump", port)
@@ -73,40 +79,63 @@ async fn a_dump_that_is_cut_in_the_middle_is_no_copy() {
     }
 }
 
-/// A program that takes the place of `pg_dump`.
-fn in_place_of_pg_dump(script: &str) -> tempfile::TempDir {
-    let dir = tempfile::tempdir().unwrap();
+/// A program that takes the place of `pg_dump`, on this machine or in an image.
+struct Stand {
+    way: Way,
+    _folder: tempfile::TempDir,
+}
+
+impl Drop for Stand {
+    fn drop(&mut self) {
+        if let Way::Image(image) = &self.way {
+            docker(&["rmi", "-f", &image.image]);
+        }
+    }
+}
+
+fn in_place_of_pg_dump(bench: &Bench, script: &str) -> Stand {
+    let folder = tempfile::tempdir().unwrap();
+    let of_image = matches!(bench.way, Way::Image(_));
+    let real = if of_image { "/usr/lib/postgresql/15/bin".into() } else { Server::bin(15) };
     for (name, text) in [("pg_dump", script), ("pg_dumpall", "exec \"$REAL/pg_dumpall\" \"$@\"")] {
-        let real = Server::bin(15);
         let text = format!(
             "#!/bin/sh\nREAL={}\n[ \"$1\" = --version ] && exec \"$REAL/{name}\" --version\n{text}\n",
             real.display()
         );
-        let path = dir.path().join(name);
+        let path = folder.path().join(name);
         std::fs::write(&path, text).unwrap();
         std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
     }
-    dir
+    let Way::Image(usual) = &bench.way else {
+        return Stand { way: Way::Here(Some(folder.path().to_owned())), _folder: folder };
+    };
+    let file =
+        format!("FROM {IMAGE}\nCOPY pg_dump pg_dumpall /stand/\nENV PATH=/stand:{}:/usr/bin:/bin\n", real.display());
+    std::fs::write(folder.path().join("Dockerfile"), file).unwrap();
+    let name = format!("mainstay-stand-{}-{}", std::process::id(), folder.path().file_name().unwrap().display());
+    let name = name.to_lowercase().replace("-.", "-");
+    let (good, said) = docker(&["build", "-q", "-t", &name, folder.path().to_str().unwrap()]);
+    assert!(good, "{said}");
+    Stand { way: Way::Image(InImage { image: name, ..usual.clone() }), _folder: folder }
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_stream_counts_only_when_its_program_ended_well() {
+async fn a_stream_counts_only_when_its_program_ended_well(bench: Bench) {
     let server = with_shop().await;
-    let bench = Bench::new();
     for (script, words) in [
         // All of it came, and the program failed at the very end.
         ("\"$REAL/pg_dump\" \"$@\"; echo 'at the end' >&2; exit 3", "exit status: 3: at the end"),
         ("exit 0", "pg_dump wrote no archive"),
         ("\"$REAL/pg_dump\" \"$@\" | head -c 1000000; kill -9 $$", "SIGKILL"),
     ] {
-        let bin = in_place_of_pg_dump(script);
-        let failed = bench.dump_from(&server.address(), shop(), bin.path().to_str()).await.unwrap_err().to_string();
+        let stand = in_place_of_pg_dump(&bench, script);
+        let job = Job { programs: stand.way.clone(), ..bench.job(&server.address(), shop()) };
+        let failed = logical::dump(job).await.unwrap_err().to_string();
         assert!(failed.contains(words), "{failed}");
     }
     assert!(bench.holdings().await.dumps.good.is_empty());
     // An archive that is cut although its program says that it ended well is told by the restore.
-    let bin = in_place_of_pg_dump("\"$REAL/pg_dump\" \"$@\" | head -c 20000000");
-    bench.dump_from(&server.address(), shop(), bin.path().to_str()).await.unwrap();
+    let stand = in_place_of_pg_dump(&bench, "\"$REAL/pg_dump\" \"$@\" | head -c 20000000");
+    logical::dump(Job { programs: stand.way.clone(), ..bench.job(&server.address(), shop()) }).await.unwrap();
     server.sql("ALTER DATABASE shop RENAME TO elsewhere").await;
     let failed = bench.restore(&bench.options(&server)).await.unwrap_err();
     unfinished(&server, &failed).await;
@@ -127,10 +156,8 @@ async fn unfinished(server: &Server, failed: &RestoreError) {
     server.sql(&left[0]).await;
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn r21_a_damaged_copy_never_becomes_a_database_with_fewer_rows() {
+async fn r21_a_damaged_copy_never_becomes_a_database_with_fewer_rows(bench: Bench) {
     let server = with_shop().await;
-    let bench = Bench::new();
     let copy = bench.dump(&server, shop()).await.unwrap();
     server.sql("ALTER DATABASE shop RENAME TO elsewhere").await;
     let rows = copy.objects.iter().filter(|object| !object.key.contains("/globals/"));
@@ -182,10 +209,8 @@ fn writable(path: &std::path::Path) {
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o644)).unwrap();
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_restore_whose_program_is_killed_leaves_nothing_that_looks_whole() {
+async fn a_restore_whose_program_is_killed_leaves_nothing_that_looks_whole(bench: Bench) {
     let server = with_shop().await;
-    let bench = Bench::new();
     bench.dump(&server, shop()).await.unwrap();
     server.sql("ALTER DATABASE shop RENAME TO elsewhere").await;
     let options = bench.options(&server);

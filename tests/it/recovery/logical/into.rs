@@ -11,6 +11,11 @@ use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+both_ways!(
+    what_15_held_is_in_17_with_names_bytes_and_large_objects,
+    what_is_there_is_put_aside_only_when_that_is_wanted,
+);
+
 /// A name with everything that a shell, a connection string, a list or SQL could take for something else.
 const NAME: &str = "sh'op \"Ünï\" = \\ $x; -- DATABASE";
 
@@ -73,13 +78,11 @@ async fn answers(server: &Server, database: &str) -> Vec<String> {
     answers
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_15_held_is_in_17_with_names_bytes_and_large_objects() {
+async fn what_15_held_is_in_17_with_names_bytes_and_large_objects(bench: Bench) {
     let (from, to) = tokio::join!(Server::start(15, Options::default()), Server::start(17, Options::default()));
     fill(&from).await;
     // What is there already is left as it is.
     to.sql("CREATE ROLE guest LOGIN CONNECTION LIMIT 3").await;
-    let bench = Bench::new();
     let copy = bench.dump(&from, Databases::All).await.unwrap();
     assert!(copy.databases.iter().any(|database| database.name == NAME && database.stream.chunks > 1), "{copy:?}");
     let (system, taken) = (copy.system, copy.backup.clone());
@@ -108,12 +111,10 @@ async fn what_15_held_is_in_17_with_names_bytes_and_large_objects() {
     assert!(!written.contains("secret"), "the server's log has a password");
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_is_there_is_put_aside_only_when_that_is_wanted() {
+async fn what_is_there_is_put_aside_only_when_that_is_wanted(bench: Bench) {
     let server = Server::start(15, Options::default()).await;
     server.sql("CREATE DATABASE shop").await;
     ask(&server, "shop", "CREATE TABLE orders AS SELECT generate_series(1, 100) id").await;
-    let bench = Bench::new();
     bench.dump(&server, Databases::Named(vec!["shop".into()])).await.unwrap();
     ask(&server, "shop", "DELETE FROM orders WHERE id > 1").await;
 
@@ -143,7 +144,7 @@ async fn what_is_there_is_put_aside_only_when_that_is_wanted() {
 async fn what_killed_restores_left_is_named_with_the_sql_that_takes_it_away() {
     let server = Server::start(15, Options::default()).await;
     server.sql("CREATE DATABASE shop").await;
-    let bench = Bench::new();
+    let bench = Bench::here();
     bench.dump(&server, Databases::Named(vec!["shop".into()])).await.unwrap();
     let options = bench.options(&server);
     let survey = || async { survey(&bench.plan().await, &options).await.unwrap() };
@@ -188,7 +189,7 @@ async fn what_killed_restores_left_is_named_with_the_sql_that_takes_it_away() {
 async fn what_the_format_says_restores_a_copy_with_public_tools_alone() {
     let (from, to) = tokio::join!(Server::start(15, Options::default()), Server::start(17, Options::default()));
     fill(&from).await;
-    let bench = Bench::new();
+    let bench = Bench::here();
     let copy = bench.dump(&from, Databases::Named(vec![NAME.into()])).await.unwrap();
     let before = answers(&from, NAME).await;
     let page =

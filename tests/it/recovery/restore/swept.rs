@@ -11,6 +11,7 @@ use mainstay::backup::catalog::expire::{self, expire};
 use mainstay::backup::catalog::manifest::{Frontier, Manifest};
 use mainstay::backup::catalog::retention::Policy;
 use mainstay::backup::keeper::{Kind, Setup, once};
+use mainstay::backup::logical::Way;
 use mainstay::backup::repository::folder::Folder;
 use mainstay::backup::repository::s3::{S3, S3Settings};
 use mainstay::backup::repository::{BackupId, Item, Key, Put, Repository};
@@ -187,6 +188,7 @@ async fn back_up(endpoint: &str, prefix: &str, recipient: &str, folder: &Path, u
     let around = Around { env: &|_| None, folder, store: &secrets, repos: None };
     let text = format!("postgres: \"{url}\"\nship-every: 100ms\n");
     let setup = Setup {
+        programs: Way::Here(None),
         source: parse(&source(), "backups/shop-db.yml", &text, &around).unwrap(),
         repository: Arc::new(S3::open(settings).await.unwrap()),
         checker: Checker::new(vec![sealer.public()]),
