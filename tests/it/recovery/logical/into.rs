@@ -128,6 +128,8 @@ async fn what_is_there_is_put_aside_only_when_that_is_wanted(bench: Bench) {
     let working = server.socket_address();
     let working = Address { database: Some("shop".into()), ..working };
     let session = Connection::open(&working, None, Purpose::Sql).await.unwrap();
+    // A server takes a moment to see that those before have gone.
+    server.until("SELECT count(*) FROM pg_stat_activity WHERE datname = 'shop'", "1").await;
     let refused = bench.restore(&options).await.unwrap_err();
     assert!(matches!(&refused, RestoreError::Refused(why) if why.contains("in use by 1 session\n")), "{refused}");
     session.close().await;
