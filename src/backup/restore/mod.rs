@@ -226,7 +226,7 @@ pub async fn survey(
 /// when there is a newer one by now.
 ///
 /// # Errors
-/// As [`plan`] does.
+/// As [`plan()`] does.
 pub fn plan_for(data: Option<&Path>, holdings: &Holdings, wish: &Wish) -> Result<Plan, PlanError> {
     let newest = plan(holdings, wish)?;
     let Some((digest, base)) = data.and_then(place::begun).filter(|_| wish.backup.is_none()) else {
