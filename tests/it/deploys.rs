@@ -420,7 +420,7 @@ fn a_schema_that_moved_one_way_bars_the_way_back_and_says_what_leads_there() {
     let said = String::from_utf8_lossy(&refused.stdout).into_owned();
     assert_eq!(refused.status.code(), Some(4), "{said}");
     assert!(said.contains("the schema moved from `1` to `2` since release 1"), "{said}");
-    assert!(said.contains("mainstay restore SOURCE --to-release production/1"), "{said}");
+    assert!(said.contains("mainstay restore --all --to-release production/1"), "{said}");
     assert_eq!(stage.app.journal(), ["good-1", "good-2"], "the target was touched");
     // Also by itself nothing goes back over it: a person has to act.
     let run = stage.ended(&stage.push("bad-3"));
