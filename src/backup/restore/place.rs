@@ -4,21 +4,19 @@
 //! [`STATE`] in the folder says which plan it is being filled by, and what of it is done. While it is there the folder is
 //! not a restored server; `global/pg_control`, without which none starts, is put in place last.
 
+mod state;
+
+pub use state::STATE;
+pub(super) use state::begun;
+
 use super::plan::Plan;
 use super::{RestoreError, occupied};
-use crate::backup::repository::BackupId;
+use state::{BASE, BASE_COMPLETE, Resume, boot_id, resume, space_line};
 use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io::{ErrorKind, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
-
-/// The file that says what is done.
-pub const STATE: &str = ".mainstay-restore";
-
-/// What identifies one run of the operating system: what was written and not synced survives a killed process, but not
-/// the end of this.
-const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 
 /// Why a folder is not written into. `Display` fits after "failed to restore into PATH: ".
 #[derive(Debug, thiserror::Error)]
@@ -69,13 +67,6 @@ pub(super) struct Place {
     owner: Option<(u32, u32)>,
 }
 
-/// The line that says that the base is complete.
-const BASE_COMPLETE: &str = "base complete";
-/// Begins the line that names the base backup.
-const BASE: &str = "base ";
-/// Begins a line that names the folder of a tablespace.
-const TABLESPACE: &str = "tablespace ";
-
 fn io<'a>(doing: &'a str, path: &'a Path) -> impl FnOnce(std::io::Error) -> RestoreError + 'a {
     move |source| RestoreError::io(format!("{doing} {}", path.display()), source)
 }
@@ -107,18 +98,12 @@ pub(super) fn prepare(
 ) -> Result<Place, RestoreError> {
     check(data, plan, force, watched)?;
     let base = format!("{BASE}{}", plan.base.backup);
-    let mut place = take(data, owner, &plan.digest(), &plan.target.to_string(), force, watched)?;
+    let spaces = plan.tablespaces.values().map(|space| absolute(space)).collect::<Result<Vec<_>, _>>()?;
+    let mut place = take(data, &spaces, owner, &plan.digest(), &plan.target.to_string(), force, watched)?;
     if !place.done.contains(&base) {
         place.note(&base)?;
     }
     Ok(place)
-}
-
-/// The restore that began in a folder and did not end: the digest of its plan, and the base backup it began with.
-pub(super) fn begun(data: &Path) -> Option<(String, BackupId)> {
-    let text = fs::read_to_string(data.join(STATE)).ok()?;
-    let base = text.lines().find_map(|line| line.strip_prefix(BASE))?;
-    Some((text.lines().next()?.to_owned(), base.parse().ok()?))
 }
 
 /// Whether every folder of a plan could be used, without touching one: for `--dry-run`. Gives those whose content would be
@@ -179,13 +164,11 @@ fn look_at_space(data: &Path, path: &Path, force: bool) -> Result<Space, Restore
     }
 }
 
-fn space_line(path: &Path) -> String {
-    format!("{TABLESPACE}{}", path.display())
-}
-
-/// Takes the data directory. `plan` is the digest of the plan and `about` says in words which it is.
+/// Takes the data directory. `spaces` are the folders of the plan's tablespaces, `plan` is its digest, and `about` says in words
+/// which it is.
 fn take(
     data: &Path,
+    spaces: &[PathBuf],
     owner: Option<(u32, u32)>,
     plan: &str,
     about: &str,
@@ -207,7 +190,7 @@ fn take(
                 state.write_all(b"\n").map_err(io("write", &data.join(STATE)))?;
                 return Ok(Place { data: data.clone(), done, moved_aside, base_complete, state, owner });
             }
-            Resume::Again => clear(data, &text)?,
+            Resume::Again => clear(data, &state::spaces(&text, spaces))?,
             Resume::Other(_) if force => {
                 idle(data)?;
                 moved_aside.push(move_aside(data, owner)?);
@@ -334,12 +317,6 @@ enum Found {
     Foreign(String),
 }
 
-enum Resume {
-    GoOn(BTreeSet<String>, bool),
-    Again,
-    Other(String),
-}
-
 fn absolute(data: &Path) -> Result<PathBuf, RestoreError> {
     let path = std::path::absolute(data).map_err(io("find", data))?;
     let text = path.to_str().ok_or_else(|| refused(data, PlaceError::Name("its path is not UTF-8".into())))?;
@@ -410,24 +387,6 @@ fn running(data: &Path) -> Result<(), RestoreError> {
     }
 }
 
-fn boot_id() -> String {
-    // Where it cannot be read, nothing that was not synced is believed.
-    fs::read_to_string(BOOT_ID).map(|id| id.trim().to_owned()).unwrap_or_else(|_| "unknown".into())
-}
-
-fn resume(data: &Path, text: &str, plan: &str) -> Resume {
-    let lines: Vec<&str> = text.split_inclusive('\n').filter_map(|line| line.strip_suffix('\n')).collect();
-    let [of, boot, about, done @ ..] = &lines[..] else { return Resume::Again };
-    if *of != plan {
-        return Resume::Other((*about).to_owned());
-    }
-    let complete = done.contains(&BASE_COMPLETE) && data.join("global/pg_control").exists();
-    if !complete && (*boot != boot_id() || *boot == "unknown") {
-        return Resume::Again;
-    }
-    Resume::GoOn(done.iter().map(|line| (*line).to_owned()).collect(), complete)
-}
-
 fn make(data: &Path, owner: Option<(u32, u32)>) -> Result<(), RestoreError> {
     if let Some(above) = data.parent() {
         fs::create_dir_all(above).map_err(io("make", above))?;
@@ -436,12 +395,10 @@ fn make(data: &Path, owner: Option<(u32, u32)>) -> Result<(), RestoreError> {
     give(data, owner)
 }
 
-/// Removes what an earlier run of this restore wrote; its state file says that all of it is that.
-fn clear(data: &Path, text: &str) -> Result<(), RestoreError> {
+/// Removes what an earlier run of this restore wrote, here and in the folders of tablespaces that it took.
+fn clear(data: &Path, spaces: &[PathBuf]) -> Result<(), RestoreError> {
     let state = data.join(STATE);
-    for path in
-        text.lines().filter_map(|line| line.strip_prefix(TABLESPACE)).map(Path::new).filter(|path| path.is_dir())
-    {
+    for path in spaces.iter().filter(|path| path.is_dir()) {
         empty(path, None)?;
     }
     empty(data, Some(&state))?;
@@ -511,7 +468,7 @@ mod tests {
     use super::*;
 
     fn ready(data: &Path, plan: &str, force: bool) -> Result<Place, RestoreError> {
-        take(data, None, plan, "the newest state of shop-db", force, Watched::ByItsFile)
+        take(data, &[], None, plan, "the newest state of shop-db", force, Watched::ByItsFile)
     }
 
     fn why(result: Result<Place, RestoreError>) -> String {
@@ -546,7 +503,7 @@ mod tests {
         let (real, link) = (dir.path().join("disk/data"), dir.path().join("data"));
         fs::create_dir_all(&real).unwrap();
         std::os::unix::fs::symlink(&real, &link).unwrap();
-        let place = take(&link, Some((65_534, 65_534)), "p", "it", false, Watched::ByItsFile);
+        let place = take(&link, &[], Some((65_534, 65_534)), "p", "it", false, Watched::ByItsFile);
         if nix::unistd::geteuid().is_root() {
             place.unwrap();
             let owner = fs::metadata(&real).unwrap();
