@@ -21,7 +21,7 @@ pub use chunks::CHUNK_LIMIT;
 pub use combine::{CombineError, Pages, USUAL_SEGMENT_BYTES, combine};
 pub(in crate::backup) use stow::Stow;
 pub use tar::TarError;
-pub use unpack::{Target, UnpackError, Unpacker, Withheld, Written};
+pub use unpack::{Chunk, Target, UnpackError, Unpacker, Withheld, Written};
 
 use super::catalog::manifest::{Manifest, ServerFacts, VERSION};
 use super::catalog::marks::{self, Adopt};

@@ -40,7 +40,7 @@ impl Feed {
         let damaged = |why: String| RestoreError::Damaged { name: facts.key.clone(), why };
         let key: Key = facts.key.parse().map_err(|_| damaged("it is no name that Mainstay gives".into()))?;
         let stored = self.repository.get(&key).await?;
-        let bytes = stored.bytes.len() as u64;
+        let bytes = stored.extent().bytes;
         let (opener, of) = (self.opener.clone(), key.clone());
         let opened = tokio::task::spawn_blocking(move || opener.open(&of, &stored)).await;
         let opened = opened.map_err(|error| damaged(error.to_string()))?;

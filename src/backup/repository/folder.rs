@@ -24,7 +24,6 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use lock::Lock;
 use place::Place;
-use sha2::{Digest, Sha256};
 use std::fs::{self, File};
 use std::io::{self, Read};
 use std::os::unix::fs::MetadataExt;
@@ -209,8 +208,9 @@ fn get(place: &Place, name: &str) -> Result<Stored, RepositoryError> {
         let mut content = Vec::with_capacity(usize::try_from(bytes).unwrap_or_default());
         // One more than there should be, to notice what grew behind our back.
         (&mut file).take(bytes + 1).read_to_end(&mut content).map_err(fault)?;
-        if content.len() as u64 == bytes && hex::encode(Sha256::digest(&content)) == extent.sha256 {
-            return Ok(Stored { bytes: Bytes::from(content), receipt });
+        let found = Stored::new(Bytes::from(content), receipt);
+        if *found.extent() == extent {
+            return Ok(found);
         }
         // Deleted and written again between the two opens: then another file has the name now.
         if !replaced(&file, &place.path(name)).map_err(fault)? {
@@ -303,7 +303,7 @@ fn delete(place: &Place, name: &str) -> Result<Deleted, RepositoryError> {
 fn read_lease(place: &Place, name: &str) -> Result<Option<Leased>, RepositoryError> {
     match get(place, name) {
         Ok(stored) => {
-            let version = hex::encode(Sha256::digest(&stored.bytes));
+            let version = stored.extent().sha256.clone();
             Ok(Some(Leased { stored, version }))
         }
         Err(RepositoryError::Absent { .. }) => Ok(None),

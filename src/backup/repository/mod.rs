@@ -10,7 +10,7 @@ pub mod s3;
 
 pub use keys::{Archive, BackupId, Cluster, DumpItem, DumpStream, Form, Item, Key};
 
-use super::seal::{Receipt, Sealed};
+use super::seal::{Extent, Receipt, Sealed};
 use crate::model::SourceName;
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -26,13 +26,34 @@ pub enum Put {
     Exists(Receipt),
 }
 
-/// An object as it is stored.
+/// An object as it is stored. Its bytes are digested once, when it is read, and whoever checks them compares that.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Stored {
+    bytes: Bytes,
+    receipt: Receipt,
+    extent: Extent,
+}
+
+impl Stored {
+    /// Digests the bytes, which takes a millisecond of a core for a MiB.
+    pub fn new(bytes: Bytes, receipt: Receipt) -> Stored {
+        Stored { extent: Extent::of(&bytes), bytes, receipt }
+    }
+
     /// The bytes.
-    pub bytes: Bytes,
-    /// What its writer signed about them.
-    pub receipt: Receipt,
+    pub fn bytes(&self) -> &Bytes {
+        &self.bytes
+    }
+
+    /// What its writer signed about them, whether or not it is true.
+    pub fn receipt(&self) -> &Receipt {
+        &self.receipt
+    }
+
+    /// Length and digest of the bytes, as they are.
+    pub fn extent(&self) -> &Extent {
+        &self.extent
+    }
 }
 
 /// An object in a listing.

@@ -1,13 +1,14 @@
 //! The base: its chunks into the data directory and the tablespaces, many at once, and `pg_control` last. Where it is a
 //! difference, what it is the difference to comes first, oldest first, and each is put on top of the one before.
 
-use super::fetch::{Fetch, Opened};
+use super::fetch::Fetch;
 use super::place::{Place, give, give_all, sync};
 use super::plan::{Plan, PlannedObject};
 use super::settings::{write, write_bytes};
 use super::{RestoreError, chain, room};
 use crate::backup::catalog::manifest::{ArchiveFacts, ChunkPlace, Index, Manifest};
 use crate::backup::repository::{Archive, Item, Key};
+use crate::backup::seal::Seal;
 use crate::backup::take::{Target, Unpacker, Withheld};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -138,23 +139,23 @@ async fn put(
 }
 
 async fn read_index(fetch: &Fetch, part: &Part<'_>) -> Result<Index, RestoreError> {
-    let opened = open(fetch, part.index).await?;
-    fetch.progress.base(part.index.stored_bytes);
-    serde_json::from_slice(&opened.bytes).map_err(|error| {
+    let object = part.index;
+    let (seal, bytes) = fetch.open(&object.key, object.stored_bytes, object.plain_bytes).await?;
+    is_meant(object, &seal)?;
+    fetch.progress.base(object.stored_bytes);
+    serde_json::from_slice(&bytes).map_err(|error| {
         RestoreError::Incomplete(format!("the index of backup {} does not read: {error}", part.manifest.backup))
     })
 }
 
-/// Reads an object of the base, and makes sure that it is the one that the manifest means.
-async fn open(fetch: &Fetch, object: &PlannedObject) -> Result<Opened, RestoreError> {
-    let opened = fetch.open(&object.key, object.stored_bytes, object.plain_bytes).await?;
-    if opened.seal.plain.bytes != object.plain_bytes || opened.seal.plain.sha256 != object.plain_sha256 {
-        return Err(RestoreError::Incomplete(format!(
-            "{} is not the object that the backup's manifest names",
-            object.key
-        )));
+/// Makes sure that an object of the base is the one that the manifest means.
+fn is_meant(object: &PlannedObject, seal: &Seal) -> Result<(), RestoreError> {
+    match seal.plain.bytes == object.plain_bytes && seal.plain.sha256 == object.plain_sha256 {
+        true => Ok(()),
+        false => {
+            Err(RestoreError::Incomplete(format!("{} is not the object that the backup's manifest names", object.key)))
+        }
     }
-    Ok(opened)
 }
 
 /// Unpacks every chunk that is not done; gives the files that were held back.
@@ -199,17 +200,20 @@ async fn chunks(
 async fn one(
     fetch: Fetch,
     object: PlannedObject,
-    chunk: ChunkPlace,
+    place: ChunkPlace,
     unpacker: Arc<Unpacker>,
 ) -> Result<String, RestoreError> {
-    let opened = open(&fetch, &object).await?;
-    let written = tokio::task::spawn_blocking(move || {
-        let written = unpacker.chunk(&chunk, &opened.bytes);
-        // Before the caller is told: whoever waits for all of them is then alone with it.
-        drop((unpacker, opened));
-        written
+    let fetched = fetch.fetch(&object.key, object.stored_bytes).await?;
+    let planned = object.clone();
+    let written = fetch.take(fetched, move |mut opening| {
+        is_meant(&planned, opening.seal())?;
+        let mut chunk = unpacker.begin(&place).map_err(unpack)?;
+        while let Some(piece) = opening.next()? {
+            chunk.write(piece).map_err(unpack)?;
+        }
+        chunk.end().map_err(unpack)
     });
-    written.await.map_err(|error| RestoreError::io("unpack", std::io::Error::other(error)))?.map_err(unpack)?;
+    written.await?;
     fetch.progress.base(object.stored_bytes);
     Ok(object.key.to_string())
 }

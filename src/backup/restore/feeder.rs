@@ -18,8 +18,9 @@
 //! to PostgreSQL, below is an end).
 
 use super::RestoreError;
-use super::fetch::{Fetch, Opened};
+use super::fetch::{Fetch, Opening};
 use super::plan::{LogPart, PlannedLog, PlannedSegment};
+use super::settings::Stop;
 use super::tail::{Expected, Tail, check_header, tail};
 use crate::model::Lsn;
 use std::collections::{BTreeMap, BTreeSet};
@@ -253,10 +254,10 @@ impl Feeder {
     /// Stages every history file of the plan; they are small and the server asks for them first.
     async fn histories(&mut self) -> Result<(), RestoreError> {
         for history in &self.log.histories {
-            let opened = self.fetch.open(&history.key, history.stored_bytes, history.stored_bytes).await?;
+            let (_, bytes) = self.fetch.open(&history.key, history.stored_bytes, history.stored_bytes).await?;
             let (name, new) = (&history.name, self.stage.wal(&format!("{}.new", history.name)));
             let mut file = File::create(&new).map_err(io("write", &new))?;
-            file.write_all(&opened.bytes).map_err(io("write", &new))?;
+            file.write_all(&bytes).map_err(io("write", &new))?;
             self.stage.ready(name, &file)?;
         }
         Ok(())
@@ -314,9 +315,11 @@ impl Feeder {
             .map_err(|source| RestoreError::Log { segment: last, source })
     }
 
-    /// Stages everything, for a server that is started by hand.
-    pub(super) async fn everything(&mut self) -> Result<(), RestoreError> {
-        for index in 0..self.log.segments.len() {
+    /// Stages all that a server may read that is started by hand: to the end of the log, or of the part that counts where it
+    /// stops at the end of the backup.
+    pub(super) async fn everything(&mut self, stop: &Stop) -> Result<(), RestoreError> {
+        let most = if *stop == Stop::Consistent { self.log.wanted } else { self.log.segments.len() };
+        for index in 0..most {
             if !self.is_free(index) {
                 continue;
             }
@@ -334,6 +337,7 @@ impl Feeder {
 
     /// Keeps the log ahead of the server until `stop` says so. Whatever goes wrong is written down for the script first.
     pub(super) async fn run(mut self, mut stop: watch::Receiver<bool>) -> Result<(), RestoreError> {
+        self.fetch = self.fetch.beside_a_server();
         let beating = tokio::spawn(beat(self.stage.clone()));
         let done = tokio::select! {
             done = self.keep_ahead() => done,
@@ -350,11 +354,15 @@ impl Feeder {
         let names: BTreeMap<String, usize> =
             self.log.segments.iter().enumerate().map(|(index, segment)| (segment.name.to_string(), index)).collect();
         let ahead = self.ahead();
+        // A starting server syncs its folder, file by file, and this one with it: while new files keep coming, each of its
+        // waits is one for them. What is laid out by then keeps it busy until it is heard.
+        let mut heard = false;
         // What the server waits for now, which may lie behind: it reads the checkpoint's record before it goes back to
         // where replay begins.
         let mut wanted = BTreeSet::new();
         loop {
             for name in self.stage.asked()? {
+                heard = true;
                 let Some(index) = names.get(&name).copied() else {
                     // Histories are there from the beginning. What is neither planned nor proven absent is a doubt.
                     match self.log.histories.iter().any(|history| history.name == name) {
@@ -374,7 +382,7 @@ impl Feeder {
             let width = self.feeding.at_once.max(1);
             while self.running.len() < width {
                 // With one at a time nothing is fetched that nobody has asked for.
-                let free = |index: &usize| self.is_free(*index) && width > 1;
+                let free = |index: &usize| self.is_free(*index) && width > 1 && heard;
                 let Some(index) = wanted.pop_first().or_else(|| coming.find(free)) else { break };
                 self.begin(index);
             }
@@ -425,17 +433,19 @@ impl Feeder {
         let (stage, fetch, log, expected) = (self.stage.clone(), self.fetch.clone(), self.log.clone(), self.expected);
         async move {
             let segment = &log.segments[index];
-            let assembly = Assembly::new(&stage, segment, expected)?;
+            let mut assembly = Assembly::new(&stage, segment, expected)?;
             for part in &segment.parts {
-                let opened = fetch.open_part(part, log.segment_size).await?;
-                assembly.add(part, opened)?;
+                let (fetched, first) = fetch.fetch_part(part, log.segment_size).await?;
+                let part = part.clone();
+                let added = fetch.take(fetched, move |opening| {
+                    assembly.add(&part, first, opening)?;
+                    Ok(assembly)
+                });
+                assembly = added.await?;
             }
-            tokio::task::spawn_blocking({
-                let name = segment.name.to_string();
-                move || assembly.end(&name)
-            })
-            .await
-            .map_err(|error| RestoreError::io("lay out the log", std::io::Error::other(error)))??;
+            let name = segment.name.to_string();
+            let ended = tokio::task::spawn_blocking(move || assembly.end(&name)).await;
+            ended.map_err(|error| RestoreError::io("lay out the log", std::io::Error::other(error)))??;
             Ok(index)
         }
     }
@@ -448,7 +458,8 @@ struct Assembly {
     expected: Expected,
     file: File,
     path: PathBuf,
-    filled: std::sync::Mutex<Lsn>,
+    /// The byte after the last one that is there.
+    filled: Lsn,
 }
 
 impl Assembly {
@@ -458,38 +469,50 @@ impl Assembly {
         let file = open.map_err(io("write", &path))?;
         // The server takes files of exactly this length; what no part covers reads as zeros.
         file.set_len(expected.segment_size.bytes()).map_err(io("write", &path))?;
-        let filled = std::sync::Mutex::new(segment.begins);
-        Ok(Assembly { stage: stage.clone(), segment: segment.clone(), expected, file, path, filled })
+        Ok(Assembly { stage: stage.clone(), segment: segment.clone(), expected, file, path, filled: segment.begins })
     }
 
-    /// Writes the bytes of a part behind those that are there. Where both have a byte, they must have the same.
-    fn add(&self, part: &LogPart, opened: Opened) -> Result<(), RestoreError> {
-        let mut filled = self.filled.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    /// Writes the bytes of a part behind those that are there. Where both have a byte, they must have the same. `first` is the
+    /// first byte of the object that holds it.
+    fn add(&mut self, part: &LogPart, first: Lsn, mut opening: Opening<'_>) -> Result<(), RestoreError> {
         let differs = |what: &str| RestoreError::Pieces { key: part.key.to_string(), detail: what.to_owned() };
-        if opened.bytes.len() as u64 != part.last.0 - part.first.0 {
+        let holds = opening.seal().plain.bytes;
+        if first.0 + holds < part.last.0 || (*opening.key() == part.key && first.0 + holds > part.last.0) {
             return Err(differs("it has not the length that its name says"));
         }
         let until = part.until.min(self.segment.ends);
-        if part.first > *filled || part.first < self.segment.begins || until <= part.first {
+        if part.first > self.filled || part.first < self.segment.begins || until <= part.first {
             return Err(differs("it does not join the part of the log before it"));
         }
-        let bytes = &opened.bytes[..(until.0 - part.first.0) as usize];
-        let (known, new) = bytes.split_at(bytes.len().min((filled.0 - part.first.0) as usize));
-        let at = part.first.0 - self.segment.begins.0;
-        let mut there = vec![0; known.len()];
-        self.file.read_exact_at(&mut there, at).map_err(io("read", &self.path))?;
-        if there != known {
-            return Err(differs("it holds other bytes than the part of the log before it, for the same place"));
+        // What the object holds before the part and behind it is read past: it counts once its end was seen.
+        let (mut at, known) = (first.0, self.filled.0);
+        while let Some(piece) = opening.next()? {
+            let of_piece = |lsn: u64| usize::try_from(lsn.saturating_sub(at)).unwrap_or(usize::MAX).min(piece.len());
+            let (from, old, to) = (of_piece(part.first.0), of_piece(known), of_piece(until.0));
+            if from < to {
+                let place = at + from as u64 - self.segment.begins.0;
+                let (there, new) = piece[from..to].split_at(old.clamp(from, to) - from);
+                if !self.holds(place, there).map_err(io("read", &self.path))? {
+                    return Err(differs("it holds other bytes than the part of the log before it, for the same place"));
+                }
+                self.file.write_all_at(new, place + there.len() as u64).map_err(io("write", &self.path))?;
+            }
+            at += piece.len() as u64;
         }
-        self.file.write_all_at(new, at + known.len() as u64).map_err(io("write", &self.path))?;
-        *filled = (*filled).max(until);
+        self.filled = self.filled.max(until);
         Ok(())
     }
 
+    /// Whether the file has these bytes at this place.
+    fn holds(&self, place: u64, bytes: &[u8]) -> std::io::Result<bool> {
+        let mut there = vec![0; bytes.len()];
+        self.file.read_exact_at(&mut there, place)?;
+        Ok(there == bytes)
+    }
+
     fn end(self, name: &str) -> Result<(), RestoreError> {
-        let filled = *self.filled.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        if filled != self.segment.ends {
-            let detail = format!("the parts of {name} end at {filled}, not at {}", self.segment.ends);
+        if self.filled != self.segment.ends {
+            let detail = format!("the parts of {name} end at {}, not at {}", self.filled, self.segment.ends);
             return Err(RestoreError::Pieces { key: name.to_owned(), detail });
         }
         let mut head = [0; 40];

@@ -5,8 +5,8 @@
 
 use super::RestoreError;
 use super::log::LogPart;
-use crate::backup::repository::{Item, Key, Repository, RepositoryError};
-use crate::backup::seal::{Opener, Seal};
+use crate::backup::repository::{Item, Key, Repository, RepositoryError, Stored};
+use crate::backup::seal::{Opener, Pieces, Seal, SealError};
 use crate::model::{Lsn, SegmentSize};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -16,6 +16,10 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 /// What objects may take at once, stored and plain together, in KiB: with what the client of a store holds of the same
 /// bytes while it reads them, the whole stays below 256 MiB.
 const BUDGET_KIB: u32 = 144 << 10;
+
+/// What an object that is opened piece by piece takes beside its stored bytes: zstd's window, and buffers.
+const OPENING_BYTES: u64 = 3 << 20;
+const CLOSED: &str = "nobody closes a bound";
 
 /// Objects under way at once: 50 ms to a store and 8 MiB an object still fill a line of 10 Gbit/s.
 const AT_ONCE: usize = 12;
@@ -109,69 +113,127 @@ pub(super) struct Fetch {
     opener: Opener,
     memory: Arc<Semaphore>,
     width: Arc<Semaphore>,
+    cores: Arc<Semaphore>,
     pub(super) progress: Arc<Progress>,
 }
 
-/// An object's plain bytes, and its share of the memory until it is dropped.
-pub(super) struct Opened {
-    pub(super) seal: Seal,
-    pub(super) bytes: Vec<u8>,
-    _share: (OwnedSemaphorePermit, OwnedSemaphorePermit),
+/// An object as it is stored, and its share of the memory until it is dropped.
+pub(super) struct Fetched {
+    key: Key,
+    object: Stored,
+    _share: OwnedSemaphorePermit,
+}
+
+/// An object that is being opened.
+pub(super) struct Opening<'a> {
+    key: &'a Key,
+    pieces: Pieces<'a>,
+}
+
+impl Opening<'_> {
+    pub(super) fn key(&self) -> &Key {
+        self.key
+    }
+
+    pub(super) fn seal(&self) -> &Seal {
+        self.pieces.seal()
+    }
+
+    /// The next bytes; `None` behind the last ones, when all of them are what was sealed.
+    pub(super) fn next(&mut self) -> Result<Option<&[u8]>, RestoreError> {
+        self.pieces.next().map_err(|source| not_opened(self.key, source))
+    }
+}
+
+fn not_opened(key: &Key, source: SealError) -> RestoreError {
+    RestoreError::Open { key: key.to_string(), source }
 }
 
 impl Fetch {
     pub(super) fn new(repository: Arc<dyn Repository>, opener: Opener, progress: Arc<Progress>) -> Fetch {
-        let memory = Arc::new(Semaphore::new(BUDGET_KIB as usize));
-        Fetch { repository, opener, memory, width: Arc::new(Semaphore::new(AT_ONCE)), progress }
+        let bound = |permits: usize| Arc::new(Semaphore::new(permits));
+        let cores = std::thread::available_parallelism().map_or(2, usize::from);
+        let (memory, width, cores) = (bound(BUDGET_KIB as usize), bound(AT_ONCE), bound(cores));
+        Fetch { repository, opener, memory, width, cores, progress }
     }
 
-    /// Reads an object of about these lengths. Waits for its share of the memory first, in the order of asking.
-    pub(super) async fn open(&self, key: &Key, stored: u64, plain: u64) -> Result<Opened, RestoreError> {
+    /// The same, but for a core: it is a server's.
+    pub(super) fn beside_a_server(&self) -> Fetch {
+        let cores = std::thread::available_parallelism().map_or(1, |cores| cores.get().saturating_sub(1).max(1));
+        Fetch { cores: Arc::new(Semaphore::new(cores)), ..self.clone() }
+    }
+
+    /// Reads a small object whole. Waits for its share of the memory first, in the order of asking.
+    pub(super) async fn open(&self, key: &Key, stored: u64, plain: u64) -> Result<(Seal, Vec<u8>), RestoreError> {
+        let fetched = self.get(key, stored + plain).await?;
+        let opener = self.opener.clone();
+        self.work(move || opener.open(&fetched.key, &fetched.object).map_err(|source| not_opened(&fetched.key, source)))
+            .await
+    }
+
+    /// Fetches an object, to be opened piece by piece.
+    pub(super) async fn fetch(&self, key: &Key, stored: u64) -> Result<Fetched, RestoreError> {
+        self.get(key, stored + OPENING_BYTES).await
+    }
+
+    /// Opens what was fetched, and hands it on as it is opened, so that it is never held whole: `take` is called where it may
+    /// block, and waits for a core.
+    pub(super) async fn take<T: Send + 'static>(
+        &self,
+        fetched: Fetched,
+        take: impl FnOnce(Opening<'_>) -> Result<T, RestoreError> + Send + 'static,
+    ) -> Result<T, RestoreError> {
+        let opener = self.opener.clone();
+        self.work(move || {
+            let Fetched { key, object, _share } = &fetched;
+            let pieces = opener.pieces(key, object).map_err(|source| not_opened(key, source))?;
+            take(Opening { key, pieces })
+        })
+        .await
+    }
+
+    async fn get(&self, key: &Key, bytes: u64) -> Result<Fetched, RestoreError> {
         // One object alone may be larger than the budget; it then waits for all of it.
-        let kib = u32::try_from((stored + plain).div_ceil(1024)).unwrap_or(u32::MAX).clamp(1, BUDGET_KIB);
-        let closed = "nobody closes the budget";
-        let memory = self.memory.clone().acquire_many_owned(kib).await.expect(closed);
-        let width = self.width.clone().acquire_owned().await.expect(closed);
-        let object = self.repository.get(key).await?;
-        let (opener, name) = (self.opener.clone(), key.clone());
-        let opened = tokio::task::spawn_blocking(move || opener.open(&name, &object)).await;
-        let opened = opened.map_err(|error| RestoreError::io("open an object", std::io::Error::other(error)))?;
-        let (seal, bytes) = opened.map_err(|source| RestoreError::Open { key: key.to_string(), source })?;
+        let kib = u32::try_from(bytes.div_ceil(1024)).unwrap_or(u32::MAX).clamp(1, BUDGET_KIB);
+        let share = self.memory.clone().acquire_many_owned(kib).await.expect(CLOSED);
+        let _under_way = self.width.acquire().await.expect(CLOSED);
+        Ok(Fetched { key: key.clone(), object: self.repository.get(key).await?, _share: share })
+    }
+
+    /// Does what takes a core, as many at once as there are.
+    async fn work<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> Result<T, RestoreError> + Send + 'static,
+    ) -> Result<T, RestoreError> {
+        let _core = self.cores.acquire().await.expect(CLOSED);
+        let done = tokio::task::spawn_blocking(work).await;
+        let done = done.map_err(|error| RestoreError::io("open an object", std::io::Error::other(error)))??;
         crate::failpoint!("restore-object-opened");
         self.progress.objects.fetch_add(1, Ordering::Relaxed);
-        Ok(Opened { seal, bytes, _share: (memory, width) })
+        Ok(done)
     }
 
-    /// Reads a part of the log. A piece goes as soon as something larger stands for it, and a writer may be at work while we
-    /// restore: then the same bytes are read from that.
-    pub(super) async fn open_part(&self, part: &LogPart, size: SegmentSize) -> Result<Opened, RestoreError> {
-        let plain = part.last.0 - part.first.0;
-        let mut asked = self.open(&part.key, part.stored_bytes, plain).await;
+    /// Fetches a part of the log: the object that holds it, and that object's first byte. A piece goes as soon as something
+    /// larger stands for it, and a writer may be at work while we restore: then it is that.
+    pub(super) async fn fetch_part(&self, part: &LogPart, size: SegmentSize) -> Result<(Fetched, Lsn), RestoreError> {
+        let mut asked = self.fetch(&part.key, part.stored_bytes).await.map(|fetched| (fetched, part.first));
         for _ in 0..STAND_INS_TRIED {
             match asked {
                 Err(RestoreError::Repository(RepositoryError::Absent { .. })) => {}
                 answered => return answered,
             }
-            let Some((key, first, stored, plain)) = self.stand_in(part, size).await? else { break };
-            asked = self.open(&key, stored, plain).await.and_then(|mut larger| {
-                let from = (part.first.0 - first.0) as usize;
-                let to = (part.last.0 - first.0) as usize;
-                let detail = || "it is shorter than its name says".to_owned();
-                let missing = || RestoreError::Pieces { key: key.to_string(), detail: detail() };
-                larger.bytes = larger.bytes.get(from..to).ok_or_else(missing)?.to_vec();
-                Ok(larger)
-            });
+            let Some((key, first, stored)) = self.stand_in(part, size).await? else { break };
+            asked = self.fetch(&key, stored).await.map(|fetched| (fetched, first));
         }
         asked
     }
 
-    /// What holds the bytes of a piece that is gone: its segment, or a larger piece. Its name, its first byte, and its lengths
-    /// as stored and opened.
-    async fn stand_in(&self, part: &LogPart, size: SegmentSize) -> Result<Option<(Key, Lsn, u64, u64)>, RestoreError> {
+    /// What holds the bytes of a piece that is gone: its segment, or a larger piece. Its name, its first byte, and its length.
+    async fn stand_in(&self, part: &LogPart, size: SegmentSize) -> Result<Option<(Key, Lsn, u64)>, RestoreError> {
         let Key::Of(cluster, Item::Piece { timeline, .. }) = &part.key else { return Ok(None) };
         let segment = Key::Of(cluster.clone(), Item::Segment(size.name(*timeline, part.first)));
         match self.repository.receipt(&segment).await {
-            Ok(_) => return Ok(Some((segment, part.first.segment_start(size), size.bytes(), size.bytes()))),
+            Ok(_) => return Ok(Some((segment, part.first.segment_start(size), size.bytes()))),
             Err(RepositoryError::Absent { .. }) => {}
             Err(error) => return Err(error.into()),
         }
@@ -180,11 +242,11 @@ impl Fetch {
         let larger = listed.iter().filter_map(|object| match object.name.parse() {
             Ok(Key::Of(cluster, Item::Piece { timeline, first, last })) if first <= part.first && last >= part.last => {
                 let key = Key::Of(cluster, Item::Piece { timeline, first, last });
-                Some((key, first, object.bytes, last.0 - first.0))
+                Some((last.0 - first.0, (key, first, object.bytes)))
             }
             _ => None,
         });
-        Ok(larger.min_by_key(|(.., plain)| *plain))
+        Ok(larger.min_by_key(|(plain, _)| *plain).map(|(_, found)| found))
     }
 }
 

@@ -57,6 +57,7 @@ use crate::model::{Lsn, SourceName, SystemId};
 use crate::runtime::RuntimeError;
 use feeder::{Feeder, Stage};
 use fetch::Fetch;
+use futures_util::stream::{self, StreamExt as _, TryStreamExt as _};
 use place::{Place, Watched};
 use report::Clock;
 use settings::{Doors, Stop};
@@ -65,6 +66,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use tail::Expected;
 use tokio::sync::watch;
+
+/// Receipts looked at at once, before anything is downloaded.
+const LOOKS_AT_ONCE: usize = 8;
 
 /// What becomes of the files.
 #[derive(Debug, Clone)]
@@ -245,17 +249,18 @@ pub async fn check_keys(repository: &dyn Repository, opener: &Opener, plan: &Pla
     let mut log = plan.log.segments.iter().flat_map(|segment| &segment.parts).map(|part| &part.key);
     let ends = [Some(&plan.index.key), plan.chunks.last().map(|chunk| &chunk.key), log.clone().next(), log.next_back()];
     let below = plan.ancestors.iter().map(|one| Some(&one.index.key));
-    for key in below.chain(ends).flatten() {
+    let looks = below.chain(ends).flatten().map(|key| async move {
         let receipt = match repository.receipt(key).await {
             // A piece that something larger stands for by now: its own keys are looked at when it is fetched.
-            Err(RepositoryError::Absent { .. }) if matches!(key, Key::Of(_, Item::Piece { .. })) => continue,
+            Err(RepositoryError::Absent { .. }) if matches!(key, Key::Of(_, Item::Piece { .. })) => return Ok(()),
             other => other?,
         };
         let wrong = |source| RestoreError::Open { key: key.to_string(), source };
         let seal = opener.checker().receipt(key, &receipt).map_err(wrong)?;
-        opener.fits(&seal).map_err(wrong)?;
-    }
-    Ok(())
+        opener.fits(&seal).map_err(wrong)
+    });
+    // The answers count in this order, whichever comes first.
+    stream::iter(looks).buffered(LOOKS_AT_ONCE).try_collect().await
 }
 
 /// Carries out a plan. May be called again after any failure or end of the process, with the same plan and options: what is
@@ -304,7 +309,7 @@ pub async fn restore(
     }
     match host {
         None => {
-            feeder.everything().await?;
+            feeder.everything(&stop).await?;
             for folder in [&flow.place.data, &flow.place.data.join(feeder::STAGE)] {
                 place::give_all(folder, owner)?;
             }

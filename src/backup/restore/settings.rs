@@ -111,6 +111,10 @@ fn for_recovery(stop: &Stop, timeline: Timeline, major: u32) -> Vec<(&'static st
         ("log_min_messages", "log".into()),
         ("lc_messages", "C".into()),
     ];
+    if major >= 14 && cfg!(target_os = "linux") {
+        // What is in place is synced. The server makes sure once more, of each file by itself unless it is told otherwise.
+        settings.push(("recovery_init_sync_method", "syncfs".into()));
+    }
     if major >= 15 {
         // How far replay looks ahead for pages to read.
         settings.push(("wal_decode_buffer_size", "4MB".into()));

@@ -13,7 +13,7 @@ mod tests;
 pub use self::seal::Sealer;
 pub use crate::signing::SigningKey;
 pub use keys::{Identities, KeySet, fingerprint, new_key_set, new_key_set_for};
-pub use open::{Checker, Opener};
+pub use open::{Checker, Opener, Pieces};
 
 use crate::model::PublicKey;
 use bytes::Bytes;

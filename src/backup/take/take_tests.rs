@@ -401,7 +401,7 @@ impl Repository for Repeats {
         let plain = match key.form() {
             crate::backup::repository::Form::Open => object.bytes.to_vec(),
             crate::backup::repository::Form::Sealed => {
-                let stored = Stored { bytes: object.bytes.clone(), receipt: object.receipt.clone() };
+                let stored = Stored::new(object.bytes.clone(), object.receipt.clone());
                 ours.open(key, &stored).unwrap().1
             }
         };

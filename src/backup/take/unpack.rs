@@ -158,46 +158,35 @@ impl Unpacker {
         })
     }
 
-    /// Writes what a chunk holds. May be called from many threads at once, in any order, and again with the same chunk.
-    /// When every chunk of an archive was written without an error, every file of it is whole: each must end as the next one
-    /// begins.
+    /// Begins to write what a chunk holds; its plain bytes then go to [`Chunk::write`], and [`Chunk::end`] says that it was
+    /// all. Many may be under way at once, in any order, and one may be written again. When every chunk of an archive was
+    /// ended without an error, every file of it is whole: each must end as the next one begins.
     ///
     /// # Errors
-    /// When the chunk is not what the index says, or something cannot be written.
-    pub fn chunk(&self, place: &ChunkPlace, plain: &[u8]) -> Result<Written, UnpackError> {
+    /// When the index does not name the chunk, or something cannot be written.
+    pub fn begin(&self, place: &ChunkPlace) -> Result<Chunk<'_>, UnpackError> {
         let (archive, number) = (place.archive, place.number);
         let wrong = |what: &str| UnpackError::Chunk { archive, number, what: what.to_owned() };
-        let tar = |error| UnpackError::Tar { archive, number, error };
         let expected = self.expected.get(&(archive, number)).filter(|expected| expected.place == *place);
         let expected = expected.ok_or_else(|| wrong("the index does not name it"))?;
-        if expected.bytes != plain.len() as u64 {
-            return Err(wrong(&format!("it has {} bytes and should have {}", plain.len(), expected.bytes)));
-        }
         let (root, opened) = self.roots.get(&archive).ok_or_else(|| wrong("no folder is given for it"))?;
-
-        let mut reader = Reader::at(place.offset, place.continues.as_ref()).map_err(tar)?;
+        let reader = Reader::at(place.offset, place.continues.as_ref());
+        let reader = reader.map_err(|error| UnpackError::Tar { archive, number, error })?;
         let mut writer = Writer::new(self, archive, root, opened);
         if let Some(continues) = &place.continues {
             writer.go_on(continues)?;
         }
-        let mut rest = plain;
-        while let Some(event) = reader.next(&mut rest).map_err(tar)? {
-            match event {
-                Event::Member(member) => writer.begin(member)?,
-                Event::Content { at, bytes } => writer.content(at, bytes)?,
-            }
-        }
-        writer.leave();
-        match (&expected.next, reader.stand()) {
-            (None, _) => reader.finish().map_err(tar)?,
-            (Some(next), Stand::Header { since }) if since == next.offset && next.continues.is_none() => {}
-            (Some(next), Stand::Inside(there)) if next.continues.as_ref() == Some(&there) => {}
-            (Some(_), there) => {
-                tracing::debug!(?there, ?expected, "a chunk ends elsewhere");
-                return Err(wrong("it does not end where the next one begins"));
-            }
-        }
-        Ok(writer.written)
+        Ok(Chunk { expected, reader, writer, bytes: 0 })
+    }
+
+    /// Writes a chunk that is whole in memory.
+    ///
+    /// # Errors
+    /// When the chunk is not what the index says, or something cannot be written.
+    pub fn chunk(&self, place: &ChunkPlace, plain: &[u8]) -> Result<Written, UnpackError> {
+        let mut chunk = self.begin(place)?;
+        chunk.write(plain)?;
+        chunk.end()
     }
 
     /// Makes the hard links, gives files that nobody may write to their modes, and hands back what was withheld, by name.
@@ -226,6 +215,67 @@ impl Unpacker {
             back.insert(path, Withheld { bytes: held.bytes, mode });
         }
         Ok((back, written))
+    }
+}
+
+/// A chunk that is being written.
+pub struct Chunk<'a> {
+    expected: &'a Expected,
+    reader: Reader,
+    writer: Writer<'a>,
+    /// How many came.
+    bytes: u64,
+}
+
+impl Chunk<'_> {
+    /// Writes what these bytes hold, which follow those before.
+    ///
+    /// # Errors
+    /// When they are more than the index says, are no archive, or something cannot be written.
+    pub fn write(&mut self, plain: &[u8]) -> Result<(), UnpackError> {
+        self.bytes += plain.len() as u64;
+        if self.bytes > self.expected.bytes {
+            return Err(self.wrong(format!("it has more than {} bytes", self.expected.bytes)));
+        }
+        let mut rest = plain;
+        while let Some(event) = self.reader.next(&mut rest).map_err(|error| self.expected.tar(error))? {
+            match event {
+                Event::Member(member) => self.writer.begin(member)?,
+                Event::Content { at, bytes } => self.writer.content(at, bytes)?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Says that it was all.
+    ///
+    /// # Errors
+    /// When it is not the chunk that the index means.
+    pub fn end(mut self) -> Result<Written, UnpackError> {
+        if self.bytes != self.expected.bytes {
+            return Err(self.wrong(format!("it has {} bytes and should have {}", self.bytes, self.expected.bytes)));
+        }
+        self.writer.leave();
+        match (&self.expected.next, self.reader.stand()) {
+            (None, _) => self.reader.finish().map_err(|error| self.expected.tar(error))?,
+            (Some(next), Stand::Header { since }) if since == next.offset && next.continues.is_none() => {}
+            (Some(next), Stand::Inside(there)) if next.continues.as_ref() == Some(&there) => {}
+            (Some(_), there) => {
+                tracing::debug!(?there, expected = ?self.expected, "a chunk ends elsewhere");
+                return Err(self.wrong("it does not end where the next one begins".into()));
+            }
+        }
+        Ok(self.writer.written)
+    }
+
+    fn wrong(&self, what: String) -> UnpackError {
+        UnpackError::Chunk { archive: self.expected.place.archive, number: self.expected.place.number, what }
+    }
+}
+
+impl Expected {
+    fn tar(&self, error: TarError) -> UnpackError {
+        UnpackError::Tar { archive: self.place.archive, number: self.place.number, error }
     }
 }
 

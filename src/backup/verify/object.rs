@@ -48,7 +48,7 @@ pub(super) async fn ask(
         }
     };
     let (checker, opener) = (checker.clone(), opener.cloned());
-    let bytes = stored.bytes.len() as u64;
+    let bytes = stored.extent().bytes;
     // Digests and keys of 16 MiB are tens of milliseconds of a core.
     let judged = tokio::task::spawn_blocking(move || judge(&checker, opener.as_ref(), &asked, &stored)).await;
     match judged {

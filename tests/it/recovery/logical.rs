@@ -53,7 +53,7 @@ async fn a_copy_has_every_object_and_its_manifest_last(bench: Bench) {
     // Nothing of it lies there in the clear, but for the manifest.
     for object in &copy.objects {
         let stored = bench.repository().get(&object.key.parse::<Key>().unwrap()).await.unwrap();
-        assert!(stored.bytes.starts_with(b"age-encryption.org/v1"), "{}", object.key);
+        assert!(stored.bytes().starts_with(b"age-encryption.org/v1"), "{}", object.key);
     }
 }
 

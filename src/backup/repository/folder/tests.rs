@@ -12,7 +12,7 @@ fn key(number: u64) -> Key {
 
 /// A sealed object as far as a repository looks: digests are right, the signature is none.
 fn object(key: &Key, content: &[u8]) -> Sealed {
-    let extent = Extent { bytes: content.len() as u64, sha256: hex::encode(Sha256::digest(content)) };
+    let extent = Extent::of(content);
     let seal = Seal {
         version: 1,
         key: key.to_string(),
@@ -120,7 +120,7 @@ async fn what_a_killed_writer_left_is_nothing_and_in_nobodys_way() {
     // A process of its own, as after a kill.
     let folder = Folder::open(dir.path()).unwrap();
     assert_eq!(folder.put_new(&key(1), &ours).await.unwrap(), Put::Stored);
-    assert_eq!(folder.get(&key(1)).await.unwrap().receipt, ours.receipt);
+    assert_eq!(folder.get(&key(1)).await.unwrap().receipt(), &ours.receipt);
     assert!(!left.exists() && young.exists());
 }
 

@@ -3,7 +3,7 @@
 use super::super::{Listed, RepositoryError, Stored};
 use super::answer::Failure;
 use super::{PART_BYTES, PARTS_AT_ONCE, S3};
-use crate::backup::seal::{Extent, Receipt};
+use crate::backup::seal::Receipt;
 use aws_sdk_s3::operation::get_object::GetObjectOutput;
 use aws_sdk_s3::primitives::ByteStream;
 use aws_sdk_s3::types::ChecksumMode;
@@ -12,7 +12,6 @@ use base64::engine::general_purpose::STANDARD;
 use bytes::{Bytes, BytesMut};
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use jiff::Timestamp;
-use sha2::{Digest, Sha256};
 use std::collections::HashMap;
 use std::future::ready;
 
@@ -271,22 +270,22 @@ fn length(first: &GetObjectOutput) -> Result<u64, Failure> {
 
 async fn checked(fetched: Fetched) -> Result<(Stored, String), String> {
     let receipt = fetched.receipt?;
-    let Extent { bytes, sha256 } = receipt.unchecked().map_err(|error| error.to_string())?.stored;
-    if fetched.bytes.len() as u64 != bytes {
-        return Err(format!("{} bytes long instead of {bytes}", fetched.bytes.len()));
+    let extent = receipt.unchecked().map_err(|error| error.to_string())?.stored;
+    let (length, bytes) = (fetched.bytes.len(), fetched.bytes);
+    if length as u64 != extent.bytes {
+        return Err(format!("{length} bytes long instead of {}", extent.bytes));
     }
-    let content = fetched.bytes.clone();
-    let digest = move || hex::encode(Sha256::digest(&content));
-    let digest = if bytes as usize <= DIGEST_HERE_MAX {
+    let digest = move || Stored::new(bytes, receipt);
+    let stored = if length <= DIGEST_HERE_MAX {
         digest()
     } else {
         tokio::task::spawn_blocking(digest).await.map_err(|error| error.to_string())?
     };
-    if digest != sha256 {
+    if *stored.extent() != extent {
         return Err("its content is not what its receipt names".to_owned());
     }
     let etag = fetched.etag.ok_or("the store gave no version of it")?;
-    Ok((Stored { bytes: fetched.bytes, receipt }, etag))
+    Ok((stored, etag))
 }
 
 /// What a HEAD says must fit together too.

@@ -219,7 +219,7 @@ async fn another_object_under_a_good_name_and_signature_is_found() {
     let key = world.lab.key(chunk(&world.taken[0].id));
     let before = world.lab.layer.get(&key).await.unwrap();
     // Whoever holds the signing key could write it again; the manifest remembers which one it was.
-    let sealed = world.lab.sealer.seal(&key, &vec![1; before.bytes.len()], BTreeMap::new()).unwrap();
+    let sealed = world.lab.sealer.seal(&key, &vec![1; before.bytes().len()], BTreeMap::new()).unwrap();
     world.lab.layer.delete(&key).await.unwrap();
     world.lab.layer.put_new(&key, &sealed).await.unwrap();
     let report = check(&world, None, 0).await.unwrap();

@@ -262,7 +262,7 @@ impl World {
     async fn may_adopt(&self, parent: Option<&BackupId>) -> bool {
         let Some(id) = parent else { return true };
         let Ok(stored) = self.lab.layer.get(&self.lab.key(Item::Manifest(id.clone()))).await else { return false };
-        let manifest: Manifest = serde_json::from_slice(&stored.bytes).unwrap();
+        let manifest: Manifest = serde_json::from_slice(stored.bytes()).unwrap();
         let names = adopted(&self.lab.cluster, &manifest);
         refuse_marked(&self.lab.layer, &self.lab.checker, &self.lab.cluster, &names).await.is_ok()
     }

@@ -57,7 +57,7 @@ async fn what_is_stored_comes_back_as_it_was(place: &Place) {
         let object = place.sealed(&key, &content);
         stored(&*place.ours, &key, &object).await;
         let back = place.theirs.get(&key).await.unwrap();
-        assert_eq!((back.bytes, back.receipt), (object.bytes, object.receipt.clone()));
+        assert_eq!((back.bytes(), back.receipt()), (&object.bytes, &object.receipt));
         assert_eq!(place.theirs.receipt(&key).await.unwrap(), object.receipt);
     }
 }
@@ -77,7 +77,7 @@ async fn a_name_is_written_once(place: &Place) {
         panic!("written over")
     };
     assert!(!found.same_content(&place.sealed(&key, b"other").receipt));
-    assert_eq!(place.ours.get(&key).await.unwrap().bytes, first.bytes);
+    assert_eq!(place.ours.get(&key).await.unwrap().bytes(), &first.bytes);
 }
 
 async fn what_is_not_there_is_absent(place: &Place) {
@@ -133,7 +133,7 @@ async fn what_is_deleted_is_gone_and_its_name_is_free(place: &Place) {
     assert_eq!(place.theirs.list("").await.unwrap().len(), 1);
     let again = place.sealed(&key, b"second");
     stored(&*place.theirs, &key, &again).await;
-    assert_eq!(place.ours.get(&key).await.unwrap().bytes, again.bytes);
+    assert_eq!(place.ours.get(&key).await.unwrap().bytes(), &again.bytes);
 }
 
 async fn of_32_writers_of_a_name_one_is_told_that_it_stored_it(place: &Place) {
@@ -151,7 +151,7 @@ async fn of_32_writers_of_a_name_one_is_told_that_it_stored_it(place: &Place) {
     let others: Vec<&Receipt> =
         told.iter().filter_map(|put| if let Put::Exists(found) = put { Some(found) } else { None }).collect();
     assert!(others.len() == 31 && others.iter().all(|found| **found == winner.receipt));
-    assert_eq!(place.ours.get(&key).await.unwrap().bytes, winner.bytes);
+    assert_eq!(place.ours.get(&key).await.unwrap().bytes(), &winner.bytes);
 }
 
 async fn a_reader_sees_nothing_or_the_whole_object(place: &Place) {
@@ -164,7 +164,7 @@ async fn a_reader_sees_nothing_or_the_whole_object(place: &Place) {
         while !seen {
             match place.theirs.get(&key).await {
                 Ok(back) => {
-                    assert_eq!((back.bytes, back.receipt), (object.bytes.clone(), object.receipt.clone()));
+                    assert_eq!((back.bytes(), back.receipt()), (&object.bytes, &object.receipt));
                     seen = true;
                 }
                 Err(RepositoryError::Absent { .. }) => tokio::time::sleep(Duration::from_millis(2)).await,
@@ -183,14 +183,14 @@ async fn the_lease_is_replaced_by_who_has_seen_it_last(place: &Place) {
     assert_eq!(place.ours.replace_lease(&key, &first, None).await.unwrap(), Replaced::Done);
     assert_eq!(place.theirs.replace_lease(&key, &second, None).await.unwrap(), Replaced::Changed);
     let seen = place.theirs.lease(&key).await.unwrap().unwrap();
-    assert_eq!((&seen.stored.bytes, &seen.stored.receipt), (&first.bytes, &first.receipt));
+    assert_eq!((seen.stored.bytes(), seen.stored.receipt()), (&first.bytes, &first.receipt));
     assert_eq!(place.theirs.replace_lease(&key, &second, Some(&seen.version)).await.unwrap(), Replaced::Done);
     assert_eq!(
         place.ours.replace_lease(&key, &lease("one again"), Some(&seen.version)).await.unwrap(),
         Replaced::Changed
     );
     let now = place.ours.lease(&key).await.unwrap().unwrap();
-    assert_eq!(now.stored.bytes, second.bytes);
+    assert_eq!(now.stored.bytes(), &second.bytes);
     // An ordinary look and the listing know it too.
     assert_eq!(place.ours.get(&key).await.unwrap(), now.stored);
     assert_eq!(place.ours.list("shop-db/lease").await.unwrap().len(), 1);
@@ -204,7 +204,7 @@ async fn the_lease_is_replaced_by_who_has_seen_it_last(place: &Place) {
     let told: Vec<Replaced> = join_all(racers).await.into_iter().map(Result::unwrap).collect();
     let winners: Vec<_> = (0..told.len()).filter(|n| told[*n] == Replaced::Done).collect();
     assert_eq!(winners.len(), 1, "{told:?}");
-    assert_eq!(place.theirs.lease(&key).await.unwrap().unwrap().stored.bytes, objects[winners[0]].bytes);
+    assert_eq!(place.theirs.lease(&key).await.unwrap().unwrap().stored.bytes(), &objects[winners[0]].bytes);
 }
 
 async fn a_large_object_goes_and_comes_in_parts(place: &Place) {
@@ -215,7 +215,7 @@ async fn a_large_object_goes_and_comes_in_parts(place: &Place) {
     let other = place.sealed(&key, b"other");
     assert_eq!(place.theirs.put_new(&key, &other).await.unwrap(), Put::Exists(object.receipt.clone()));
     let back = place.theirs.get(&key).await.unwrap();
-    assert!(back.bytes == object.bytes && back.receipt == object.receipt);
+    assert!(back.bytes() == &object.bytes && back.receipt() == &object.receipt);
 }
 
 async fn what_was_given_up_can_be_repeated(place: &Place) {
@@ -228,7 +228,7 @@ async fn what_was_given_up_can_be_repeated(place: &Place) {
             let _ = tokio::time::timeout(Duration::from_micros(micros), place.theirs.get(&key)).await;
         }
         stored(&*place.theirs, &key, &object).await;
-        assert!(place.ours.get(&key).await.unwrap().bytes == object.bytes);
+        assert!(place.ours.get(&key).await.unwrap().bytes() == &object.bytes);
     }
 }
 
@@ -239,7 +239,7 @@ async fn many_tasks_at_once_are_no_trouble(place: &Place) {
         let object = place.sealed(&key, format!("piece {number}").as_bytes());
         tokio::spawn(async move {
             assert_eq!(repository.put_new(&key, &object).await.unwrap(), Put::Stored);
-            assert_eq!(repository.get(&key).await.unwrap().bytes, object.bytes);
+            assert_eq!(repository.get(&key).await.unwrap().bytes(), &object.bytes);
             if number % 3 == 0 {
                 assert_eq!(repository.delete(&key).await.unwrap(), Deleted::Gone);
             }
@@ -296,7 +296,7 @@ fn a_writer_killed_at_any_moment_leaves_whole_objects_and_a_lease_that_reads() {
             for found in &listed {
                 let key: Key = found.name.parse().unwrap();
                 let object = &pieces.iter().find(|(other, _)| *other == key).unwrap().1;
-                assert_eq!(repository.get(&key).await.unwrap().bytes, object.bytes, "after kill {kill}");
+                assert_eq!(repository.get(&key).await.unwrap().bytes(), &object.bytes, "after kill {kill}");
             }
             // In order and without a hole: what was said to be stored is.
             let names: Vec<_> = listed.iter().map(|found| found.name.as_str()).collect();

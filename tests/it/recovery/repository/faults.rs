@@ -246,7 +246,7 @@ async fn what_is_not_what_was_stored_is_fetched_again_and_then_damaged() {
     behind.s3.put_new(&key, &object).await.unwrap();
     for fault in [Fault::Flip, Fault::Shorten(7), Fault::Shorten(20_000), Fault::CutAnswer] {
         behind.proxy.rule(Rule::new(fault.clone()).method("GET").times(1));
-        assert_eq!(behind.s3.get(&key).await.unwrap().bytes, object.bytes, "{fault:?}");
+        assert_eq!(behind.s3.get(&key).await.unwrap().bytes(), &object.bytes, "{fault:?}");
         behind.proxy.calm();
     }
     behind.proxy.rule(Rule::new(Fault::Flip).method("GET"));
@@ -297,7 +297,7 @@ async fn a_store_without_conditional_writes_is_looked_at_before_and_after() {
         ours.put_new(&key, &sealed(&seals, &key, b"content")).await.unwrap(),
         Put::Exists(first.receipt.clone())
     );
-    assert_eq!(ours.get(&key).await.unwrap().bytes, first.bytes);
+    assert_eq!(ours.get(&key).await.unwrap().bytes(), &first.bytes);
     let lease = Key::Lease(source());
     let error = ours.replace_lease(&lease, &sealed(&seals, &lease, b"{}"), None).await.unwrap_err();
     assert!(matches!(error, RepositoryError::Refused { .. }), "{error:?}");
@@ -389,7 +389,7 @@ async fn parts_are_repeated_one_by_one_and_a_few_at_a_time() {
     behind.proxy.rule(Rule::new(Fault::CutAnswer).method("GET").from(3).times(2));
     behind.proxy.rule(Rule::new(Fault::Delay(Duration::from_millis(50))));
     let back = behind.s3.get(&key).await.unwrap();
-    assert!(back.bytes == object.bytes && back.receipt == object.receipt);
+    assert!(back.bytes() == &object.bytes && back.receipt() == &object.receipt);
     assert_eq!(behind.proxy.count("GET", ""), 6 + 2);
     assert!((2..=4).contains(&behind.proxy.most_at_once()), "{}", behind.proxy.most_at_once());
 }

@@ -229,7 +229,7 @@ async fn mirrored(world: &Swept, to: &Path) {
             let (_, frontier): (_, Frontier) = world.opener().checker().document(&key, &stored).unwrap();
             newest = Some((Key::Of(cluster.clone(), Item::Frontier(number + 1)), frontier));
         }
-        let sealed = Sealed { bytes: stored.bytes, receipt: stored.receipt };
+        let sealed = Sealed { bytes: stored.bytes().clone(), receipt: stored.receipt().clone() };
         assert_eq!(mirror.put_new(&key, &sealed).await.unwrap(), Put::Stored);
     }
     let (key, mut frontier) = newest.expect("a frontier was stored at the end of shipping");
