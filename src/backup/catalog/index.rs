@@ -129,7 +129,7 @@ impl Catalogue {
         for object in listing {
             catalogue.sort(object, &mut sorted);
         }
-        let reader = Reader { repository, checker };
+        let mut reader = Reader::new(repository, checker);
         for (system, sorted) in sorted {
             let holdings = reader.cluster(&mut catalogue, sorted).await?;
             catalogue.clusters.insert(system, holdings);

@@ -30,8 +30,11 @@ pub async fn open(place: &RepositoryPlace, making: Making<'_>) -> Result<Arc<dyn
         RepositoryPlace::Folder(path) => Ok(Arc::new(folder(path, making)?)),
         RepositoryPlace::Bucket(bucket) => {
             let opened = S3::open(settings(bucket)).await?;
-            // The first word with the store: whether it answers at all, and what it can do.
-            opened.abilities().await?;
+            // A writer's first word with the store: whether it answers at all, and what it can do. It is found out by writing,
+            // which whoever reads may not be allowed to; restores in particular need not wait for it.
+            if making != Making::Never {
+                opened.abilities().await?;
+            }
             Ok(Arc::new(opened))
         }
     }

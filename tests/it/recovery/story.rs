@@ -6,7 +6,7 @@ mod kills;
 
 use crate::support::ports;
 use crate::support::postgres::{Options, Server, Stop};
-use crate::support::store::{BUCKET, S3Server};
+use crate::support::store::{BUCKET, READER, S3Server};
 use mainstay::backup::repository::folder::Folder;
 use mainstay::backup::restore;
 use mainstay::backup::seal::{Checker, Identities, Opener};
@@ -241,10 +241,11 @@ async fn r27_from_a_bucket_and_a_key_everything_comes_back() {
         if path.is_dir() { std::fs::remove_dir_all(path).unwrap() } else { std::fs::remove_file(path).unwrap() }
     }
 
+    // Whoever restores need not be allowed to write there.
     // SAFETY: as above.
     unsafe {
-        std::env::set_var("AWS_ACCESS_KEY_ID", &keys.access_key);
-        std::env::set_var("AWS_SECRET_ACCESS_KEY", keys.secret_key.expose());
+        std::env::set_var("AWS_ACCESS_KEY_ID", READER.0);
+        std::env::set_var("AWS_SECRET_ACCESS_KEY", READER.1);
         std::env::set_var("AWS_ENDPOINT_URL", settings.endpoint.as_deref().unwrap());
         std::env::set_var("AWS_REGION", "us-east-1");
     }

@@ -161,7 +161,7 @@ pub(crate) fn credentials((access, secret): (&str, &str)) -> S3Credentials {
 fn client(endpoint: &str) -> aws_sdk_s3::Client {
     let config = aws_sdk_s3::Config::builder()
         .behavior_version(BehaviorVersion::latest())
-        .http_client(aws_smithy_http_client::Builder::new().build_http())
+        .http_client(mainstay::backup::repository::s3::line::client(None).unwrap())
         .credentials_provider(Credentials::new(ACCESS_KEY, SECRET_KEY, None, None, "tests"))
         .region(Region::new("us-east-1"))
         .endpoint_url(endpoint)

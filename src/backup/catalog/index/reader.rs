@@ -6,7 +6,7 @@ use crate::backup::catalog::history;
 use crate::backup::catalog::holdings::{Backup, History, Holdings, LogObject, Marked, Missing, Object, Reached, Tick};
 use crate::backup::catalog::manifest::{Frontier, Gap, Manifest, Mark, ObjectFacts, Proof, VERSION};
 use crate::backup::catalog::note;
-use crate::backup::repository::{BackupId, Cluster, DumpItem, Item, Key, Repository, RepositoryError};
+use crate::backup::repository::{BackupId, Cluster, DumpItem, Item, Key, Repository, RepositoryError, Stored};
 use crate::backup::seal::{Checker, Seal};
 use crate::model::{Lsn, SegmentName, SegmentSize, Timeline};
 use futures_util::future::{BoxFuture, FutureExt};
@@ -30,6 +30,16 @@ pub(super) struct Folder {
     pub(super) manifest: Option<Object>,
     pub(super) objects: Vec<Object>,
     pub(super) proofs: BTreeMap<u64, Object>,
+}
+
+impl Folder {
+    fn newest_proofs(&self) -> impl Iterator<Item = u64> + '_ {
+        self.proofs.keys().rev().take(PROOFS_READ).copied()
+    }
+}
+
+fn newest_frontiers(holdings: &Holdings) -> impl Iterator<Item = u64> + '_ {
+    holdings.frontiers.keys().rev().take(FRONTIERS_READ).copied()
 }
 
 /// Which kind of backup a folder is of.
@@ -112,13 +122,24 @@ impl Sorted {
 }
 
 pub(super) struct Reader<'a> {
-    pub(super) repository: &'a dyn Repository,
-    pub(super) checker: &'a Checker,
+    repository: &'a dyn Repository,
+    checker: &'a Checker,
+    /// Documents that were read already.
+    ahead: HashMap<Key, Read<Stored>>,
 }
 
-impl Reader<'_> {
+impl<'a> Reader<'a> {
+    pub(super) fn new(repository: &'a dyn Repository, checker: &'a Checker) -> Reader<'a> {
+        Reader { repository, checker, ahead: HashMap::new() }
+    }
+
     /// Everything of one cluster.
-    pub(super) async fn cluster(&self, catalogue: &mut Catalogue, sorted: Sorted) -> Result<Holdings, CatalogueError> {
+    pub(super) async fn cluster(
+        &mut self,
+        catalogue: &mut Catalogue,
+        sorted: Sorted,
+    ) -> Result<Holdings, CatalogueError> {
+        self.ahead = self.read_ahead(&sorted).await?;
         let Sorted { mut holdings, segments, gaps, marks, bases, dumps } = sorted;
         self.bases(catalogue, &mut holdings, bases).await?;
         self.dumps(catalogue, &mut holdings, dumps).await?;
@@ -129,6 +150,26 @@ impl Reader<'_> {
         self.notes(catalogue, &mut holdings).await?;
         holdings.clock.sort_by_key(|tick| (tick.timeline, tick.lsn, tick.at));
         Ok(holdings)
+    }
+
+    /// Every document that the listing alone tells to read: at once, and not kind after kind, each of which would wait for the
+    /// store anew.
+    async fn read_ahead(&self, sorted: &Sorted) -> Result<HashMap<Key, Read<Stored>>, CatalogueError> {
+        let holdings = &sorted.holdings;
+        let mut keys: Vec<Key> = Vec::new();
+        for (of, folders) in [(Of::Base, &sorted.bases), (Of::Dump, &sorted.dumps)] {
+            for (id, folder) in folders {
+                keys.extend(folder.manifest.as_ref().map(|object| object.key.clone()));
+                keys.extend(folder.newest_proofs().map(|number| holdings.key(of.proof(id, number))));
+            }
+        }
+        keys.extend(newest_frontiers(holdings).map(|number| holdings.key(Item::Frontier(number))));
+        keys.extend(
+            sorted.gaps.iter().chain(sorted.marks.iter().map(|(_, mark)| mark)).map(|object| object.key.clone()),
+        );
+        let reads = keys.iter().map(|key| get(self.repository, key));
+        let read = in_order(reads).await?;
+        Ok(keys.into_iter().zip(read).collect())
     }
 
     /// The backups, with their newest checks.
@@ -193,10 +234,7 @@ impl Reader<'_> {
         of: Of,
         folders: &BTreeMap<BackupId, Folder>,
     ) -> Result<HashMap<BackupId, BTreeMap<u64, Proof>>, CatalogueError> {
-        let proofs = folders.iter().flat_map(|(id, folder)| {
-            let numbers = folder.proofs.keys().rev().take(PROOFS_READ);
-            numbers.map(|number| (*number, id)).collect::<Vec<_>>()
-        });
+        let proofs = folders.iter().flat_map(|(id, folder)| folder.newest_proofs().map(move |number| (number, id)));
         let proofs = proofs.map(|(number, id)| {
             let key = holdings.key(of.proof(id, number));
             async move { Ok((id.clone(), number, self.document::<Proof>(key).await?)) }
@@ -284,7 +322,7 @@ impl Reader<'_> {
 
     /// The newest frontiers.
     async fn frontiers(&self, catalogue: &mut Catalogue, holdings: &mut Holdings) -> Result<(), CatalogueError> {
-        let newest: Vec<u64> = holdings.frontiers.keys().rev().take(FRONTIERS_READ).copied().collect();
+        let newest: Vec<u64> = newest_frontiers(holdings).collect();
         let reads = newest.iter().map(|number| self.document::<Frontier>(holdings.key(Item::Frontier(*number))));
         let reads: Vec<Read<(Seal, Frontier)>> = in_order(reads).await?;
         for (index, (number, read)) in newest.iter().zip(reads).enumerate() {
@@ -354,8 +392,17 @@ impl Reader<'_> {
     async fn notes(&self, catalogue: &mut Catalogue, holdings: &mut Holdings) -> Result<(), CatalogueError> {
         let files: Vec<(Timeline, Key)> =
             holdings.histories.iter().map(|(timeline, found)| (*timeline, found.object.key.clone())).collect();
-        let seals = in_order(files.iter().map(|(_, key)| self.receipt(key))).await?;
-        for ((timeline, key), read) in files.iter().zip(seals) {
+        let newest = |log: &Vec<LogObject>| {
+            let mut log: Vec<LogObject> = log.clone();
+            log.sort_unstable_by_key(|object| std::cmp::Reverse(object.last));
+            log.truncate(RECEIPTS_READ);
+            log
+        };
+        let newest: Vec<(LogObject, Key)> =
+            holdings.log.values().flat_map(newest).map(|object| (object, holdings.log_key(&object))).collect();
+        let keys = files.iter().map(|(_, key)| key).chain(newest.iter().map(|(_, key)| key));
+        let mut seals = in_order(keys.map(|key| self.receipt(key))).await?.into_iter();
+        for ((timeline, key), read) in files.iter().zip(seals.by_ref()) {
             let noted = read.and_then(|seal| match seal.note.get(note::ANCESTORS) {
                 None => Ok(None),
                 Some(text) => history::parse_note(*timeline, text)
@@ -371,15 +418,6 @@ impl Reader<'_> {
                 Err(bad) => catalogue.bad.push(bad),
             }
         }
-        let newest = |log: &Vec<LogObject>| {
-            let mut log: Vec<LogObject> = log.clone();
-            log.sort_unstable_by_key(|object| std::cmp::Reverse(object.last));
-            log.truncate(RECEIPTS_READ);
-            log
-        };
-        let newest: Vec<(LogObject, Key)> =
-            holdings.log.values().flat_map(newest).map(|object| (object, holdings.log_key(&object))).collect();
-        let seals = in_order(newest.iter().map(|(_, key)| self.receipt(key))).await?;
         for ((object, key), read) in newest.iter().zip(seals) {
             let seal = match read {
                 Ok(seal) => seal,
@@ -403,7 +441,11 @@ impl Reader<'_> {
     }
 
     pub(super) async fn document<T: DeserializeOwned>(&self, key: Key) -> Result<Read<(Seal, T)>, CatalogueError> {
-        Ok(match get(self.repository, &key).await? {
+        let read = match self.ahead.get(&key) {
+            Some(read) => read.clone(),
+            None => get(self.repository, &key).await?,
+        };
+        Ok(match read {
             Ok(stored) => self.checker.document(&key, &stored).map_err(|error| seal_bad(&key, &error)),
             Err(bad) => Err(bad),
         })

@@ -18,6 +18,7 @@
 mod ability;
 mod answer;
 mod change;
+pub mod line;
 mod parts;
 mod read;
 mod write;
@@ -32,8 +33,6 @@ use aws_sdk_s3::config::{
     BehaviorVersion, Credentials, Region, RequestChecksumCalculation, ResponseChecksumValidation,
     StalledStreamProtectionConfig, retry::RetryConfig, timeout::TimeoutConfig,
 };
-use aws_smithy_http_client::tls::rustls_provider::CryptoMode;
-use aws_smithy_http_client::tls::{Provider, TlsContext, TrustStore};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -214,23 +213,21 @@ fn prefix(text: &str) -> Result<String, String> {
 }
 
 async fn client(settings: &S3Settings, credentials: Option<&S3Credentials>) -> Result<Client, String> {
-    let trust = match &settings.ca {
-        None => TrustStore::default(),
+    let ca = match &settings.ca {
+        None => None,
         Some(path) => {
             let pem = small_file::read(path, small_file::TEXT_MAX_BYTES)
                 .map_err(|error| format!("{}: {error}", path.display()))?;
-            // The client itself would panic on what is none.
             if !pem.windows(27).any(|words| words == b"-----BEGIN CERTIFICATE-----") {
                 return Err(format!("{}: it holds no certificate in PEM form", path.display()));
             }
-            TrustStore::empty().with_pem_certificate(pem)
+            Some(pem)
         }
     };
-    let tls = TlsContext::builder().with_trust_store(trust).build().map_err(|error| error.to_string())?;
-    let http = aws_smithy_http_client::Builder::new()
-        .tls_provider(Provider::Rustls(CryptoMode::AwsLc))
-        .tls_context(tls)
-        .build_https();
+    let http = line::client(ca.as_deref()).map_err(|error| match &settings.ca {
+        Some(path) => format!("{}: {error}", path.display()),
+        None => error,
+    })?;
     let loader = aws_config::defaults(BehaviorVersion::latest())
         .http_client(http)
         .region(Region::new(settings.region.clone()))
