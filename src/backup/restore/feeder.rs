@@ -19,6 +19,7 @@
 
 use super::RestoreError;
 use super::fetch::{Fetch, Opening};
+use super::place::give;
 use super::plan::{LogPart, PlannedLog, PlannedSegment};
 use super::settings::Stop;
 use super::tail::{Expected, Tail, check_header, tail};
@@ -97,7 +98,7 @@ impl Stage {
             let dir = stage.dir.join(part);
             fs::create_dir(&dir).map_err(io("make", &dir))?;
             fs::set_permissions(&dir, fs::Permissions::from_mode(0o700)).map_err(io("make", &dir))?;
-            stage.give(&dir)?;
+            give(&dir, owner)?;
         }
         // Its patience counts in steps of 0.05 s.
         let steps = (feeding.patience.as_millis() / 50).max(1);
@@ -128,16 +129,23 @@ impl Stage {
         }
     }
 
-    fn give(&self, path: &Path) -> Result<(), RestoreError> {
-        let Some((user, group)) = self.owner else { return Ok(()) };
-        std::os::unix::fs::chown(path, Some(user), Some(group)).map_err(io("give away", path))
+    /// Makes a file anew, the server's own. Whoever may write here must not have a link of theirs followed.
+    fn create(&self, path: &Path) -> Result<File, RestoreError> {
+        match fs::remove_file(path) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(io("replace", path)(error)),
+            _ => {}
+        }
+        let file = File::options().read(true).write(true).create_new(true).open(path).map_err(io("write", path))?;
+        if let Some((user, group)) = self.owner {
+            std::os::unix::fs::fchown(&file, Some(user), Some(group)).map_err(io("give away", path))?;
+        }
+        Ok(file)
     }
 
     /// Writes a small file so that it is seen whole or not at all.
     fn write(&self, name: &str, bytes: &[u8]) -> Result<(), RestoreError> {
         let (path, new) = (self.dir.join(name), self.dir.join(format!("{name}.new")));
-        fs::write(&new, bytes).map_err(io("write", &new))?;
-        self.give(&new)?;
+        self.create(&new)?.write_all(bytes).map_err(io("write", &new))?;
         fs::rename(&new, &path).map_err(io("write", &path))
     }
 
@@ -149,12 +157,10 @@ impl Stage {
     fn ready(&self, name: &str, file: &File) -> Result<(), RestoreError> {
         let (new, path) = (self.wal(&format!("{name}.new")), self.wal(name));
         file.sync_data().map_err(io("sync", &new))?;
-        self.give(&new)?;
         fs::rename(&new, &path).map_err(io("write", &path))?;
         crate::failpoint!("restore-segment-staged");
         let mark = self.wal(&format!("{name}.ready"));
-        File::create(&mark).map_err(io("write", &mark))?;
-        Ok(())
+        self.create(&mark).map(drop)
     }
 
     /// Takes a file away again, the word for it first.
@@ -256,7 +262,7 @@ impl Feeder {
         for history in &self.log.histories {
             let (_, bytes) = self.fetch.open(&history.key, history.stored_bytes, history.stored_bytes).await?;
             let (name, new) = (&history.name, self.stage.wal(&format!("{}.new", history.name)));
-            let mut file = File::create(&new).map_err(io("write", &new))?;
+            let mut file = self.stage.create(&new)?;
             file.write_all(&bytes).map_err(io("write", &new))?;
             self.stage.ready(name, &file)?;
         }
@@ -465,8 +471,7 @@ struct Assembly {
 impl Assembly {
     fn new(stage: &Stage, segment: &PlannedSegment, expected: Expected) -> Result<Assembly, RestoreError> {
         let path = stage.wal(&format!("{}.new", segment.name));
-        let open = File::options().read(true).write(true).create(true).truncate(true).open(&path);
-        let file = open.map_err(io("write", &path))?;
+        let file = stage.create(&path)?;
         // The server takes files of exactly this length; what no part covers reads as zeros.
         file.set_len(expected.segment_size.bytes()).map_err(io("write", &path))?;
         Ok(Assembly { stage: stage.clone(), segment: segment.clone(), expected, file, path, filled: segment.begins })

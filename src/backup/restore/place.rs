@@ -183,8 +183,7 @@ fn take(
         Found::Empty => {}
         Found::Ours { text } => match resume(data, &text, plan) {
             Resume::GoOn(done, base_complete) => {
-                let mut state =
-                    File::options().append(true).open(data.join(STATE)).map_err(io("open", &data.join(STATE)))?;
+                let mut state = state::append(data).map_err(io("open", &data.join(STATE)))?;
                 lock(data, &state)?;
                 // Ends a line that the end of the last run may have cut.
                 state.write_all(b"\n").map_err(io("write", &data.join(STATE)))?;
@@ -365,9 +364,7 @@ fn look(data: &Path, watched: Watched) -> Result<Found, RestoreError> {
     }
     if names.iter().any(|name| name == STATE) {
         let path = data.join(STATE);
-        return Ok(Found::Ours {
-            text: String::from_utf8_lossy(&fs::read(&path).map_err(io("read", &path))?).into_owned(),
-        });
+        return Ok(Found::Ours { text: state::read(data).map_err(io("read", &path))? });
     }
     let version = fs::read_to_string(data.join("PG_VERSION")).ok();
     let shown = names.iter().take(4).cloned().collect::<Vec<_>>().join(", ");
@@ -448,10 +445,9 @@ fn move_aside(data: &Path, owner: Option<(u32, u32)>) -> Result<PathBuf, Restore
 
 /// Makes sure that no restore writes into a folder at this moment.
 pub(super) fn idle(data: &Path) -> Result<(), RestoreError> {
-    let path = data.join(STATE);
-    match File::options().append(true).open(&path) {
+    match state::append(data) {
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
-        state => lock(data, &state.map_err(io("open", &path))?),
+        state => lock(data, &state.map_err(io("open", &data.join(STATE)))?),
     }
 }
 

@@ -3,7 +3,9 @@
 
 use crate::backup::repository::BackupId;
 use std::collections::BTreeSet;
-use std::fs;
+use std::fs::{self, File};
+use std::io::{self, Read as _};
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
 /// The file that says what is done.
@@ -20,6 +22,9 @@ pub(super) const BASE: &str = "base ";
 /// Begins a line that names the folder of a tablespace.
 const TABLESPACE: &str = "tablespace ";
 
+/// A line of 90 bytes for each 16 MiB of a database: enough for 10 TiB.
+const MOST_BYTES: u64 = 64 << 20;
+
 /// What is to become of a folder in which a restore began.
 pub(super) enum Resume {
     GoOn(BTreeSet<String>, bool),
@@ -29,9 +34,40 @@ pub(super) enum Resume {
 
 /// The restore that began in a folder and did not end: the digest of its plan, and the base backup it began with.
 pub(in crate::backup::restore) fn begun(data: &Path) -> Option<(String, BackupId)> {
-    let text = fs::read_to_string(data.join(STATE)).ok()?;
+    let text = read(data).ok()?;
     let base = text.lines().find_map(|line| line.strip_prefix(BASE))?;
     Some((text.lines().next()?.to_owned(), base.parse().ok()?))
+}
+
+/// What is written down in a folder.
+///
+/// # Errors
+/// As the system says, and of what is no file of ours: whoever owns the folder may have put something else there.
+pub(super) fn read(data: &Path) -> io::Result<String> {
+    let mut bytes = Vec::new();
+    opened(data, File::options().read(true))?.take(MOST_BYTES + 1).read_to_end(&mut bytes)?;
+    match bytes.len() as u64 > MOST_BYTES {
+        true => Err(io::Error::other("it is longer than any that a restore writes")),
+        false => Ok(String::from_utf8_lossy(&bytes).into_owned()),
+    }
+}
+
+/// The file, to be written to at its end.
+///
+/// # Errors
+/// As [`read`].
+pub(super) fn append(data: &Path) -> io::Result<File> {
+    opened(data, File::options().append(true))
+}
+
+fn opened(data: &Path, options: &mut fs::OpenOptions) -> io::Result<File> {
+    // Neither is a link followed nor a pipe waited for.
+    let file = options.custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK).open(data.join(STATE))?;
+    let facts = file.metadata()?;
+    match facts.is_file() && facts.nlink() == 1 {
+        true => Ok(file),
+        false => Err(io::Error::other("it is no file of its own, as a restore makes it")),
+    }
 }
 
 pub(super) fn boot_id() -> String {
@@ -66,6 +102,27 @@ pub(super) fn spaces(text: &str, of_plan: &[PathBuf]) -> Vec<PathBuf> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn r21_what_is_no_file_of_a_restore_is_neither_followed_nor_waited_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let (state, other) = (dir.path().join(STATE), dir.path().join("other"));
+        fs::write(&other, "digest\n").unwrap();
+        let refused = || {
+            assert!(read(dir.path()).is_err() && append(dir.path()).is_err());
+            fs::remove_file(&state).unwrap();
+        };
+        std::os::unix::fs::symlink(&other, &state).unwrap();
+        refused();
+        nix::unistd::mkfifo(&state, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        refused();
+        fs::hard_link(&other, &state).unwrap();
+        refused();
+        fs::copy(&other, &state).unwrap();
+        assert_eq!(read(dir.path()).unwrap(), "digest\n");
+        File::options().append(true).open(&state).unwrap().set_len(MOST_BYTES + 1).unwrap();
+        assert!(read(dir.path()).is_err());
+    }
 
     #[test]
     fn r21_only_a_plan_s_own_tablespaces_are_cleared() {

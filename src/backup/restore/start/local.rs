@@ -25,7 +25,10 @@ pub(in crate::backup::restore) struct Running {
 pub(super) fn start(server: &LocalServer, data: &Path) -> Result<Running, RestoreError> {
     let log_path = data.join(LOG_FILE);
     let wrong = |error| RestoreError::io(format!("write {}", log_path.display()), error);
-    let log = File::options().create(true).append(true).mode(0o600).open(&log_path).map_err(wrong)?;
+    // The folder is the server's user's, who must not have us write through a link.
+    let mut options = File::options();
+    options.create(true).append(true).mode(0o600).custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK);
+    let log = options.open(&log_path).map_err(wrong)?;
     super::super::place::give(&log_path, server.user)?;
     let log_begins = log.metadata().map_err(wrong)?.len();
     let path = server.bin.join("postgres");
