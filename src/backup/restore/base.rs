@@ -30,8 +30,8 @@ fn unpack(error: crate::backup::take::UnpackError) -> RestoreError {
 
 /// Puts the whole base in place; what an earlier run of the same plan has done is not done again.
 pub(super) async fn restore(fetch: &Fetch, plan: &Plan, place: &mut Place, force: bool) -> Result<(), RestoreError> {
-    for space in plan.tablespaces.values() {
-        place.tablespace(space, force)?;
+    for (oid, space) in &plan.tablespaces {
+        place.tablespace(*oid, space, force)?;
     }
     let mut roots: BTreeMap<Archive, PathBuf> =
         plan.tablespaces.iter().map(|(oid, path)| (Archive::Tablespace(*oid), path.clone())).collect();

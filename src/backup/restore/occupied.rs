@@ -3,6 +3,7 @@
 //! A data directory says it itself, in `postmaster.pid`. The folder of a tablespace does not: only the data directory that
 //! links to it knows, so the servers that run on this machine are asked for theirs.
 
+use crate::small_file;
 use std::fs;
 use std::io::ErrorKind;
 use std::os::unix::fs::MetadataExt as _;
@@ -14,7 +15,7 @@ use std::path::{Path, PathBuf};
 /// When `postmaster.pid` cannot be read.
 pub(super) fn by_a_server(data: &Path) -> std::io::Result<Option<String>> {
     let path = data.join("postmaster.pid");
-    let text = match fs::read_to_string(&path) {
+    let text = match small_file::read_text(&path, small_file::KEY_MAX_BYTES) {
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
         text => text?,
     };

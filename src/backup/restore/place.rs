@@ -11,12 +11,13 @@ pub(super) use state::begun;
 
 use super::plan::Plan;
 use super::{RestoreError, occupied};
+use crate::small_file;
 use state::{BASE, BASE_COMPLETE, Resume, boot_id, resume, space_line};
 use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io::{ErrorKind, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, PermissionsExt as _};
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 /// Why a folder is not written into. `Display` fits after "failed to restore into PATH: ".
 #[derive(Debug, thiserror::Error)]
@@ -26,11 +27,10 @@ pub enum PlaceError {
     Running(String),
     /// It is the folder of a tablespace of a server that runs.
     #[error(
-        "it is a tablespace of {0}\nhint: a restore beside that server needs another folder for it: `--tablespace {shown}=DIR`; \
-         a restore in its stead begins when it is stopped",
-        shown = .1.display()
+        "it is a tablespace of {0}\nhint: a restore of this source alone, beside that server, takes another folder for it: \
+         `--tablespace {1}=DIR`; a restore in its stead begins when it is stopped"
     )]
-    Tablespace(String, PathBuf),
+    Tablespace(String, u32),
     /// Something is in it.
     #[error(
         "it is not empty: {0}\nhint: name an empty or new folder, or add `--force` to move what is there aside, to a folder beside it"
@@ -64,6 +64,8 @@ pub(super) struct Place {
     /// The base is complete and synced, and its `pg_control` in place; only the log is to be replayed.
     pub(super) base_complete: bool,
     state: File,
+    /// The folders of tablespaces, each locked.
+    spaces: Vec<File>,
     owner: Option<(u32, u32)>,
 }
 
@@ -98,7 +100,7 @@ pub(super) fn prepare(
 ) -> Result<Place, RestoreError> {
     check(data, plan, force, watched)?;
     let base = format!("{BASE}{}", plan.base.backup);
-    let spaces = plan.tablespaces.values().map(|space| absolute(space)).collect::<Result<Vec<_>, _>>()?;
+    let spaces = folders(plan, &absolute(data)?)?;
     let mut place = take(data, &spaces, owner, &plan.digest(), &plan.target.to_string(), force, watched)?;
     if !place.done.contains(&base) {
         place.note(&base)?;
@@ -113,6 +115,7 @@ pub(super) fn prepare(
 /// As a restore into them would fail.
 pub fn check(data: &Path, plan: &Plan, force: bool, watched: Watched) -> Result<Vec<PathBuf>, RestoreError> {
     let data = &absolute(data)?;
+    let spaces = folders(plan, data)?;
     let (mut aside, mut taken) = (Vec::new(), BTreeSet::new());
     match look(data, watched)? {
         Found::Foreign(_) if force => aside.push(data.clone()),
@@ -126,14 +129,20 @@ pub fn check(data: &Path, plan: &Plan, force: bool, watched: Watched) -> Result<
         },
         Found::Nothing | Found::Empty => {}
     }
-    for space in plan.tablespaces.values() {
-        let space = absolute(space)?;
-        let ours = taken.contains(&space_line(&space));
-        if look_at_space(data, &space, force || ours)? == Space::Aside && !ours {
-            aside.push(space);
+    for (oid, space) in plan.tablespaces.keys().zip(&spaces) {
+        let ours = taken.contains(&space_line(space));
+        if look_at_space(*oid, space, force || ours)? == Space::Aside && !ours {
+            aside.push(space.clone());
         }
     }
     Ok(aside)
+}
+
+/// The folders of a plan's tablespaces, as they are written into.
+fn folders(plan: &Plan, data: &Path) -> Result<Vec<PathBuf>, RestoreError> {
+    let spaces = plan.tablespaces.values().map(|space| absolute(space)).collect::<Result<Vec<_>, _>>()?;
+    apart(data, &spaces)?;
+    Ok(spaces)
 }
 
 /// What is to be done with the folder of a tablespace.
@@ -144,16 +153,13 @@ enum Space {
     Aside,
 }
 
-fn look_at_space(data: &Path, path: &Path, force: bool) -> Result<Space, RestoreError> {
-    if path.starts_with(data) {
-        return Err(refused(path, PlaceError::Name("a tablespace cannot be inside the data directory".into())));
-    }
+fn look_at_space(oid: u32, path: &Path, force: bool) -> Result<Space, RestoreError> {
     let found = look(path, Watched::ByItsFile)?;
     if matches!(found, Found::Nothing) {
         return Ok(Space::New);
     }
     if let Some(server) = occupied::as_a_tablespace(path).map_err(io("see who uses", path))? {
-        return Err(refused(path, PlaceError::Tablespace(server, path.to_owned())));
+        return Err(refused(path, PlaceError::Tablespace(server, oid)));
     }
     match found {
         Found::Nothing => Ok(Space::New),
@@ -187,7 +193,8 @@ fn take(
                 lock(data, &state)?;
                 // Ends a line that the end of the last run may have cut.
                 state.write_all(b"\n").map_err(io("write", &data.join(STATE)))?;
-                return Ok(Place { data: data.clone(), done, moved_aside, base_complete, state, owner });
+                let spaces = Vec::new();
+                return Ok(Place { data: data.clone(), done, moved_aside, base_complete, state, spaces, owner });
             }
             Resume::Again => clear(data, &state::spaces(&text, spaces))?,
             Resume::Other(_) if force => {
@@ -207,9 +214,9 @@ fn take(
     let head = format!("{plan}\n{}\n{}\n", boot_id(), about.replace('\n', " "));
     state.write_all(head.as_bytes()).and_then(|()| state.sync_all()).map_err(io("write", &path))?;
     File::open(data).and_then(|dir| dir.sync_all()).map_err(io("sync", data))?;
-    give(&path, owner)?;
     crate::failpoint!("restore-place-ready");
-    Ok(Place { data: data.clone(), done: BTreeSet::new(), moved_aside, base_complete: false, state, owner })
+    let (done, spaces) = (BTreeSet::new(), Vec::new());
+    Ok(Place { data: data.clone(), done, moved_aside, base_complete: false, state, spaces, owner })
 }
 
 impl Place {
@@ -225,16 +232,24 @@ impl Place {
     }
 
     /// Takes a folder for a tablespace: an empty or new one, or the one that an earlier run of this restore took.
-    pub(super) fn tablespace(&mut self, path: &Path, force: bool) -> Result<(), RestoreError> {
+    pub(super) fn tablespace(&mut self, oid: u32, path: &Path, force: bool) -> Result<(), RestoreError> {
         let path = &absolute(path)?;
         let line = space_line(path);
         if self.done.contains(&line) && path.is_dir() {
+            self.spaces.push(locked(path)?);
             return Ok(());
         }
-        match look_at_space(&self.data, path, force)? {
+        match look_at_space(oid, path, force)? {
             Space::New => make(path, self.owner)?,
             Space::Empty => {}
-            Space::Aside => self.moved_aside.push(move_aside(path, self.owner)?),
+            Space::Aside => {
+                let _nobody_else = locked(path)?;
+                self.moved_aside.push(move_aside(path, self.owner)?);
+            }
+        }
+        self.spaces.push(locked(path)?);
+        if fs::read_dir(path).map_err(io("read", path))?.next().is_some() {
+            return Err(refused(path, PlaceError::Busy));
         }
         fs::set_permissions(path, fs::Permissions::from_mode(0o700)).map_err(io("set the mode of", path))?;
         give(path, self.owner)?;
@@ -285,7 +300,8 @@ pub(super) fn give_all(path: &Path, owner: Option<(u32, u32)>) -> Result<(), Res
     if facts.is_dir() {
         for entry in fs::read_dir(path).map_err(io("read", path))? {
             let entry = entry.map_err(io("read", path))?;
-            if entry.file_name() != super::feeder::STAGE {
+            // What is written down stays ours: a run that goes on believes it.
+            if entry.file_name() != super::feeder::STAGE && entry.file_name() != STATE {
                 give_all(&entry.path(), owner)?;
             }
         }
@@ -330,9 +346,38 @@ fn absolute(data: &Path) -> Result<PathBuf, RestoreError> {
     }
     // What is behind a link is what is written into, given away and moved aside. There may be nothing yet.
     match fs::canonicalize(&path) {
-        Err(error) if error.kind() == ErrorKind::NotFound => Ok(path),
+        Err(error) if error.kind() == ErrorKind::NotFound => beyond(&path).map_err(io("find", data)),
         real => real.map_err(io("find", data)),
     }
+}
+
+/// A path of which the end is not there yet, with the links of its beginning resolved.
+fn beyond(path: &Path) -> std::io::Result<PathBuf> {
+    let (Some(above), Some(name)) = (path.parent(), path.components().next_back()) else { return Ok(path.to_owned()) };
+    let Component::Normal(name) = name else {
+        return Err(std::io::Error::other("`..` follows what is not there"));
+    };
+    match fs::canonicalize(above) {
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(beyond(above)?.join(name)),
+        above => Ok(above?.join(name)),
+    }
+}
+
+/// Every folder of a plan must be its own: neither is one in another, nor do two have the same.
+fn apart(data: &Path, spaces: &[PathBuf]) -> Result<(), RestoreError> {
+    for (index, space) in spaces.iter().enumerate() {
+        let inside = |what: &str| Err(refused(space, PlaceError::Name(what.into())));
+        if space.starts_with(data) {
+            return inside("a tablespace cannot be inside the data directory");
+        }
+        if data.starts_with(space) {
+            return inside("the data directory cannot be inside a tablespace");
+        }
+        if spaces[..index].iter().any(|other| space.starts_with(other) || other.starts_with(space)) {
+            return inside("two tablespaces cannot share a folder, nor can one be inside the other");
+        }
+    }
+    Ok(())
 }
 
 fn look(data: &Path, watched: Watched) -> Result<Found, RestoreError> {
@@ -363,10 +408,12 @@ fn look(data: &Path, watched: Watched) -> Result<Found, RestoreError> {
         return Ok(Found::Empty);
     }
     if names.iter().any(|name| name == STATE) {
-        let path = data.join(STATE);
-        return Ok(Found::Ours { text: state::read(data).map_err(io("read", &path))? });
+        let text = state::read(data).map_err(io("read", &data.join(STATE)))?;
+        if names.len() == 1 || state::is_begun(&text) {
+            return Ok(Found::Ours { text });
+        }
     }
-    let version = fs::read_to_string(data.join("PG_VERSION")).ok();
+    let version = small_file::read_text(&data.join("PG_VERSION"), small_file::KEY_MAX_BYTES).ok();
     let shown = names.iter().take(4).cloned().collect::<Vec<_>>().join(", ");
     let more = names.len().saturating_sub(4);
     let more = if more > 0 { format!(" and {more} more") } else { String::new() };
@@ -451,6 +498,13 @@ pub(super) fn idle(data: &Path) -> Result<(), RestoreError> {
     }
 }
 
+/// A folder of a tablespace, which two restores at once may both have found empty.
+fn locked(path: &Path) -> Result<File, RestoreError> {
+    let folder = File::open(path).map_err(io("open", path))?;
+    lock(path, &folder)?;
+    Ok(folder)
+}
+
 fn lock(data: &Path, state: &File) -> Result<(), RestoreError> {
     match state.try_lock() {
         Ok(()) => Ok(()),
@@ -527,6 +581,56 @@ mod tests {
         assert_eq!(fs::read_to_string(aside.join("precious")).unwrap(), "rows");
         assert!(aside.file_name().unwrap().to_str().unwrap().starts_with("data.before-restore-"));
         assert_eq!(fs::read_dir(&data).unwrap().count(), 1, "its own state only");
+    }
+
+    #[test]
+    fn r20_beside_a_torn_word_of_a_restore_lies_what_is_somebody_s() {
+        let dir = tempfile::tempdir().unwrap();
+        let data = dir.path().join("data");
+        fs::create_dir(&data).unwrap();
+        fs::write(data.join(STATE), "p\n").unwrap();
+        ready(&data, "p", false).unwrap();
+        fs::write(data.join(STATE), "p\n").unwrap();
+        fs::write(data.join("precious"), "rows").unwrap();
+        assert!(why(ready(&data, "p", false)).contains("not empty"));
+        assert_eq!(fs::read_to_string(data.join("precious")).unwrap(), "rows");
+    }
+
+    #[test]
+    fn r20_every_folder_of_a_plan_is_its_own() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::create_dir(dir.path().join("disk")).unwrap();
+        std::os::unix::fs::symlink(dir.path().join("disk"), dir.path().join("link")).unwrap();
+        let at = |path: &str| absolute(&dir.path().join(path)).unwrap();
+        let told = |data: &str, spaces: &[&str]| {
+            apart(&at(data), &spaces.iter().map(|space| at(space)).collect::<Vec<_>>())
+                .map_err(|error| error.to_string())
+        };
+        told("data", &["one", "two", "one-more"]).unwrap();
+        for (data, spaces) in [
+            ("data", &["data/one"][..]),
+            ("disk/new/data", &["link/new"]),
+            ("data", &["one", "one"]),
+            ("data", &["disk/one", "link/one"]),
+            ("data", &["one/in", "one"]),
+        ] {
+            told(data, spaces).unwrap_err();
+        }
+        // What is not there yet cannot be walked back from.
+        absolute(&dir.path().join("missing/../data")).unwrap_err();
+        assert_eq!(at("link/new/one"), fs::canonicalize(dir.path()).unwrap().join("disk/new/one"));
+    }
+
+    #[test]
+    fn r20_of_two_restores_one_has_a_tablespace_s_folder() {
+        let dir = tempfile::tempdir().unwrap();
+        let [mut one, mut two] = ["one", "two"].map(|data| ready(&dir.path().join(data), "p", false).unwrap());
+        let space = dir.path().join("space");
+        one.tablespace(1, &space, false).unwrap();
+        assert!(two.tablespace(1, &space, true).unwrap_err().to_string().contains("another restore"));
+        fs::write(space.join("1"), "rows").unwrap();
+        assert!(two.tablespace(1, &space, true).unwrap_err().to_string().contains("another restore"));
+        assert_eq!(fs::read_to_string(space.join("1")).unwrap(), "rows");
     }
 
     #[test]

@@ -155,6 +155,7 @@ pub struct Plan {
     pub base_bytes: u64,
     /// What the base takes on disk at the most while it is put together, in bytes, by archive: a difference lies beside what it
     /// is put on top of until that is done.
+    #[serde(serialize_with = "by_name")]
     pub room: BTreeMap<Archive, u64>,
     /// What is fetched of the log up to the target, in stored bytes.
     pub log_bytes: u64,
@@ -251,6 +252,10 @@ pub enum PlanError {
 
 fn as_text<T: std::fmt::Display, S: Serializer>(value: &T, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.collect_str(value)
+}
+
+fn by_name<S: Serializer>(room: &BTreeMap<Archive, u64>, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_map(room.iter().map(|(archive, bytes)| (archive.to_string(), bytes)))
 }
 
 impl Plan {

@@ -2,6 +2,7 @@
 
 use super::super::{Listed, RepositoryError};
 use super::{TRIES, parent};
+use crate::small_file;
 use jiff::Timestamp;
 use std::ffi::OsStr;
 use std::fs::{self, DirBuilder, File, Metadata, OpenOptions};
@@ -322,7 +323,7 @@ fn sync(path: &Path) -> io::Result<()> {
 fn read_marker(doing: &str, root: &Path) -> Result<String, RepositoryError> {
     let failed = |error| fault(doing, root, error);
     let refused = |detail: String| Err(RepositoryError::Refused { doing: doing.to_owned(), detail });
-    let text = match fs::read_to_string(root.join(OWN).join("repository")) {
+    let text = match small_file::read_text(&root.join(OWN).join("repository"), small_file::KEY_MAX_BYTES) {
         Ok(text) => text,
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             return refused(format!(

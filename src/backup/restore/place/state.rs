@@ -64,9 +64,10 @@ fn opened(data: &Path, options: &mut fs::OpenOptions) -> io::Result<File> {
     // Neither is a link followed nor a pipe waited for.
     let file = options.custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK).open(data.join(STATE))?;
     let facts = file.metadata()?;
-    match facts.is_file() && facts.nlink() == 1 {
+    // What it says is done is not done again, and what it says was taken is emptied: nobody else may have written it.
+    match facts.is_file() && facts.nlink() == 1 && facts.uid() == nix::unistd::geteuid().as_raw() {
         true => Ok(file),
-        false => Err(io::Error::other("it is no file of its own, as a restore makes it")),
+        false => Err(io::Error::other("it is no file that a restore of this user has made")),
     }
 }
 
@@ -86,6 +87,12 @@ pub(super) fn resume(data: &Path, text: &str, plan: &str) -> Resume {
         return Resume::Again;
     }
     Resume::GoOn(done.iter().map(|line| (*line).to_owned()).collect(), complete)
+}
+
+/// Whether it says which plan it is. It is synced with that before anything else is written: what lies beside one that does
+/// not is somebody's.
+pub(super) fn is_begun(text: &str) -> bool {
+    text.bytes().filter(|byte| *byte == b'\n').count() >= 3
 }
 
 pub(super) fn space_line(path: &Path) -> String {

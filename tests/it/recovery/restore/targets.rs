@@ -147,6 +147,8 @@ async fn repository_and_identity(version: u32) {
     wish.tablespaces.insert(Tablespace::Oid(oid), elsewhere.clone());
     let plan = restore::plan(&holdings, &wish).unwrap();
     assert!(plan.log.segments.len() > 3, "{plan}");
+    let room = serde_json::to_value(&plan).unwrap()["room"].clone();
+    assert!(room["base"].is_u64() && room[oid.to_string()].is_u64(), "{room}");
 
     let listed = repository.list("").await.unwrap();
     // Fetched one by one as asked for, and many ahead on little disk: the same, for every version.
