@@ -106,17 +106,18 @@ async fn repository(config: &Daemon, checks: &mut Vec<Check>) {
     {
         return checks.push(Check::good(NAME, format!("{} is made by the first start", path.display())));
     }
-    let opened = match tokio::time::timeout(PATIENCE, open::open(place, Making::Never)).await {
-        Ok(Ok(opened)) => opened,
+    let asked = async {
+        let opened = open::open(place, Making::Never).await?;
+        let abilities = opened.abilities().await?;
+        Ok((opened, abilities))
+    };
+    let (opened, abilities) = match tokio::time::timeout(PATIENCE, asked).await {
+        Ok(Ok(answered)) => answered,
         Ok(Err(error)) => return checks.push(failed(NAME, &desk::unreachable(error))),
         Err(_) => {
             let found = format!("no answer within {} s", PATIENCE.as_secs());
             return checks.push(Check::missing(NAME, found, "see `repository` in mainstay.yml"));
         }
-    };
-    let abilities = match opened.abilities().await {
-        Ok(abilities) => abilities,
-        Err(error) => return checks.push(failed(NAME, &desk::unreachable(error))),
     };
     let shown = opened.place();
     checks.push(match (abilities.write_once, abilities.replace_if) {
