@@ -49,5 +49,6 @@ pub mod small_file;
 pub mod step;
 pub mod store;
 pub mod telemetry;
+pub mod tls;
 pub mod trigger;
 pub mod web;

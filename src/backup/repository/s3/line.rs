@@ -4,6 +4,7 @@
 //! own connections take HTTP/2 wherever a store offers it, as servers written in Go do with TLS: then all objects share one
 //! connection, its 5 MB of window (100 MB/s at 50 ms) and one core's TLS. S3's own servers speak HTTP/1.1 only.
 
+use crate::tls;
 use aws_sdk_s3::config::SharedHttpClient;
 use aws_sdk_s3::primitives::SdkBody;
 use aws_smithy_runtime_api::client::http::{HttpConnector, HttpConnectorFuture, SharedHttpConnector, http_client_fn};
@@ -13,9 +14,7 @@ use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector as Tcp;
 use hyper_util::rt::TokioExecutor;
-use rustls::pki_types::CertificateDer;
-use rustls::pki_types::pem::PemObject as _;
-use rustls::{ClientConfig, RootCertStore};
+use rustls::ClientConfig;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -41,29 +40,20 @@ struct Patience {
 /// When `ca` holds what is no certificate, or the machine has no authorities.
 pub fn client(ca: Option<&[u8]>) -> Result<SharedHttpClient, String> {
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let tls = ClientConfig::builder_with_provider(provider.clone()).with_safe_default_protocol_versions();
-    let tls = tls.map_err(|error| error.to_string())?;
-    let tls = match ca {
-        Some(pem) => {
-            let mut roots = RootCertStore::empty();
-            for certificate in CertificateDer::pem_slice_iter(pem) {
-                let certificate = certificate.map_err(|error| error.to_string())?;
-                roots.add(certificate).map_err(|error| error.to_string())?;
-            }
-            tls.with_root_certificates(roots)
-        }
-        None => {
-            let verifier = rustls_platform_verifier::Verifier::new(provider).map_err(|error| error.to_string())?;
-            tls.dangerous().with_custom_certificate_verifier(Arc::new(verifier))
-        }
+    let config = ClientConfig::builder_with_provider(provider.clone()).with_safe_default_protocol_versions();
+    let config = config.map_err(|error| error.to_string())?;
+    let config = match ca {
+        Some(pem) => config.with_root_certificates(tls::roots(pem)?),
+        None => config.dangerous().with_custom_certificate_verifier(tls::of_this_machine(&provider)?),
     };
-    let tls = tls.with_no_client_auth();
+    let config = config.with_no_client_auth();
     // The client asks for a connector with each request, and those that share patience share connections.
     let known: Mutex<HashMap<Patience, SharedHttpConnector>> = Mutex::default();
     Ok(http_client_fn(move |settings, _| {
         let patience = Patience { connect: settings.connect_timeout(), read: settings.read_timeout() };
         let mut known = known.lock().unwrap_or_else(PoisonError::into_inner);
-        let connector = known.entry(patience).or_insert_with(|| SharedHttpConnector::new(Lines::new(&tls, patience)));
+        let connector =
+            known.entry(patience).or_insert_with(|| SharedHttpConnector::new(Lines::new(&config, patience)));
         connector.clone()
     }))
 }

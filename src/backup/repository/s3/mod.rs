@@ -213,21 +213,14 @@ fn prefix(text: &str) -> Result<String, String> {
 }
 
 async fn client(settings: &S3Settings, credentials: Option<&S3Credentials>) -> Result<Client, String> {
-    let ca = match &settings.ca {
-        None => None,
+    let http = match &settings.ca {
+        None => line::client(None)?,
         Some(path) => {
-            let pem = small_file::read(path, small_file::TEXT_MAX_BYTES)
-                .map_err(|error| format!("{}: {error}", path.display()))?;
-            if !pem.windows(27).any(|words| words == b"-----BEGIN CERTIFICATE-----") {
-                return Err(format!("{}: it holds no certificate in PEM form", path.display()));
-            }
-            Some(pem)
+            let pem = small_file::read(path, small_file::TEXT_MAX_BYTES).map_err(|error| error.to_string());
+            let client = pem.and_then(|pem| line::client(Some(&pem)));
+            client.map_err(|error| format!("{}: {error}", path.display()))?
         }
     };
-    let http = line::client(ca.as_deref()).map_err(|error| match &settings.ca {
-        Some(path) => format!("{}: {error}", path.display()),
-        None => error,
-    })?;
     let loader = aws_config::defaults(BehaviorVersion::latest())
         .http_client(http)
         .region(Region::new(settings.region.clone()))

@@ -2,10 +2,10 @@
 
 use super::address::{Roots, Tls};
 use super::error::PostgresError;
+use crate::{small_file, tls};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::client::{Resumption, WebPkiServerVerifier};
 use rustls::crypto::CryptoProvider;
-use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
 use std::path::Path;
@@ -70,18 +70,12 @@ impl ServerCertVerifier for Checked {
 }
 
 fn roots_of(file: &Path) -> Result<RootCertStore, PostgresError> {
-    let shown = file.display();
-    let hint = "hint: sslrootcert is a PEM file with the certificates of the CA that signed the server's";
-    let mut roots = RootCertStore::empty();
-    let certificates = CertificateDer::pem_file_iter(file).map_err(|e| failed(format!("read {shown}: {e}\n{hint}")))?;
-    for certificate in certificates {
-        let certificate = certificate.map_err(|e| failed(format!("read {shown}: {e}\n{hint}")))?;
-        roots.add(certificate).map_err(|e| failed(format!("read a certificate in {shown}: {e}\n{hint}")))?;
-    }
-    if roots.is_empty() {
-        return Err(failed(format!("{shown} holds no certificate\n{hint}")));
-    }
-    Ok(roots)
+    let wrong = |why: String| {
+        let hint = "hint: sslrootcert is a PEM file with the certificates of the CA that signed the server's";
+        failed(format!("read {}: {why}\n{hint}", file.display()))
+    };
+    let pem = small_file::read(file, small_file::TEXT_MAX_BYTES).map_err(|error| wrong(error.to_string()))?;
+    tls::roots(&pem).map_err(wrong)
 }
 
 const PROVES_NOTHING: &str = "anybody can have a certificate that the system trusts, so without a check of the name it proves nothing\nhint: use \
@@ -94,9 +88,8 @@ pub(super) fn config(mode: Tls, roots: &Roots) -> Result<Arc<ClientConfig>, Post
         (Tls::Disable | Tls::Allow | Tls::Prefer, _) | (Tls::Require, Roots::System) => None,
         (Tls::VerifyCa, Roots::System) => return Err(failed(PROVES_NOTHING)),
         (_, Roots::System) => {
-            let verifier = rustls_platform_verifier::Verifier::new(provider.clone())
-                .map_err(|e| failed(format!("read the system's certificates: {e}\nhint: install ca-certificates, or name a file with sslrootcert")))?;
-            Some(Arc::new(verifier))
+            let named = "hint: `sslrootcert` names a file";
+            Some(tls::of_this_machine(&provider).map_err(|why| failed(format!("{why}\n{named}")))?)
         }
         // `require` with a file checks the chain, as libpq does for old times' sake, and as everybody means who names a CA.
         (_, Roots::File(file)) => {
