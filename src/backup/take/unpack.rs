@@ -179,16 +179,6 @@ impl Unpacker {
         Ok(Chunk { expected, reader, writer, bytes: 0 })
     }
 
-    /// Writes a chunk that is whole in memory.
-    ///
-    /// # Errors
-    /// When the chunk is not what the index says, or something cannot be written.
-    pub fn chunk(&self, place: &ChunkPlace, plain: &[u8]) -> Result<Written, UnpackError> {
-        let mut chunk = self.begin(place)?;
-        chunk.write(plain)?;
-        chunk.end()
-    }
-
     /// Makes the hard links, gives files that nobody may write to their modes, and hands back what was withheld, by name.
     /// Call it when every chunk is written.
     ///

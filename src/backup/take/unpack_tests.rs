@@ -7,6 +7,15 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
+impl Unpacker {
+    /// Writes a chunk in pieces that end anywhere.
+    pub(in crate::backup::take) fn chunk(&self, place: &ChunkPlace, plain: &[u8]) -> Result<Written, UnpackError> {
+        let mut chunk = self.begin(place)?;
+        plain.chunks(4_099).try_for_each(|piece| chunk.write(piece))?;
+        chunk.end()
+    }
+}
+
 /// An archive cut into chunks, with its index.
 struct Cut {
     chunks: Vec<(ChunkPlace, Vec<u8>)>,

@@ -145,7 +145,9 @@ impl Bench {
         let target = Target { roots: roots.clone(), withheld, owner: None };
         let unpacker = Unpacker::new(target, &plain.index, &manifest.archives).unwrap();
         for (place, bytes) in plain.chunks.iter().rev() {
-            unpacker.chunk(place, bytes).unwrap();
+            let mut chunk = unpacker.begin(place).unwrap();
+            bytes.chunks(128 << 10).for_each(|piece| chunk.write(piece).unwrap());
+            chunk.end().unwrap();
         }
         *self.withheld.lock().unwrap() = unpacker.finish().unwrap().0;
         roots
