@@ -4,6 +4,7 @@
 //! [`STATE`] in the folder says which plan it is being filled by, and what of it is done. While it is there the folder is
 //! not a restored server; `global/pg_control`, without which none starts, is put in place last.
 
+mod folders;
 mod state;
 
 pub use state::STATE;
@@ -12,12 +13,13 @@ pub(super) use state::begun;
 use super::plan::Plan;
 use super::{RestoreError, occupied};
 use crate::small_file;
+use folders::{absolute, of_plan};
 use state::{BASE, BASE_COMPLETE, Resume, boot_id, resume, space_line};
 use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io::{ErrorKind, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, PermissionsExt as _};
-use std::path::{Component, Path, PathBuf};
+use std::path::{Path, PathBuf};
 
 /// Why a folder is not written into. `Display` fits after "failed to restore into PATH: ".
 #[derive(Debug, thiserror::Error)]
@@ -100,7 +102,7 @@ pub(super) fn prepare(
 ) -> Result<Place, RestoreError> {
     check(data, plan, force, watched)?;
     let base = format!("{BASE}{}", plan.base.backup);
-    let spaces = folders(plan, &absolute(data)?)?;
+    let spaces = of_plan(plan, &absolute(data)?)?;
     let mut place = take(data, &spaces, owner, &plan.digest(), &plan.target.to_string(), force, watched)?;
     if !place.done.contains(&base) {
         place.note(&base)?;
@@ -115,7 +117,7 @@ pub(super) fn prepare(
 /// As a restore into them would fail.
 pub fn check(data: &Path, plan: &Plan, force: bool, watched: Watched) -> Result<Vec<PathBuf>, RestoreError> {
     let data = &absolute(data)?;
-    let spaces = folders(plan, data)?;
+    let spaces = of_plan(plan, data)?;
     let (mut aside, mut taken) = (Vec::new(), BTreeSet::new());
     match look(data, watched)? {
         Found::Foreign(_) if force => aside.push(data.clone()),
@@ -136,13 +138,6 @@ pub fn check(data: &Path, plan: &Plan, force: bool, watched: Watched) -> Result<
         }
     }
     Ok(aside)
-}
-
-/// The folders of a plan's tablespaces, as they are written into.
-fn folders(plan: &Plan, data: &Path) -> Result<Vec<PathBuf>, RestoreError> {
-    let spaces = plan.tablespaces.values().map(|space| absolute(space)).collect::<Result<Vec<_>, _>>()?;
-    apart(data, &spaces)?;
-    Ok(spaces)
 }
 
 /// What is to be done with the folder of a tablespace.
@@ -196,7 +191,10 @@ fn take(
                 let spaces = Vec::new();
                 return Ok(Place { data: data.clone(), done, moved_aside, base_complete, state, spaces, owner });
             }
-            Resume::Again => clear(data, &state::spaces(&text, spaces))?,
+            Resume::Again => {
+                idle(data)?;
+                clear(data, &state::spaces(&text, spaces))?;
+            }
             Resume::Other(_) if force => {
                 idle(data)?;
                 moved_aside.push(move_aside(data, owner)?);
@@ -330,54 +328,6 @@ enum Found {
     Empty,
     Ours { text: String },
     Foreign(String),
-}
-
-fn absolute(data: &Path) -> Result<PathBuf, RestoreError> {
-    let path = std::path::absolute(data).map_err(io("find", data))?;
-    let text = path.to_str().ok_or_else(|| refused(data, PlaceError::Name("its path is not UTF-8".into())))?;
-    if text.contains(['\n', '\r']) {
-        return Err(refused(
-            data,
-            PlaceError::Name("a line break in its path cannot be written into a server's settings".into()),
-        ));
-    }
-    if path.parent().is_none() {
-        return Err(refused(data, PlaceError::Name("the root of the file system is no place for a server".into())));
-    }
-    // What is behind a link is what is written into, given away and moved aside. There may be nothing yet.
-    match fs::canonicalize(&path) {
-        Err(error) if error.kind() == ErrorKind::NotFound => beyond(&path).map_err(io("find", data)),
-        real => real.map_err(io("find", data)),
-    }
-}
-
-/// A path of which the end is not there yet, with the links of its beginning resolved.
-fn beyond(path: &Path) -> std::io::Result<PathBuf> {
-    let (Some(above), Some(name)) = (path.parent(), path.components().next_back()) else { return Ok(path.to_owned()) };
-    let Component::Normal(name) = name else {
-        return Err(std::io::Error::other("`..` follows what is not there"));
-    };
-    match fs::canonicalize(above) {
-        Err(error) if error.kind() == ErrorKind::NotFound => Ok(beyond(above)?.join(name)),
-        above => Ok(above?.join(name)),
-    }
-}
-
-/// Every folder of a plan must be its own: neither is one in another, nor do two have the same.
-fn apart(data: &Path, spaces: &[PathBuf]) -> Result<(), RestoreError> {
-    for (index, space) in spaces.iter().enumerate() {
-        let inside = |what: &str| Err(refused(space, PlaceError::Name(what.into())));
-        if space.starts_with(data) {
-            return inside("a tablespace cannot be inside the data directory");
-        }
-        if data.starts_with(space) {
-            return inside("the data directory cannot be inside a tablespace");
-        }
-        if spaces[..index].iter().any(|other| space.starts_with(other) || other.starts_with(space)) {
-            return inside("two tablespaces cannot share a folder, nor can one be inside the other");
-        }
-    }
-    Ok(())
 }
 
 fn look(data: &Path, watched: Watched) -> Result<Found, RestoreError> {
@@ -514,167 +464,4 @@ fn lock(data: &Path, state: &File) -> Result<(), RestoreError> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn ready(data: &Path, plan: &str, force: bool) -> Result<Place, RestoreError> {
-        take(data, &[], None, plan, "the newest state of shop-db", force, Watched::ByItsFile)
-    }
-
-    fn why(result: Result<Place, RestoreError>) -> String {
-        result.unwrap_err().to_string()
-    }
-
-    #[test]
-    fn r20_only_an_empty_or_new_folder_is_taken() {
-        let dir = tempfile::tempdir().unwrap();
-        let new = dir.path().join("a/b");
-        drop(ready(&new, "p", false).unwrap());
-        assert_eq!(fs::metadata(&new).unwrap().mode() & 0o777, 0o700);
-        let empty = dir.path().join("empty");
-        fs::create_dir(&empty).unwrap();
-        drop(ready(&empty, "p", false).unwrap());
-
-        let full = dir.path().join("full");
-        fs::create_dir(&full).unwrap();
-        fs::write(full.join("family-photos.zip"), "x").unwrap();
-        assert!(why(ready(&full, "p", false)).contains("family-photos.zip"));
-        fs::write(full.join("PG_VERSION"), "15\n").unwrap();
-        assert!(why(ready(&full, "p", false)).contains("PostgreSQL 15"));
-        let file = dir.path().join("file");
-        fs::write(&file, "").unwrap();
-        assert!(why(ready(&file, "p", true)).contains("not a folder"));
-        assert!(why(ready(Path::new("/"), "p", true)).contains("root"));
-    }
-
-    #[test]
-    fn r20_behind_a_link_is_where_everything_happens() {
-        let dir = tempfile::tempdir().unwrap();
-        let (real, link) = (dir.path().join("disk/data"), dir.path().join("data"));
-        fs::create_dir_all(&real).unwrap();
-        std::os::unix::fs::symlink(&real, &link).unwrap();
-        let place = take(&link, &[], Some((65_534, 65_534)), "p", "it", false, Watched::ByItsFile);
-        if nix::unistd::geteuid().is_root() {
-            place.unwrap();
-            let owner = fs::metadata(&real).unwrap();
-            assert_eq!((owner.uid(), owner.gid()), (65_534, 65_534), "it is the server's");
-        } else {
-            place.unwrap_err();
-        }
-        fs::remove_file(real.join(STATE)).unwrap();
-        fs::write(real.join("precious"), "rows").unwrap();
-        let place = ready(&link, "p", true).unwrap();
-        let [aside] = &place.moved_aside[..] else { panic!("{:?}", place.moved_aside) };
-        assert_eq!(aside.parent(), real.parent());
-        assert_eq!(fs::read_to_string(aside.join("precious")).unwrap(), "rows");
-        assert!(real.join(STATE).exists() && fs::read_link(&link).unwrap() == real);
-    }
-
-    #[test]
-    fn r20_force_moves_aside_and_never_erases() {
-        let dir = tempfile::tempdir().unwrap();
-        let data = dir.path().join("data");
-        fs::create_dir(&data).unwrap();
-        fs::write(data.join("precious"), "rows").unwrap();
-        let place = ready(&data, "p", true).unwrap();
-        let aside = place.moved_aside[0].clone();
-        assert_eq!(fs::read_to_string(aside.join("precious")).unwrap(), "rows");
-        assert!(aside.file_name().unwrap().to_str().unwrap().starts_with("data.before-restore-"));
-        assert_eq!(fs::read_dir(&data).unwrap().count(), 1, "its own state only");
-    }
-
-    #[test]
-    fn r20_beside_a_torn_word_of_a_restore_lies_what_is_somebody_s() {
-        let dir = tempfile::tempdir().unwrap();
-        let data = dir.path().join("data");
-        fs::create_dir(&data).unwrap();
-        fs::write(data.join(STATE), "p\n").unwrap();
-        ready(&data, "p", false).unwrap();
-        fs::write(data.join(STATE), "p\n").unwrap();
-        fs::write(data.join("precious"), "rows").unwrap();
-        assert!(why(ready(&data, "p", false)).contains("not empty"));
-        assert_eq!(fs::read_to_string(data.join("precious")).unwrap(), "rows");
-    }
-
-    #[test]
-    fn r20_every_folder_of_a_plan_is_its_own() {
-        let dir = tempfile::tempdir().unwrap();
-        fs::create_dir(dir.path().join("disk")).unwrap();
-        std::os::unix::fs::symlink(dir.path().join("disk"), dir.path().join("link")).unwrap();
-        let at = |path: &str| absolute(&dir.path().join(path)).unwrap();
-        let told = |data: &str, spaces: &[&str]| {
-            apart(&at(data), &spaces.iter().map(|space| at(space)).collect::<Vec<_>>())
-                .map_err(|error| error.to_string())
-        };
-        told("data", &["one", "two", "one-more"]).unwrap();
-        for (data, spaces) in [
-            ("data", &["data/one"][..]),
-            ("disk/new/data", &["link/new"]),
-            ("data", &["one", "one"]),
-            ("data", &["disk/one", "link/one"]),
-            ("data", &["one/in", "one"]),
-        ] {
-            told(data, spaces).unwrap_err();
-        }
-        // What is not there yet cannot be walked back from.
-        absolute(&dir.path().join("missing/../data")).unwrap_err();
-        assert_eq!(at("link/new/one"), fs::canonicalize(dir.path()).unwrap().join("disk/new/one"));
-    }
-
-    #[test]
-    fn r20_of_two_restores_one_has_a_tablespace_s_folder() {
-        let dir = tempfile::tempdir().unwrap();
-        let [mut one, mut two] = ["one", "two"].map(|data| ready(&dir.path().join(data), "p", false).unwrap());
-        let space = dir.path().join("space");
-        one.tablespace(1, &space, false).unwrap();
-        assert!(two.tablespace(1, &space, true).unwrap_err().to_string().contains("another restore"));
-        fs::write(space.join("1"), "rows").unwrap();
-        assert!(two.tablespace(1, &space, true).unwrap_err().to_string().contains("another restore"));
-        assert_eq!(fs::read_to_string(space.join("1")).unwrap(), "rows");
-    }
-
-    #[test]
-    fn r20_a_running_server_is_left_alone_even_when_forced() {
-        let dir = tempfile::tempdir().unwrap();
-        let data = dir.path().join("data");
-        fs::create_dir(&data).unwrap();
-        let mut sleeper = std::process::Command::new("sleep").arg("60").current_dir(&data).spawn().unwrap();
-        fs::write(data.join("postmaster.pid"), format!("{}\n{}\n1\n5432\n\n", sleeper.id(), data.display())).unwrap();
-        assert!(why(ready(&data, "p", true)).contains("is alive"));
-        sleeper.kill().unwrap();
-        sleeper.wait().unwrap();
-        // Its process is gone, but something answers at its socket.
-        let socket = dir.path().join(".s.PGSQL.5432");
-        let listening = std::os::unix::net::UnixListener::bind(&socket).unwrap();
-        fs::write(data.join("postmaster.pid"), format!("1\nx\n1\n5432\n{}\n", dir.path().display())).unwrap();
-        assert!(why(ready(&data, "p", true)).contains("answers"));
-        drop(listening);
-        assert!(why(ready(&data, "p", false)).contains("not empty"));
-        ready(&data, "p", true).unwrap();
-    }
-
-    #[test]
-    fn r21_the_same_restore_goes_on_and_another_is_refused() {
-        let dir = tempfile::tempdir().unwrap();
-        let data = dir.path().join("data");
-        let mut place = ready(&data, "one", false).unwrap();
-        place.chunk_done("a/chunk").unwrap();
-        assert!(why(ready(&data, "one", false)).contains("now"), "locked by the first");
-        // A line that was cut by the end of the process counts for nothing.
-        place.state.write_all(b"a/half").unwrap();
-        drop(place);
-        let place = ready(&data, "one", false).unwrap();
-        assert_eq!(place.done.iter().map(String::as_str).collect::<Vec<_>>(), ["a/chunk"]);
-        drop(place);
-        assert!(why(ready(&data, "two", false)).contains("another restore"));
-
-        // After a restart of the machine nothing is believed that was not synced.
-        fs::write(data.join("half-written"), "").unwrap();
-        let text = fs::read_to_string(data.join(STATE)).unwrap();
-        fs::write(data.join(STATE), text.replace(&boot_id(), "an-earlier-boot")).unwrap();
-        let place = ready(&data, "one", false).unwrap();
-        assert!(place.done.is_empty() && !data.join("half-written").exists());
-        place.finish().unwrap();
-        assert_eq!(fs::read_dir(&data).unwrap().count(), 0);
-    }
-}
+mod tests;

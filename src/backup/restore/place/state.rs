@@ -67,7 +67,9 @@ fn opened(data: &Path, options: &mut fs::OpenOptions) -> io::Result<File> {
     // What it says is done is not done again, and what it says was taken is emptied: nobody else may have written it.
     match facts.is_file() && facts.nlink() == 1 && facts.uid() == nix::unistd::geteuid().as_raw() {
         true => Ok(file),
-        false => Err(io::Error::other("it is no file that a restore of this user has made")),
+        false => Err(io::Error::other(
+            "it is no file that a restore of this user has made\nhint: go on as the user who began it, or name another folder",
+        )),
     }
 }
 
