@@ -17,28 +17,28 @@
 //! out makes it wait while the feeder lives, and then stops the server without opening it (exit 200; above 125 is an error
 //! to PostgreSQL, below is an end).
 
+mod assembly;
+mod stage;
+
+pub use stage::STAGE;
+pub(super) use stage::Stage;
+
 use super::RestoreError;
-use super::fetch::{Fetch, Opening};
-use super::place::give;
-use super::plan::{LogPart, PlannedLog, PlannedSegment};
+use super::fetch::Fetch;
+use super::plan::PlannedLog;
 use super::settings::Stop;
 use super::tail::{Expected, Tail, check_header, tail};
 use crate::model::Lsn;
+use assembly::Assembly;
+use stage::io;
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::Write as _;
-use std::os::unix::fs::{FileExt as _, PermissionsExt as _};
-use std::path::{Path, PathBuf};
+use std::os::unix::fs::FileExt as _;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
-
-/// The folder inside the data directory; on its file system, so that segments are handed out as hard links.
-pub const STAGE: &str = "mainstay-restore";
-
-/// The script, before its patience is filled in.
-const SCRIPT: &str = include_str!("feed.sh");
 
 /// Segments kept behind the newest one that was asked for: at the end of recovery a server reads its last record again,
 /// which begins in the last segment or shortly before it. Older ones that it asks for again are fetched again.
@@ -65,122 +65,6 @@ impl Default for Feeding {
     /// 1 GiB ahead outlasts a store that is slow for ten seconds; 8 at once hide 50 ms of latency.
     fn default() -> Feeding {
         Feeding { ahead_bytes: 1 << 30, at_once: 8, patience: Duration::from_secs(30) }
-    }
-}
-
-/// The folder that feeder and script share.
-#[derive(Debug, Clone)]
-pub(super) struct Stage {
-    dir: PathBuf,
-    owner: Option<(u32, u32)>,
-}
-
-fn io<'a>(doing: &'a str, path: &'a Path) -> impl FnOnce(std::io::Error) -> RestoreError + 'a {
-    move |source| RestoreError::io(format!("{doing} {}", path.display()), source)
-}
-
-impl Stage {
-    /// The folder in a data directory, as it is.
-    pub(super) fn at(data: &Path) -> Stage {
-        Stage { dir: data.join(STAGE), owner: None }
-    }
-
-    /// Makes the folder anew, with the script and the plan's end list.
-    pub(super) fn make(
-        data: &Path,
-        owner: Option<(u32, u32)>,
-        log: &PlannedLog,
-        feeding: &Feeding,
-    ) -> Result<Stage, RestoreError> {
-        let stage = Stage { dir: data.join(STAGE), owner };
-        stage.remove()?;
-        for part in ["", "wal", "asked"] {
-            let dir = stage.dir.join(part);
-            fs::create_dir(&dir).map_err(io("make", &dir))?;
-            fs::set_permissions(&dir, fs::Permissions::from_mode(0o700)).map_err(io("make", &dir))?;
-            give(&dir, owner)?;
-        }
-        // Its patience counts in steps of 0.05 s.
-        let steps = (feeding.patience.as_millis() / 50).max(1);
-        stage.write("feed.sh", SCRIPT.replace("@PATIENCE@", &steps.to_string()).as_bytes())?;
-        stage.write("end", (log.end_names.join("\n") + "\n").as_bytes())?;
-        stage.write("alive", b"0\n")?;
-        Ok(stage)
-    }
-
-    /// Takes all of it away.
-    pub(super) fn remove(&self) -> Result<(), RestoreError> {
-        match fs::remove_dir_all(&self.dir) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(io("remove", &self.dir)(error)),
-            _ => Ok(()),
-        }
-    }
-
-    /// Says that everything is here, and nobody will bring more.
-    pub(super) fn whole(&self) -> Result<(), RestoreError> {
-        self.write("whole", b"")
-    }
-
-    /// Says that it cannot go on: the server is not to open, whatever it asks for next.
-    pub(super) fn fail(&self, why: &str) {
-        // Where even this fails there is no new number in `alive` either, which says the same.
-        if let Err(error) = self.write("failed", why.as_bytes()) {
-            tracing::warn!(%error, "the server will stop by itself");
-        }
-    }
-
-    /// Makes a file anew, the server's own. Whoever may write here must not have a link of theirs followed.
-    fn create(&self, path: &Path) -> Result<File, RestoreError> {
-        match fs::remove_file(path) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(io("replace", path)(error)),
-            _ => {}
-        }
-        let file = File::options().read(true).write(true).create_new(true).open(path).map_err(io("write", path))?;
-        if let Some((user, group)) = self.owner {
-            std::os::unix::fs::fchown(&file, Some(user), Some(group)).map_err(io("give away", path))?;
-        }
-        Ok(file)
-    }
-
-    /// Writes a small file so that it is seen whole or not at all.
-    fn write(&self, name: &str, bytes: &[u8]) -> Result<(), RestoreError> {
-        let (path, new) = (self.dir.join(name), self.dir.join(format!("{name}.new")));
-        self.create(&new)?.write_all(bytes).map_err(io("write", &new))?;
-        fs::rename(&new, &path).map_err(io("write", &path))
-    }
-
-    fn wal(&self, name: &str) -> PathBuf {
-        self.dir.join("wal").join(name)
-    }
-
-    /// Syncs a complete file and says that it may be handed out.
-    fn ready(&self, name: &str, file: &File) -> Result<(), RestoreError> {
-        let (new, path) = (self.wal(&format!("{name}.new")), self.wal(name));
-        file.sync_data().map_err(io("sync", &new))?;
-        fs::rename(&new, &path).map_err(io("write", &path))?;
-        crate::failpoint!("restore-segment-staged");
-        let mark = self.wal(&format!("{name}.ready"));
-        self.create(&mark).map(drop)
-    }
-
-    /// Takes a file away again, the word for it first.
-    fn take_back(&self, name: &str) -> Result<(), RestoreError> {
-        for path in [self.wal(&format!("{name}.ready")), self.wal(name)] {
-            fs::remove_file(&path).map_err(io("remove", &path))?;
-        }
-        Ok(())
-    }
-
-    /// What the server has asked for since the last look.
-    fn asked(&self) -> Result<BTreeSet<String>, RestoreError> {
-        let dir = self.dir.join("asked");
-        let mut names = BTreeSet::new();
-        for entry in fs::read_dir(&dir).map_err(io("read", &dir))? {
-            let entry = entry.map_err(io("read", &dir))?;
-            names.insert(entry.file_name().to_string_lossy().into_owned());
-            fs::remove_file(entry.path()).map_err(io("remove", &entry.path()))?;
-        }
-        Ok(names)
     }
 }
 
@@ -457,77 +341,6 @@ impl Feeder {
     }
 }
 
-/// One segment being put together in its file.
-struct Assembly {
-    stage: Stage,
-    segment: PlannedSegment,
-    expected: Expected,
-    file: File,
-    path: PathBuf,
-    /// The byte after the last one that is there.
-    filled: Lsn,
-}
-
-impl Assembly {
-    fn new(stage: &Stage, segment: &PlannedSegment, expected: Expected) -> Result<Assembly, RestoreError> {
-        let path = stage.wal(&format!("{}.new", segment.name));
-        let file = stage.create(&path)?;
-        // The server takes files of exactly this length; what no part covers reads as zeros.
-        file.set_len(expected.segment_size.bytes()).map_err(io("write", &path))?;
-        Ok(Assembly { stage: stage.clone(), segment: segment.clone(), expected, file, path, filled: segment.begins })
-    }
-
-    /// Writes the bytes of a part behind those that are there. Where both have a byte, they must have the same. `first` is the
-    /// first byte of the object that holds it.
-    fn add(&mut self, part: &LogPart, first: Lsn, mut opening: Opening<'_>) -> Result<(), RestoreError> {
-        let differs = |what: &str| RestoreError::Pieces { key: part.key.to_string(), detail: what.to_owned() };
-        let holds = opening.seal().plain.bytes;
-        if first.0 + holds < part.last.0 || (*opening.key() == part.key && first.0 + holds > part.last.0) {
-            return Err(differs("it has not the length that its name says"));
-        }
-        let until = part.until.min(self.segment.ends);
-        if part.first > self.filled || part.first < self.segment.begins || until <= part.first {
-            return Err(differs("it does not join the part of the log before it"));
-        }
-        // What the object holds before the part and behind it is read past: it counts once its end was seen.
-        let (mut at, known) = (first.0, self.filled.0);
-        while let Some(piece) = opening.next()? {
-            let of_piece = |lsn: u64| usize::try_from(lsn.saturating_sub(at)).unwrap_or(usize::MAX).min(piece.len());
-            let (from, old, to) = (of_piece(part.first.0), of_piece(known), of_piece(until.0));
-            if from < to {
-                let place = at + from as u64 - self.segment.begins.0;
-                let (there, new) = piece[from..to].split_at(old.clamp(from, to) - from);
-                if !self.holds(place, there).map_err(io("read", &self.path))? {
-                    return Err(differs("it holds other bytes than the part of the log before it, for the same place"));
-                }
-                self.file.write_all_at(new, place + there.len() as u64).map_err(io("write", &self.path))?;
-            }
-            at += piece.len() as u64;
-        }
-        self.filled = self.filled.max(until);
-        Ok(())
-    }
-
-    /// Whether the file has these bytes at this place.
-    fn holds(&self, place: u64, bytes: &[u8]) -> std::io::Result<bool> {
-        let mut there = vec![0; bytes.len()];
-        self.file.read_exact_at(&mut there, place)?;
-        Ok(there == bytes)
-    }
-
-    fn end(self, name: &str) -> Result<(), RestoreError> {
-        if self.filled != self.segment.ends {
-            let detail = format!("the parts of {name} end at {}, not at {}", self.filled, self.segment.ends);
-            return Err(RestoreError::Pieces { key: name.to_owned(), detail });
-        }
-        let mut head = [0; 40];
-        self.file.read_exact_at(&mut head, 0).map_err(io("read", &self.path))?;
-        check_header(&head, self.segment.begins, self.segment.name.timeline, self.expected)
-            .map_err(|source| RestoreError::Log { segment: name.to_owned(), source })?;
-        self.stage.ready(name, &self.file)
-    }
-}
-
 fn unforeseen(name: &str) -> String {
     format!("the server asks for {name}, which is not in the plan and not proven absent either")
 }
@@ -541,63 +354,5 @@ async fn beat(stage: Stage) {
             tracing::warn!(%error, "cannot show that the restore is alive");
         }
         tokio::time::sleep(Duration::from_secs(1)).await;
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::model::SegmentSize;
-    use std::process::Command;
-    use std::time::Instant;
-
-    /// What the script answers when a server asks it for a name, as a server asks.
-    fn ask(data: &Path, name: &str) -> Option<i32> {
-        let command =
-            super::super::settings::restore_command().replace("%f", name).replace("%p", "pg_wal/RECOVERYXLOG");
-        Command::new("sh").arg("-c").arg(command).current_dir(data).status().unwrap().code()
-    }
-
-    #[test]
-    fn r22_the_script_ends_the_log_only_at_names_that_are_proven_absent() {
-        let dir = tempfile::tempdir().unwrap();
-        let data = dir.path().join("it's a \"place\" with spaces");
-        fs::create_dir_all(data.join("pg_wal")).unwrap();
-        let log = PlannedLog {
-            segments: Vec::new(),
-            wanted: 0,
-            histories: Vec::new(),
-            end_names: vec!["00000002.history".into(), "000000010000000000000009".into()],
-            segment_size: SegmentSize::USUAL,
-        };
-        let feeding = Feeding { patience: Duration::from_millis(300), ..Feeding::default() };
-        let stage = Stage::make(&data, None, &log, &feeding).unwrap();
-        assert_eq!(ask(&data, "00000002.history"), Some(1));
-        assert_eq!(ask(&data, "000000010000000000000009"), Some(1));
-        // A name that is a part of one in the list, or a pattern for it, is not in it.
-        for name in ["00000001000000000000000", "00000002xhistory", "000000010000000000000008"] {
-            let began = Instant::now();
-            assert_eq!(ask(&data, name), Some(200), "{name}: nobody is alive");
-            assert!(began.elapsed() >= Duration::from_millis(250));
-        }
-        assert!(stage.asked().unwrap().contains("000000010000000000000008"));
-
-        let (name, restored) = ("000000010000000000000007", data.join("pg_wal/RECOVERYXLOG"));
-        let new = stage.wal(&format!("{name}.new"));
-        fs::write(&new, "a segment").unwrap();
-        assert_eq!(ask(&data, name), Some(200), "it is not complete");
-        stage.ready(name, &File::open(&new).unwrap()).unwrap();
-        assert_eq!((ask(&data, name), fs::read_to_string(&restored).unwrap().as_str()), (Some(0), "a segment"));
-        stage.whole().unwrap();
-        let began = Instant::now();
-        assert_eq!(ask(&data, "000000010000000000000008"), Some(200));
-        assert!(began.elapsed() < Duration::from_millis(250), "nobody is waited for");
-        // After a failure nothing is an end, and nothing is handed out.
-        stage.fail("the store is gone");
-        for name in [name, "00000002.history", "000000010000000000000009"] {
-            assert_eq!(ask(&data, name), Some(200), "{name}");
-        }
-        fs::remove_dir_all(data.join(STAGE)).unwrap();
-        assert_eq!(ask(&data, "000000010000000000000009"), Some(200), "no script, no end");
     }
 }

@@ -9,7 +9,7 @@
 //! | `place` | where it is written, and what an interrupted run has done |
 //! | `fetch`, `base`, `chain` | objects, many at once; differences put on top of what they are to; `pg_control` last |
 //! | `room` | does it fit on the disk |
-//! | `feeder`, `feed.sh` | the log, ahead of the server; it ends only where the catalogue proves that it ends |
+//! | `feeder` with `stage`, `assembly`, `feed.sh` | the log, ahead of the server; it ends only where the catalogue proves that it ends |
 //! | `tail` | the last record of the log, which the server is told to reach |
 //! | `settings` | recovery, and nothing of the former life |
 //! | `container` | an image and a volume of a container engine, as a place |
