@@ -6,6 +6,7 @@ mod broken;
 mod chain;
 mod contained;
 mod killed;
+mod racing;
 mod rules;
 mod swept;
 mod targets;

@@ -23,17 +23,17 @@ use std::sync::Arc;
 use std::time::Duration;
 
 /// Versions that give differences.
-fn versions() -> impl Iterator<Item = u32> {
+pub(super) fn versions() -> impl Iterator<Item = u32> {
     Server::versions().into_iter().filter(|version| *version >= 17)
 }
 
-async fn world(version: u32) -> World {
+pub(super) async fn world(version: u32) -> World {
     let settings = ["summarize_wal = on", "wal_keep_size = 1GB", "autovacuum = off"];
     let options = ServerOptions { checksums: true, segment_mib: Some(1), ..ServerOptions::with(&settings) };
     World::new(version, options).await
 }
 
-async fn whole(world: &World) -> Taken {
+pub(super) async fn whole(world: &World) -> Taken {
     world.take(take::Wish::Whole, |_| {}).await
 }
 

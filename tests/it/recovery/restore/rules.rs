@@ -18,7 +18,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, SystemTime};
 
-const DAY: Duration = Duration::from_secs(86_400);
+pub(super) const DAY: Duration = Duration::from_secs(86_400);
 
 async fn small(version: u32) -> World {
     let world = World::new(version, ServerOptions { segment_mib: Some(1), ..ServerOptions::default() }).await;
@@ -166,7 +166,7 @@ fn started() -> Vec<u8> {
 }
 
 /// Ten days go by, in which nothing is written: what the writer and the place say then.
-async fn ten_days_on(world: &World, time: u64) -> jiff::Timestamp {
+pub(super) async fn ten_days_on(world: &World, time: u64) -> jiff::Timestamp {
     let late = jiff::Timestamp::now() + 10 * DAY;
     let end = world.plan(Target::Latest).await.end;
     let (timeline, acknowledged) = (end.timeline, end.lsn);
@@ -178,7 +178,7 @@ async fn ten_days_on(world: &World, time: u64) -> jiff::Timestamp {
     late
 }
 
-async fn expired(world: &World, now: jiff::Timestamp, dry_run: bool) -> Result<Report, ExpireError> {
+pub(super) async fn expired(world: &World, now: jiff::Timestamp, dry_run: bool) -> Result<Report, ExpireError> {
     expired_to(world, now, dry_run, 1).await
 }
 

@@ -25,6 +25,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
+use tokio::sync::Notify;
 
 /// A source, its repository, and a folder for what is restored.
 pub(super) struct World {
@@ -94,18 +95,26 @@ impl World {
 
     /// A backup of this kind, and all of the log so far.
     pub(super) async fn take(&self, wish: take::Wish, change: impl FnOnce(&mut BTreeMap<String, String>)) -> Taken {
+        // The log is stored right after: what is tested here is the way back.
+        let taken = self.take_into(self.repository.clone(), wish, change, std::future::ready(())).await.unwrap();
+        self.ship().await;
+        taken
+    }
+
+    /// A backup through this repository; `meanwhile` is done when the server has sent it, before its manifest is written.
+    pub(super) async fn take_into(
+        &self,
+        repository: Arc<dyn Repository>,
+        wish: take::Wish,
+        change: impl FnOnce(&mut BTreeMap<String, String>),
+        meanwhile: impl Future<Output = ()> + Send,
+    ) -> Result<Taken, take::TakeError> {
         let address = self.server.address();
         let mut connection = self.server.replication().await;
         let mut server = connection.facts(&address, None).await.unwrap().server;
         change(&mut server.settings);
-        let job = take::Job {
-            cluster: self.cluster.clone(),
-            server,
-            repository: self.repository.clone(),
-            sealer: self.sealer.clone(),
-            wish,
-            tell: Arc::new(|_| {}),
-        };
+        let (cluster, sealer, tell) = (self.cluster.clone(), self.sealer.clone(), Arc::new(|_| {}));
+        let job = take::Job { cluster, server, repository, sealer, wish, tell };
         let open = move |parent: Option<Bytes>| -> futures_util::future::BoxFuture<'static, _> {
             let address = address.clone();
             Box::pin(async move {
@@ -116,10 +125,25 @@ impl World {
                 Ok(take::events(BaseBackup::start(connection, &options, parent).await?))
             })
         };
-        // The log is stored right after: what is tested here is the way back.
-        let taken = take::take(job, open, |_| Box::pin(async { Ok(()) })).await.unwrap();
-        self.ship().await;
-        taken
+        let (sent, ended) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
+        let (told, waits) = (sent.clone(), ended.clone());
+        let durable = |_| -> futures_util::future::BoxFuture<'static, _> {
+            Box::pin(async move {
+                told.notify_one();
+                waits.notified().await;
+                Ok(())
+            })
+        };
+        let aside = async {
+            sent.notified().await;
+            meanwhile.await;
+            ended.notify_one();
+            std::future::pending::<()>().await;
+        };
+        tokio::select! {
+            taken = take::take(job, open, durable) => taken,
+            () = aside => unreachable!("it never ends"),
+        }
     }
 
     /// Stores the server's log as far as it is flushed: segments, a piece, history files, a frontier.
