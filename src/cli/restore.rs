@@ -260,9 +260,13 @@ async fn one(args: &Args, context: &Context, desk: &Desk, source: &SourceName, s
     if step != Step::CarryOut {
         let aside = match &into {
             Files::Container(container) => container.check(&planned, args.force).await.map(|()| Vec::new()),
-            _ => place::check(job.target(), &planned, args.force, Watched::ByItsFile),
+            _ => place::apart_from(desk.repository.as_ref(), job.target(), &planned)
+                .and_then(|()| place::check(job.target(), &planned, args.force, Watched::ByItsFile)),
         }
         .map_err(failed)?;
+        if let Files::Server(server) = &into {
+            server.check_port().map_err(failed)?;
+        }
         check_keys(desk.repository.as_ref(), &opener, &planned).await.map_err(failed)?;
         if !ui.json && !quiet {
             ui.out(planned.to_string().trim_end());
@@ -273,7 +277,8 @@ async fn one(args: &Args, context: &Context, desk: &Desk, source: &SourceName, s
                 ui.out(format!("  aside     goes what is in {}", folder.display()));
             }
         }
-        return Ok(Done::planned(json!(planned), job.takes()));
+        let spaces = planned.tablespaces.values().map(|space| format!("the folder {}", space.display()));
+        return Ok(Done::planned(json!(planned), job.takes().into_iter().chain(spaces).collect()));
     }
     ui.say(planned.to_string().trim_end());
     let data = match &mut into {
@@ -301,6 +306,13 @@ fn only_shown(context: &Context, lines: impl Iterator<Item = String>) {
 }
 
 impl Args {
+    /// The command that restores one source as all of them would be.
+    fn alone(&self, source: &SourceName) -> String {
+        let force = if self.force { " --force" } else { "" };
+        let then = if self.then { " --then" } else { "" };
+        format!("mainstay restore {source} {}{}{force}{then}", self.asked(), self.place.given())
+    }
+
     /// The state that is asked for, as it is written.
     fn asked(&self) -> String {
         let release = self.to_release.as_ref();
@@ -467,7 +479,9 @@ async fn follow(
 /// The exit code of a restore that did not come about.
 fn failed(error: RestoreError) -> Failure {
     let exit = match &error {
-        RestoreError::Plan(_) | RestoreError::Place { .. } | RestoreError::Container { .. } => Exit::Wrong,
+        RestoreError::Plan(_) | RestoreError::Place { .. } | RestoreError::Container { .. } | RestoreError::Port(_) => {
+            Exit::Wrong
+        }
         RestoreError::Engine(RuntimeError::Unreachable { .. }) => Exit::Unreachable,
         RestoreError::Engine(RuntimeError::Image { .. }) => {
             return Failure::new(Exit::Unreachable, anyhow::anyhow!("restore: {error}"))

@@ -6,7 +6,7 @@ use crate::model::{RunId, RunStatus, StepOutcome};
 use jiff::Timestamp;
 use std::time::Duration;
 
-pub use crate::model::text::clean;
+pub use crate::model::text::{clean, shell_word};
 
 /// A duration in at most two units: `340ms`, `12s`, `1m 04s`, `2h 05m`, `3d 02h`.
 pub fn took(span: Duration) -> String {
@@ -18,14 +18,6 @@ pub fn took(span: Duration) -> String {
         3_600..86_400 => format!("{}h {:02}m", secs / 3_600, secs / 60 % 60),
         _ => format!("{}d {:02}h", secs / 86_400, secs / 3_600 % 24),
     }
-}
-
-/// Text as one word of a shell line.
-pub fn shell_word(text: &str) -> String {
-    if !text.is_empty() && text.chars().all(|c| c.is_alphanumeric() || "/._-+:@,=".contains(c)) {
-        return text.to_owned();
-    }
-    format!("'{}'", text.replace('\'', r"'\''"))
 }
 
 /// How long ago, in one unit: `now`, `12s ago`, `3m ago`, `5h ago`, `9d ago`.

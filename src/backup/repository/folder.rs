@@ -83,6 +83,10 @@ impl Repository for Folder {
         self.place.root.display().to_string()
     }
 
+    fn folder(&self) -> Option<&Path> {
+        Some(&self.place.root)
+    }
+
     async fn abilities(&self) -> Result<Abilities, RepositoryError> {
         self.there(|place| {
             place.here("use the repository")?;

@@ -15,6 +15,7 @@ use crate::model::SourceName;
 use async_trait::async_trait;
 use bytes::Bytes;
 use jiff::Timestamp;
+use std::path::Path;
 
 /// What became of writing an object.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -163,6 +164,11 @@ fn source_of(name: &str) -> Option<SourceName> {
 pub trait Repository: Send + Sync {
     /// The place in words for messages, without credentials: `s3://bucket/prefix`, `/var/backups`.
     fn place(&self) -> String;
+
+    /// The folder that it is, where it is one of this machine.
+    fn folder(&self) -> Option<&Path> {
+        None
+    }
 
     /// What the place can do; asked once, then remembered.
     ///

@@ -208,7 +208,16 @@ impl Feeder {
     /// Stages all that a server may read that is started by hand: to the end of the log, or of the part that counts where it
     /// stops at the end of the backup.
     pub(super) async fn everything(&mut self, stop: &Stop) -> Result<(), RestoreError> {
-        let most = if *stop == Stop::Consistent { self.log.wanted } else { self.log.segments.len() };
+        let most = match stop {
+            // From 15 on a server looks ahead while it replays, and an answer above 125 would end it. To this one the log may
+            // end here: short of the backup's end it opens neither with this target nor with a `backup_label`.
+            Stop::Consistent => {
+                let names = self.log.end_names.iter().chain(&self.log.behind_wanted);
+                self.stage.end_at(names)?;
+                self.log.wanted
+            }
+            _ => self.log.segments.len(),
+        };
         for index in 0..most {
             if !self.is_free(index) {
                 continue;

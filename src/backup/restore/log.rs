@@ -21,6 +21,9 @@ pub struct PlannedLog {
     pub histories: Vec<PlannedHistory>,
     /// Names that a server may ask for at the end, and that the repository does not have.
     pub end_names: Vec<String>,
+    /// The names of the segment behind those that reach the target.
+    #[serde(skip)]
+    pub(super) behind_wanted: Vec<String>,
     /// The length of a segment.
     pub segment_size: SegmentSize,
 }
@@ -97,7 +100,8 @@ pub(super) fn planned(holdings: &Holdings, path: &Path<'_>, further: bool) -> Re
     });
     let histories = histories.collect();
     let end_names = end_names(holdings, path, size, further);
-    Ok(PlannedLog { segments, wanted, histories, end_names, segment_size: size })
+    let behind_wanted = on_each(&path.line, path.end.segment_end(size), size);
+    Ok(PlannedLog { segments, wanted, histories, end_names, behind_wanted, segment_size: size })
 }
 
 /// A server reads the segment that a backup began in from its first byte, and the path begins where replay does: what lies
@@ -148,9 +152,14 @@ fn end_names(holdings: &Holdings, path: &Path<'_>, size: SegmentSize, further: b
     let next = path.to.segment_end(size);
     let goes_on = further && !path.cut.is_empty();
     if !goes_on {
-        names.extend(path.line.iter().map(|step| size.name(step.timeline, next).to_string()));
+        names.extend(on_each(&path.line, next, size));
     }
     names
+}
+
+/// The names that the segment which begins at this place may be asked for by: one on each timeline.
+fn on_each(line: &[Step], begins: Lsn, size: SegmentSize) -> Vec<String> {
+    line.iter().map(|step| size.name(step.timeline, begins).to_string()).collect()
 }
 
 #[cfg(test)]

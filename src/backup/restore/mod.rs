@@ -187,6 +187,11 @@ pub enum RestoreError {
         /// Why not, with what to try.
         why: String,
     },
+    /// Something else listens where the server would.
+    #[error(
+        "start the server: port {0} of this machine is in use\nhint: name another with `--port N`; or free it, and give the same command again"
+    )]
+    Port(u16),
     /// The server did not open, or not as planned.
     #[error("recover: {0}")]
     Server(String),
@@ -276,12 +281,17 @@ pub async fn restore(
     progress: Arc<Progress>,
 ) -> Result<Report, RestoreError> {
     let mut clock = Clock::new(plan.estimate.total_secs);
+    place::apart_from(&*repository, &options.data, plan)?;
     check_keys(&*repository, &opener, plan).await?;
     let (owner, host) = (options.into.owner(), options.into.host());
     let watched = match &options.into {
         Into::Container(_) => Watched::ByEngine,
         _ => Watched::ByItsFile,
     };
+    if let Into::Server(server) = &options.into {
+        place::check(&options.data, plan, options.force, watched)?;
+        server.check_port()?;
+    }
     let mut place = place::prepare(&options.data, owner, plan, options.force, watched)?;
     if let Some(host) = host {
         host.clear().await?;

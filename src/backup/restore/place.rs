@@ -7,6 +7,7 @@
 mod folders;
 mod state;
 
+pub use folders::apart_from;
 pub use state::STATE;
 pub(super) use state::begun;
 
@@ -33,6 +34,12 @@ pub enum PlaceError {
          `--tablespace {1}=DIR`; a restore in its stead begins when it is stopped"
     )]
     Tablespace(String, u32),
+    /// Something is in the folder of a tablespace.
+    #[error(
+        "tablespace {1} belongs there, and it is not empty: {0}\nhint: `--tablespace {1}=DIR` puts it into another folder, when this \
+         source is restored alone; or add `--force` to move what is there aside, to a folder beside it"
+    )]
+    TablespaceNotEmpty(String, u32),
     /// Something is in it.
     #[error(
         "it is not empty: {0}\nhint: name an empty or new folder, or add `--force` to move what is there aside, to a folder beside it"
@@ -46,6 +53,9 @@ pub enum PlaceError {
     /// Another restore is at it now.
     #[error("another restore is writing into it now")]
     Busy,
+    /// It and the repository are one in the other.
+    #[error("the repository is {}, and one would be in the other\nhint: name a folder that is apart from it", .0.display())]
+    Repository(PathBuf),
     /// It is no folder.
     #[error("it is {0}, not a folder")]
     NoFolder(&'static str),
@@ -160,8 +170,10 @@ fn look_at_space(oid: u32, path: &Path, force: bool) -> Result<Space, RestoreErr
         Found::Nothing => Ok(Space::New),
         Found::Empty => Ok(Space::Empty),
         Found::Ours { .. } | Found::Foreign(_) if force => Ok(Space::Aside),
-        Found::Ours { .. } => Err(refused(path, PlaceError::NotEmpty("another restore writes into it".into()))),
-        Found::Foreign(what) => Err(refused(path, PlaceError::NotEmpty(what))),
+        Found::Ours { .. } => {
+            Err(refused(path, PlaceError::TablespaceNotEmpty("another restore writes into it".into(), oid)))
+        }
+        Found::Foreign(what) => Err(refused(path, PlaceError::TablespaceNotEmpty(what, oid))),
     }
 }
 

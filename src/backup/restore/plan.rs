@@ -519,11 +519,11 @@ fn warnings(holdings: &Holdings, backup: &Backup, path: &Path<'_>, end: &LogEnd)
         Some(proof) => warnings.push(format!(
             "no server was ever started from backup {}; it was checked at {}",
             backup.id(),
-            proof.at
+            moment(proof.at)
         )),
         None => warnings.push(format!("backup {} was never checked", backup.id())),
     }
-    if let Some(acknowledged) = end.acknowledged.filter(|acknowledged| *acknowledged < end.lsn) {
+    if let Some(acknowledged) = end.acknowledged.filter(|acknowledged| *acknowledged < path.end) {
         warnings.push(format!(
             "the log after {acknowledged} was stored and not yet acknowledged to the server; it is used"
         ));

@@ -4,9 +4,9 @@ use super::checks::Checked;
 use super::container::{Container, Keep};
 use super::place::Place;
 use super::plan::{Plan, Target};
-use super::start::{Host, LOG_FILE, Reached};
+use super::start::{Host, LOG_FILE, Reached, listens};
 use crate::backup::repository::BackupId;
-use crate::model::text::moment;
+use crate::model::text::{moment, shell_word};
 use crate::model::{Lsn, SourceName, SystemId, Timeline};
 use jiff::Timestamp;
 use serde::Serialize;
@@ -133,8 +133,8 @@ impl Report {
             Keep::Volume(name) => name.clone(),
             Keep::Folder(path) => path.display().to_string(),
         };
-        self.next =
-            format!("docker run -d -v '{}:{}' {}", at.replace('\'', "'\\''"), container.mount, container.wanted.image);
+        let volume = shell_word(&format!("{at}:{}", container.mount));
+        self.next = format!("docker run -d -v {volume} {}", container.wanted.image);
         let stage = super::feeder::STAGE;
         self.notes.push(format!(
             "a server that is started on it recovers, then opens; all of the log is in {stage}/ in it; remove that then"
@@ -143,10 +143,9 @@ impl Report {
 
     /// Files only: how to go on.
     pub(super) fn start_by_hand(&mut self, plan: &Plan, data: &Path) {
-        let folder = data.display().to_string().replace('\'', "'\\''");
-        let major = plan.base.server.major();
+        let (folder, major) = (shell_word(&data.display().to_string()), plan.base.server.major());
         self.next = format!(
-            "postgres -D '{folder}'    # PostgreSQL {major}, as the owner of the folder; it recovers, then opens"
+            "postgres -D {folder}    # PostgreSQL {major}, as the owner of the folder; it recovers, then opens"
         );
         let stage = super::feeder::STAGE;
         self.notes.push(format!("all of the log is in {stage}/ there; remove it when the server is open"));
@@ -160,7 +159,9 @@ impl Report {
         self.last_transaction = reached.last_transaction;
         match host {
             Host::Local(server) => {
-                self.next = format!("psql -p {} -d postgres", server.port);
+                // A client's own idea of where the socket is differs from package to package.
+                let at = listens(&self.data).map(|at| format!("-h {} ", shell_word(&at))).unwrap_or_default();
+                self.next = format!("psql {at}-p {} -U {} -d postgres", server.port, shell_word(&server.role));
                 self.notes.push(format!("the messages of the server are in {LOG_FILE} in its folder"));
             }
             Host::Container(container) => {

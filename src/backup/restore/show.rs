@@ -51,7 +51,9 @@ impl fmt::Display for Plan {
         }
         let estimate = self.estimate;
         let (base, log) = (time(estimate.base_secs), time(estimate.log_secs));
-        writeln!(f, "  takes     about {}: {base} for the base, {log} for the log", time(estimate.total_secs))?;
+        let rest = time(estimate.total_secs.saturating_sub(estimate.base_secs + estimate.log_secs));
+        let total = time(estimate.total_secs);
+        writeln!(f, "  takes     about {total}: {base} for the base, {log} for the log, {rest} to begin and to open")?;
         for warning in &self.warnings {
             writeln!(f, "  warning: {}", warning.replace('\n', "\n           "))?;
         }

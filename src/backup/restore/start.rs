@@ -197,7 +197,7 @@ fn status(data: &Path) -> Option<(u32, String)> {
 }
 
 /// Where the server listens: the folder of its socket, else its address, as `postmaster.pid` says.
-fn listens(data: &Path) -> Result<String, String> {
+pub(super) fn listens(data: &Path) -> Result<String, String> {
     let text = fs::read_to_string(data.join("postmaster.pid")).unwrap_or_default();
     let lines: Vec<&str> = text.lines().map(str::trim).collect();
     let found = [4, 5].into_iter().find_map(|index| lines.get(index).filter(|line| !line.is_empty()));

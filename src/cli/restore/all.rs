@@ -51,7 +51,8 @@ pub(super) async fn run(args: &Args, context: &Context, desk: &Desk) -> Result<E
         let list: Vec<&str> = bad.iter().map(|source| source.as_str()).collect();
         let (sign, back) = (ui.paint(Tone::Bad, "✗"), names.len() - bad.len());
         ui.out(format!("{sign} {back} of {} sources are back; not: {}", names.len(), list.join(", ")));
-        ui.say("those again, one by one: `mainstay restore SOURCE …` goes on where it ended");
+        ui.say("what stood in the way being mended, these go on where they ended:");
+        bad.iter().for_each(|source| ui.say(format!("  {}", args.alone(source))));
     }
     Ok(if bad.is_empty() { Exit::Good } else { Exit::Bad })
 }
@@ -67,9 +68,9 @@ async fn plans(
     let (mut planned, mut taken) = (Vec::new(), BTreeMap::new());
     for source in names {
         let done = one(args, context, desk, source, step).await.map_err(|failure| {
-            failure.hint(format!(
-                "nothing was touched, because of {source}; the others alone: `mainstay restore SOURCE …`"
-            ))
+            let others = names.iter().filter(|other| *other != source);
+            let alone: String = others.map(|other| format!("\n  {}", args.alone(other))).collect();
+            failure.hint(format!("nothing was touched, because of {source}; without it:{alone}"))
         })?;
         for what in &done.takes {
             if let Some(other) = taken.insert(what.clone(), source) {

@@ -88,8 +88,9 @@ pub(super) async fn run(
             notes.iter().for_each(|note| ui.out(format!("  {}", words::clean(note))));
         }
         let document = json!({ "plan": plan, "into": options.into.to_string(), "notes": notes });
-        // Several copies go into one server side by side.
-        return Ok(Done::planned(document, Vec::new()));
+        // Several copies go into one server side by side, each into databases of its own.
+        let takes = plan.copy.databases.iter().map(|one| format!("the database {} of {}", one.name, options.into));
+        return Ok(Done::planned(document, takes.collect()));
     }
     ui.say(plan.to_string());
     ui.say(format!("  into {}", options.into));

@@ -309,11 +309,25 @@ async fn all_sources_come_back_with_one_command_or_none_is_touched() {
     assert!(said.code == 0 && said.out.matches("log ends").count() == 2 && !two.exists(), "{}{}", said.out, said.err);
     let wrong = lab.said(&[&all[..], &["--target", "elsewhere"]].concat());
     assert!(wrong.code == 2 && wrong.err.contains("--target"), "{}", wrong.err);
+    let taken = std::net::TcpListener::bind(("127.0.0.1", ports[1])).unwrap();
+    let said = lab.said(&all);
+    assert!(
+        said.code == 2 && said.err.contains(&format!("port {} of this machine is in use", ports[1])),
+        "{}",
+        said.err
+    );
+    assert!(!one.exists() && !two.exists());
+    drop(taken);
     lab.restored.extend([one, two]);
     let done = lab.json(&all);
     let sources: Vec<_> = done.as_array().unwrap().iter().map(|one| (&one["source"], &one["good"])).collect();
     assert_eq!(format!("{sources:?}"), r#"[(String("crm"), Bool(true)), (String("shop-db"), Bool(true))]"#);
     assert_eq!((lab.orders(ports[0]).await, lab.orders(ports[1]).await), ("7".into(), "5".into()));
+    // Again: one that is back stands in the way, and the command for what is without it can be taken as it is.
+    let again = lab.said(&all);
+    let without = "\n  mainstay restore shop-db --latest --identity identity.txt";
+    assert!(again.code == 2 && again.err.contains("a PostgreSQL server runs in it"), "{}", again.err);
+    assert!(again.err.contains(without), "{}", again.err);
 }
 
 /// Pipelines back up and restore what their source's file allows, and what was restored serves on when the run is over.

@@ -57,7 +57,7 @@ impl Failure {
             SdkError::TimeoutError(_) => (Kind::Passing, "no answer in time".to_owned()),
             SdkError::DispatchFailure(failure) => {
                 let text = chain(&error);
-                let kind = if text.contains("invalid peer certificate") || failure.is_user() {
+                let kind = if text.contains("invalid peer certificate") || text.contains(NO_TLS) || failure.is_user() {
                     Kind::Final
                 } else if ["refused", "lookup", "resolve", "unreachable"].iter().any(|word| text.contains(word)) {
                     Kind::NoConnection
@@ -141,6 +141,9 @@ impl Failure {
     }
 }
 
+/// What stands in an error when the answer to a TLS greeting was none of TLS.
+const NO_TLS: &str = "InvalidContentType";
+
 /// Our own name for a 404 of an object that somebody hid behind a delete marker.
 const DELETE_MARKER: &str = "delete-marker";
 
@@ -202,13 +205,16 @@ fn hints(failure: &Failure, s3: &S3) -> Vec<String> {
             "somebody deleted it, and the bucket `{bucket}` keeps what was deleted: remove the delete marker to have it back"
         )),
         _ if failure.is(403) => one(rights(bucket, &s3.inner.settings.prefix)),
-        _ if failure.is(301) || failure.is(307) => {
-            one(format!("the bucket `{bucket}` is in another region than `{}`", s3.inner.settings.region))
-        }
+        _ if failure.is(301) || failure.is(307) => vec![
+            format!("the bucket `{bucket}` is in another region than `{}`", s3.inner.settings.region),
+            format!("or {endpoint} sends elsewhere, and is no S3 store"),
+        ],
+        _ if failure.is(200) => one(format!("is {endpoint} an S3 store? its answer is none of S3's")),
         _ if text.contains("invalid peer certificate") => vec![
             format!("give the certificate of the authority that signed {endpoint}'s with `ca`"),
             "or the endpoint has a name that its certificate does not".to_owned(),
         ],
+        _ if text.contains(NO_TLS) => one(format!("does {endpoint} speak http:// and not https://?")),
         _ if text.contains("credential") => {
             one("set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, or give the keys in the settings"
                 .to_owned())

@@ -7,12 +7,14 @@
 use crate::tls;
 use aws_sdk_s3::config::SharedHttpClient;
 use aws_sdk_s3::primitives::SdkBody;
+use aws_smithy_runtime_api::client::connection::{CaptureSmithyConnection, ConnectionMetadata};
 use aws_smithy_runtime_api::client::http::{HttpConnector, HttpConnectorFuture, SharedHttpConnector, http_client_fn};
 use aws_smithy_runtime_api::client::orchestrator::{HttpRequest, HttpResponse};
 use aws_smithy_runtime_api::client::result::ConnectorError;
+use hyper::Request;
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy::Client;
-use hyper_util::client::legacy::connect::HttpConnector as Tcp;
+use hyper_util::client::legacy::connect::{HttpConnector as Tcp, capture_connection};
 use hyper_util::rt::TokioExecutor;
 use rustls::ClientConfig;
 use std::collections::HashMap;
@@ -70,11 +72,28 @@ impl Lines {
     }
 }
 
+/// Lets the client give up the connection on which a try failed, so that the next one takes another: perhaps to another of the
+/// store's machines. Of a connection that was never made there is nothing to give up.
+fn not_twice(request: &mut Request<SdkBody>) {
+    let line = capture_connection(request);
+    let Some(asked) = request.extensions().get::<CaptureSmithyConnection>() else { return };
+    asked.set_connection_retriever(move || {
+        let line = line.clone();
+        let give_up = move || {
+            if let Some(line) = line.connection_metadata().as_ref() {
+                line.poison();
+            }
+        };
+        Some(ConnectionMetadata::builder().proxied(false).poison_fn(give_up).build())
+    });
+}
+
 impl HttpConnector for Lines {
     fn call(&self, request: HttpRequest) -> HttpConnectorFuture {
         let Lines { client, patience } = self.clone();
         HttpConnectorFuture::new(async move {
-            let request = request.try_into_http1x().map_err(|error| ConnectorError::user(error.into()))?;
+            let mut request = request.try_into_http1x().map_err(|error| ConnectorError::user(error.into()))?;
+            not_twice(&mut request);
             let answer = client.request(request);
             let answer = match patience.read {
                 None => answer.await,

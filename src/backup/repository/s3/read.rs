@@ -209,7 +209,7 @@ impl S3 {
                 match self.page(prefix, token.as_deref()).await {
                     Ok(page) => break page,
                     Err(failure) => {
-                        tries.again(failure).await.map_err(|failure| failure.error(&format!("list {prefix}"), self))?;
+                        tries.again(failure).await.map_err(|failure| failure.error(&self.listing(prefix), self))?;
                     }
                 }
             };
@@ -221,6 +221,14 @@ impl S3 {
                 found.sort_by(|a, b| a.name.cmp(&b.name));
                 return Ok(found);
             }
+        }
+    }
+
+    /// What is done, in words.
+    fn listing(&self, prefix: &str) -> String {
+        match prefix {
+            "" => format!("list the bucket {}", self.inner.settings.bucket),
+            _ => format!("list {prefix}"),
         }
     }
 

@@ -51,7 +51,7 @@ impl Stage {
         // Its patience counts in steps of 0.05 s.
         let steps = (feeding.patience.as_millis() / 50).max(1);
         stage.write("feed.sh", SCRIPT.replace("@PATIENCE@", &steps.to_string()).as_bytes())?;
-        stage.write("end", (log.end_names.join("\n") + "\n").as_bytes())?;
+        stage.end_at(&log.end_names)?;
         stage.write("alive", b"0\n")?;
         Ok(stage)
     }
@@ -95,6 +95,12 @@ impl Stage {
         let (path, new) = (self.dir.join(name), self.dir.join(format!("{name}.new")));
         self.create(&new)?.write_all(bytes).map_err(io("write", &new))?;
         fs::rename(&new, &path).map_err(io("write", &path))
+    }
+
+    /// Writes down the names at which the log ends.
+    pub(super) fn end_at<'a>(&self, names: impl IntoIterator<Item = &'a String>) -> Result<(), RestoreError> {
+        let lines: String = names.into_iter().flat_map(|name| [name, "\n"]).collect();
+        self.write("end", lines.as_bytes())
     }
 
     pub(super) fn wal(&self, name: &str) -> PathBuf {
@@ -156,6 +162,7 @@ mod tests {
             wanted: 0,
             histories: Vec::new(),
             end_names: vec!["00000002.history".into(), "000000010000000000000009".into()],
+            behind_wanted: Vec::new(),
             segment_size: SegmentSize::USUAL,
         };
         let feeding = Feeding { patience: Duration::from_millis(300), ..Feeding::default() };

@@ -1,6 +1,7 @@
 //! The folders of a plan, as they are written into: absolute, behind their links, and each its own.
 
 use super::{PlaceError, io, refused};
+use crate::backup::repository::Repository;
 use crate::backup::restore::RestoreError;
 use crate::backup::restore::plan::Plan;
 use std::fs;
@@ -12,6 +13,23 @@ pub(super) fn of_plan(plan: &Plan, data: &Path) -> Result<Vec<PathBuf>, RestoreE
     let spaces = plan.tablespaces.values().map(|space| absolute(space)).collect::<Result<Vec<_>, _>>()?;
     apart(data, &spaces)?;
     Ok(spaces)
+}
+
+/// Whether a plan's folders are apart from the repository: what is written into it would be taken for an object, and
+/// `--force` would move it aside before it is read.
+///
+/// # Errors
+/// When one is in it, or it is in one.
+pub fn apart_from(repository: &dyn Repository, data: &Path, plan: &Plan) -> Result<(), RestoreError> {
+    let Some(root) = repository.folder() else { return Ok(()) };
+    let root = absolute(root)?;
+    for folder in plan.tablespaces.values().map(PathBuf::as_path).chain([data]) {
+        let folder = absolute(folder)?;
+        if folder.starts_with(&root) || root.starts_with(&folder) {
+            return Err(refused(&folder, PlaceError::Repository(root)));
+        }
+    }
+    Ok(())
 }
 
 /// Where a folder is; there may be nothing yet.

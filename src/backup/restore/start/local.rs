@@ -66,6 +66,20 @@ pub(super) fn start(server: &LocalServer, data: &Path) -> Result<Running, Restor
     Ok(Running { child, data: data.to_owned(), log_begins })
 }
 
+impl LocalServer {
+    /// Whether its port is free on this machine: known before anything is fetched.
+    ///
+    /// # Errors
+    /// When something listens there.
+    pub fn check_port(&self) -> Result<(), RestoreError> {
+        match std::net::TcpListener::bind((std::net::Ipv4Addr::LOCALHOST, self.port)) {
+            Err(error) if error.kind() == std::io::ErrorKind::AddrInUse => Err(RestoreError::Port(self.port)),
+            // Whatever else is wrong, the server itself says it.
+            _ => Ok(()),
+        }
+    }
+}
+
 impl Running {
     /// Waits until it is open or gone. May be dropped and called again.
     pub(super) async fn outcome(&mut self) -> Result<Outcome, RestoreError> {

@@ -274,7 +274,7 @@ async fn settings(
         say("max_replication_slots", Verdict::Good, slots.to_string(), &[]);
     }
     let keep = connection.show("max_slot_wal_keep_size").await?.unwrap_or_default();
-    let mend = ["ALTER SYSTEM SET max_slot_wal_keep_size = '50GB'; (well under the free space of its disk)", RELOAD];
+    let mend = ["ALTER SYSTEM SET max_slot_wal_keep_size = '50GB'; -- well under the free space of its disk", RELOAD];
     match size(&keep) {
         None => say(
             "max_slot_wal_keep_size",

@@ -107,6 +107,8 @@ async fn r16_whatever_happens_everything_kept_is_whole() {
     let (first, many) = (number("MAINSTAY_SEED").unwrap_or(1), number("MAINSTAY_SOAK").unwrap_or(3));
     let mut killed = 0;
     for seed in first..first + many.max(1) {
+        // Shown when it fails: `MAINSTAY_SEED` with it has the same again.
+        println!("sequence {seed}");
         killed += sequence(seed).await;
     }
     println!(

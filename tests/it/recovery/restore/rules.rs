@@ -123,6 +123,26 @@ async fn r20_nothing_that_is_there_is_written_over() {
         let plan = world.plan(Target::Latest).await;
         let into = |data: &Path, force: bool| restore::Options { data: data.to_owned(), force, ..world.options() };
 
+        // The repository itself, what is in it and what it is in; by another name too.
+        let repository = world.folder.path().join("repository");
+        std::os::unix::fs::symlink(&repository, world.folder.path().join("link")).unwrap();
+        for place in ["repository", "repository/new", "link/shop-db/new", "."] {
+            for force in [false, true] {
+                let refused = world.restore(&plan, &into(&world.folder.path().join(place), force)).await.err().unwrap();
+                assert!(refused.to_string().contains("the repository is"), "{place}: {refused}");
+            }
+        }
+        assert!(!repository.join("new").exists() && !repository.join("shop-db/new").exists());
+
+        // A port at which another listens: known before anything is made.
+        let taken = into(&world.folder.path().join("taken"), false);
+        let Into::Server(server) = &taken.into else { unreachable!() };
+        let other = std::net::TcpListener::bind(("127.0.0.1", server.port)).unwrap();
+        let refused = world.restore(&plan, &taken).await.err().unwrap().to_string();
+        assert!(refused.contains(&format!("port {} of this machine is in use", server.port)), "{refused}");
+        assert!(!taken.data.exists());
+        drop(other);
+
         // A server that runs there, asked for by force or not.
         for force in [false, true] {
             let refused = world.restore(&plan, &into(world.server.data(), force)).await.err().unwrap().to_string();

@@ -11,6 +11,7 @@ use mainstay::backup::seal::{Checker, Identities, Opener};
 use mainstay::model::Lsn;
 use std::ffi::OsStr;
 use std::fs;
+use std::os::unix::fs::FileExt as _;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -215,6 +216,51 @@ async fn a_folder_is_started_by_hand_and_needs_nobody() {
     let by_hand = Server::on(15, &moved, ServerOptions::default()).await;
     by_hand.until("SELECT pg_is_in_recovery()", "f").await;
     assert_eq!(by_hand.value("SELECT count(*) FROM t").await, "20");
+}
+
+/// Of the log only what the backup needs is laid out, and a server looks ahead of that.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_files_of_a_backup_are_opened_by_hand_at_its_end() {
+    for version in Server::versions() {
+        let world = World::new(version, ServerOptions { segment_mib: Some(1), ..ServerOptions::default() }).await;
+        world.server.sql("CREATE TABLE t (i int)").await;
+        world.rows_to(10).await;
+        let backup = world.backup().await.backup;
+        for rows in [20, 30, 40] {
+            world.rows_to(rows).await;
+            world.server.sql("SELECT pg_switch_wal()").await;
+        }
+        world.ship().await;
+        let plan = world.plan(Target::Backup(backup)).await;
+        let mut options = world.options();
+        let Into::Server(server) = &options.into else { unreachable!() };
+        options.into = Into::Folder { owner: server.user };
+        restore::restore(world.repository.clone(), world.opener(), &plan, &options, Arc::default()).await.unwrap();
+        let laid_out = fs::read_dir(options.data.join("mainstay-restore/wal")).unwrap();
+        let laid_out = laid_out.filter(|entry| entry.as_ref().unwrap().file_name().len() == 24).count();
+        assert!(laid_out == plan.log.wanted && laid_out < plan.log.segments.len(), "{laid_out}: {plan}");
+        let by_hand = Server::on(version, &options.data, ServerOptions::default()).await;
+        by_hand.until("SELECT pg_is_in_recovery()", "f").await;
+        assert_eq!(by_hand.value("SELECT count(*) FROM t").await, "10", "PostgreSQL {version}");
+        drop(by_hand);
+        // Where the backup's last record is not whole the log ends before it, and that is no end for a server.
+        fs::remove_dir_all(&options.data).unwrap();
+        restore::restore(world.repository.clone(), world.opener(), &plan, &options, Arc::default()).await.unwrap();
+        let last = &plan.log.segments[plan.log.wanted - 1];
+        let file = options.data.join("mainstay-restore/wal").join(last.name.to_string());
+        let file = fs::File::options().write(true).open(file).unwrap();
+        file.write_all_at(&[0; 8], plan.base.stop.0 - last.begins.0 - 8).unwrap();
+        let mut postgres = Server::command(version, "postgres");
+        postgres.arg("-D").arg(&options.data).args(["-c", "unix_socket_directories="]);
+        postgres.args(["-p", &crate::support::ports::free().to_string()]);
+        let ended = tokio::task::spawn_blocking(move || postgres.output().unwrap()).await.unwrap();
+        let log = String::from_utf8_lossy(&ended.stderr).into_owned();
+        assert!(!ended.status.success() && log.contains("redo starts"), "PostgreSQL {version}: {log}");
+        assert!(
+            log.contains("recovery ended before configured recovery target was reached"),
+            "PostgreSQL {version}: {log}"
+        );
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
