@@ -249,7 +249,8 @@ async fn the_files_of_a_backup_are_opened_by_hand_at_its_end() {
         let last = &plan.log.segments[plan.log.wanted - 1];
         let file = options.data.join("mainstay-restore/wal").join(last.name.to_string());
         let file = fs::File::options().write(true).open(file).unwrap();
-        file.write_all_at(&[0; 8], plan.base.stop.0 - last.begins.0 - 8).unwrap();
+        // The record of the backup's end has 34 bytes, and 6 that fill it up.
+        file.write_all_at(&[0; 40], plan.base.stop.0 - last.begins.0 - 40).unwrap();
         let mut postgres = Server::command(version, "postgres");
         postgres.arg("-D").arg(&options.data).args(["-c", "unix_socket_directories="]);
         postgres.args(["-p", &crate::support::ports::free().to_string()]);
