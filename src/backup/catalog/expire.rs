@@ -319,6 +319,12 @@ impl Run<'_> {
         report: &mut Report,
     ) -> Result<(), ExpireError> {
         let mut held = Held { holdings, backups: HashSet::new(), dumps: HashSet::new(), floor: Lsn(u64::MAX) };
+        // A backup of which the manifest stays is seen, so it stays whole, also when its manifest only waits: marks of one
+        // backup's parts may be of different ages.
+        let going: HashSet<&Key> = due.iter().map(|(_, object)| &object.key).collect();
+        let seen = holdings.backups.values().map(|backup| &backup.object.key);
+        let seen = seen.chain(holdings.dumps.good.values().map(|dump| &dump.object.key));
+        seen.filter(|key| !going.contains(key)).for_each(|key| held.hold(key));
         for class in due.chunk_by(|a, b| a.0 == b.0) {
             // Of two manifests the newer one goes first, and is gone before the older one goes: it may be the difference to it.
             let at_once = if class[0].0 == Go::Manifest { 1 } else { DELETES_AT_ONCE };
@@ -366,7 +372,14 @@ impl Run<'_> {
                 self.put_mark(&holdings.cluster, &mut number, marked.mark.at, left).await?;
                 self.drop_mark(marked, report).await?;
             }
-            for marked in done.into_iter().filter(|marked| Some(marked.number) != newest) {
+            for marked in done {
+                if Some(marked.number) == newest {
+                    // It keeps its number taken. What it names and is needed again must wait anew when it no longer is.
+                    if !marked.mark.keys.iter().any(|name| holdings.has(name)) {
+                        continue;
+                    }
+                    self.put_mark(&holdings.cluster, &mut number, self.settings.now, Vec::new()).await?;
+                }
                 self.drop_mark(marked, report).await?;
             }
         }

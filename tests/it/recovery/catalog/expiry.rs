@@ -3,7 +3,8 @@
 use super::world::{DAY, HOUR, World};
 use mainstay::backup::catalog::expire::ExpireError;
 use mainstay::backup::catalog::index::CatalogueError;
-use mainstay::backup::catalog::retention::{Policy, Refused};
+use mainstay::backup::catalog::manifest::Mark;
+use mainstay::backup::catalog::retention::{Go, Policy, Refused};
 use mainstay::backup::repository::{BackupId, Item};
 use std::collections::HashSet;
 use std::time::Duration;
@@ -172,6 +173,55 @@ async fn r18_what_is_locked_is_told_and_stays_whole() {
     world.lab.layer.faults().locked.clear();
     world.lab.expire(POLICY, World::at(world.now), false).await.unwrap();
     assert_eq!(there(&world).await, ids(&world, 7..=9));
+}
+
+#[tokio::test]
+async fn r18_what_was_needed_again_waits_anew_when_it_no_longer_is() {
+    let mut world = ten_days().await;
+    world.lab.expire(POLICY, World::at(world.now), false).await.unwrap();
+    // Somebody wants a month: all that was marked is needed again.
+    let month = Policy { window: Duration::from_secs(30 * 86_400), ..POLICY };
+    world.pass(DAY + HOUR);
+    let rescued = world.lab.expire(month, World::at(world.now), false).await.unwrap().clusters.remove(0).rescued;
+    assert!(rescued.len() > 20 && there(&world).await.len() == 10, "{rescued:?}");
+    let catalogue = world.catalogue().await;
+    let marks = &catalogue.clusters[&world.lab.cluster.system].marks;
+    // What whole segments stand for is gone. The number stays taken.
+    assert_eq!(marks.iter().map(|marked| (marked.number, marked.mark.keys.len())).collect::<Vec<_>>(), [(2, 0)]);
+    // They want two days after all: nothing goes before a grace of its own.
+    let again = world.lab.expire(POLICY, World::at(world.now), false).await.unwrap();
+    assert!(again.deleted.objects == 0 && again.clusters[0].fresh.objects > 20, "{again:?}");
+    assert_eq!(there(&world).await.len(), 10);
+    world.pass(DAY + HOUR);
+    let late = world.lab.expire(POLICY, World::at(world.now), false).await.unwrap();
+    assert_eq!(late.deleted, again.clusters[0].fresh);
+    assert_eq!(there(&world).await, ids(&world, 7..=9));
+    world.whole(POLICY, &mut HashSet::new()).await;
+}
+
+#[tokio::test]
+async fn r18_log_stays_as_long_as_a_backup_that_reads_it_is_seen() {
+    let mut world = ten_days().await;
+    // An earlier run, killed while it put its marks in order, left one that names log alone.
+    let plan = world.lab.expire(POLICY, World::at(world.now), true).await.unwrap();
+    let plan = plan.clusters[0].plan.as_ref().unwrap();
+    let log = plan.drop.iter().filter(|dropped| dropped.why == Go::Log);
+    let keys: Vec<String> = log.map(|dropped| dropped.object.key.to_string()).collect();
+    assert!(keys.len() > 5, "{keys:?}");
+    let mark = Mark { version: 1, at: World::at(world.now), keys: keys.clone() };
+    world.lab.put(&world.lab.key(Item::Mark(1)), &serde_json::to_vec(&mark).unwrap(), &[]).await;
+    world.pass(DAY + HOUR);
+    // The log has waited long enough; the backups that read it have not.
+    let early = world.lab.expire(POLICY, World::at(world.now), false).await.unwrap();
+    assert_eq!(early.clusters[0].due.objects, keys.len() as u64);
+    assert_eq!((early.deleted.objects, there(&world).await.len()), (0, 10));
+    world.whole(POLICY, &mut HashSet::new()).await;
+    world.pass(DAY + HOUR);
+    world.lab.expire(POLICY, World::at(world.now), false).await.unwrap();
+    assert_eq!(there(&world).await, ids(&world, 7..=9));
+    let left = world.lab.names().await;
+    assert!(keys.iter().all(|key| !left.contains(key)));
+    world.whole(POLICY, &mut HashSet::new()).await;
 }
 
 #[tokio::test]
