@@ -9,7 +9,7 @@ mod way;
 
 use super::RestoreError;
 use super::plan::Program;
-use super::start::major_of;
+use super::start::{PAGE_QUESTION, major_of};
 use crate::model::SourceName;
 use crate::runtime::RuntimeError;
 use crate::runtime::docker::Docker;
@@ -165,7 +165,7 @@ impl Container {
             // It is the data directory itself, wherever its parents come from.
             Keep::Folder(_) => (data.to_owned(), PathBuf::new()),
         };
-        let program = Program { major, block_size: None };
+        let program = Program { major, block_size: answer("pages").and_then(|bytes| bytes.parse().ok()) };
         let (image, postgres) = (says.id, postgres.to_owned());
         let socket = answer("socket").unwrap_or("/tmp").to_owned();
         Ok(Container { docker, wanted, image, postgres, socket, program, owner, mount, below, aside: None })
@@ -230,8 +230,10 @@ fn numbers(user: &str) -> Option<(u32, u32)> {
 
 /// What an image is asked; each answer a word and a text on one line.
 fn questions(user: &str) -> String {
+    let pages = PAGE_QUESTION.join(" ");
     format!(
         "p=$(command -v postgres) && echo postgres $p && echo version $(\"$p\" --version)\n\
+         [ -n \"$p\" ] && echo pages $(\"$p\" {pages} 2>/dev/null)\n\
          [ -d {SOCKETS} ] && echo socket {SOCKETS} || echo socket /tmp\n\
          echo uid $(id -u {user} 2>/dev/null); echo gid $(id -g {user} 2>/dev/null); echo end yes"
     )

@@ -85,18 +85,25 @@ pub(super) struct Reached {
     pub(super) last_transaction: Option<Timestamp>,
 }
 
+/// What asks `postgres` how long its pages are, without a data directory; first of all, so that it answers root too. It is
+/// fixed when PostgreSQL is built.
+pub(super) const PAGE_QUESTION: [&str; 6] = ["-C", "block_size", "-D", "/", "-c", "config_file=/dev/null"];
+
 /// Asks the programs what they are.
 ///
 /// # Errors
 /// When `postgres` is not there or does not say its version.
 pub async fn program(bin: &Path) -> Result<Program, RestoreError> {
     let path = bin.join("postgres");
-    let asked = Command::new(&path).arg("--version").stdin(Stdio::null()).output().await;
-    let output = asked.map_err(|error| RestoreError::io(format!("run {}", path.display()), error))?;
-    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let ask = async |arguments: &[&str]| {
+        let asked = Command::new(&path).args(arguments).stdin(Stdio::null()).output().await;
+        let output = asked.map_err(|error| RestoreError::io(format!("run {}", path.display()), error))?;
+        Ok::<_, RestoreError>(String::from_utf8_lossy(&output.stdout).into_owned())
+    };
+    let text = ask(&["--version"]).await?;
     let major =
         major_of(&text).ok_or_else(|| RestoreError::Server(format!("{} says `{}`", path.display(), text.trim())))?;
-    Ok(Program { major, block_size: None })
+    Ok(Program { major, block_size: ask(&PAGE_QUESTION).await?.trim().parse().ok() })
 }
 
 /// The major version in what `postgres --version` says: `postgres (PostgreSQL) 15.18 (Debian …)`, `18beta1`.

@@ -9,7 +9,7 @@ use jiff::Timestamp;
 use mainstay::backup::repository::folder::Folder;
 use mainstay::backup::restore::container::{Keep, LABEL, Published, Wanted};
 use mainstay::backup::restore::{
-    self, Check, Container, Feeding, Into, Options, Plan, Progress, Report, RestoreError, Target, Wish,
+    self, Check, Container, Feeding, Into, Options, Plan, Program, Progress, Report, RestoreError, Target, Wish,
 };
 use mainstay::backup::seal::{Checker, Identities, Opener};
 use mainstay::backup::source::postgres::{Address, Connection, Purpose};
@@ -142,7 +142,7 @@ async fn r24_a_container_is_restored_into_as_a_local_server_is() {
     let folder = world.folder.path().join("kept");
     for (name, keep) in [(&name, Keep::Volume(name.clone())), (&by_folder, Keep::Folder(folder))] {
         let container = look(wanted(name, keep, true)).await.unwrap();
-        assert_eq!(container.program().major, 15);
+        assert_eq!(container.program(), Program { major: 15, block_size: Some(8_192) });
         let options = placed(container, &latest, false).await.unwrap();
         let report = restore_with(&world, &latest, &options).await.unwrap_or_else(|error| panic!("{error}"));
         assert_eq!(said(&report), said(&local.report));

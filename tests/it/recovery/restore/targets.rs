@@ -96,7 +96,7 @@ async fn refusals(world: &World, end: Lsn, version: u32) {
     let wrong = world.try_plan(Wish { program: Some(pages), ..Wish::new(Target::Latest) }).await;
     assert!(matches!(wrong, Err(PlanError::PageSize { .. })), "{wrong:?}");
     let program = restore::start::program(&Server::bin(version)).await.unwrap();
-    assert_eq!(program.major, version);
+    assert_eq!((program.major, program.block_size), (version, Some(8_192)));
     let plan = world.try_plan(Wish { program: Some(program), ..Wish::new(Target::Latest) }).await.unwrap();
     let (text, json) = (plan.to_string(), serde_json::to_value(&plan).unwrap());
     assert!(text.contains("acknowledged to") && text.contains("takes"), "{text}");
