@@ -239,8 +239,10 @@ impl Feeder {
         self.fetch = self.fetch.beside_a_server();
         let beating = tokio::spawn(beat(self.stage.clone()));
         let done = tokio::select! {
-            done = self.keep_ahead() => done,
+            // First: what was fetched ahead and is not wanted any more may fail.
+            biased;
             _ = stop.wait_for(|stop| *stop) => Ok(()),
+            done = self.keep_ahead() => done,
         };
         beating.abort();
         if let Err(error) = &done {

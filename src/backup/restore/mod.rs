@@ -463,8 +463,14 @@ impl Flow<'_> {
             }
         };
         stop.send_replace(true);
-        feeding.await?;
-        Ok((running, outcome?))
+        match feeding.await.and(outcome) {
+            Ok(outcome) => Ok((running, outcome)),
+            // It may be open, or open later, and nobody would look at it any more.
+            Err(error) => {
+                running.stop().await?;
+                Err(error)
+            }
+        }
     }
 
     /// Whether the open server came as far as the plan says, and on the planned timelines.
