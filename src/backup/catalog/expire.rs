@@ -199,7 +199,7 @@ impl Run<'_> {
             let (due, waiting, fresh) = (Sum::default(), Sum::default(), Sum::default());
             let mut of = OfCluster { cluster, plan, due, waiting, fresh, rescued: Vec::new() };
             if let Ok(plan) = &of.plan {
-                let marks = Marks::of(holdings);
+                let marks = Marks::of(holdings, self.settings.now);
                 for dropped in &plan.drop {
                     let sum = match marks.get(&dropped.object.key.to_string()) {
                         None => &mut of.fresh,
@@ -234,7 +234,7 @@ impl Run<'_> {
     /// that the place gives it is the present by the place's clock, and what waits is judged by that one too.
     async fn mark(&self, catalogue: &Catalogue, of: &OfCluster) -> Result<(), ExpireError> {
         let (Ok(plan), Some(holdings)) = (&of.plan, catalogue.clusters.get(&of.cluster.system)) else { return Ok(()) };
-        let marks = Marks::of(holdings);
+        let marks = Marks::of(holdings, self.settings.now);
         let fresh = plan.drop.iter().map(|dropped| dropped.object.key.to_string());
         let fresh: Vec<String> = fresh.filter(|name| marks.get(name).is_none()).take(OBJECTS_MAX).collect();
         let mut number = next_number(catalogue, holdings);
@@ -301,7 +301,8 @@ impl Run<'_> {
         let (Ok(plan), Some(before)) = (&of.plan, first.clusters.get(&of.cluster.system)) else { return Vec::new() };
         let Some(now) = second.clusters.get(&of.cluster.system) else { return Vec::new() };
         let place_now = second.newest_written.unwrap_or(self.settings.now);
-        let (before, now) = (Marks::of(before), Marks::of(now));
+        let of = |holdings| Marks::of(holdings, self.settings.now);
+        let (before, now) = (of(before), of(now));
         let due = |object: &Object| {
             let name = object.key.to_string();
             let ripe = |marked| ripe(marked, self.settings.now, place_now, self.settings.grace);

@@ -99,14 +99,16 @@ pub async fn refuse_marked(
 
 /// The marks of a cluster by name, and two clocks to judge them by.
 pub(super) struct Marks<'a> {
-    /// The oldest mark of each name.
+    /// The oldest mark of each name that is not of a time to come.
     by_name: HashMap<&'a str, &'a Marked>,
 }
 
 impl<'a> Marks<'a> {
-    pub(super) fn of(holdings: &'a Holdings) -> Marks<'a> {
+    /// A mark of a time to come was written by a clock that ran ahead, and would be ripe when that time has come: it counts as
+    /// none, so that what it names is marked again, and waits from now on.
+    pub(super) fn of(holdings: &'a Holdings, now: Timestamp) -> Marks<'a> {
         let mut by_name = HashMap::new();
-        for marked in &holdings.marks {
+        for marked in holdings.marks.iter().filter(|marked| marked.mark.at <= now) {
             for name in &marked.mark.keys {
                 by_name.entry(name.as_str()).or_insert(marked);
             }

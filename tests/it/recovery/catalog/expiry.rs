@@ -200,6 +200,29 @@ async fn r18_what_was_needed_again_waits_anew_when_it_no_longer_is() {
 }
 
 #[tokio::test]
+async fn r18_a_mark_of_a_time_to_come_neither_deletes_nor_holds_anything_back() {
+    let mut world = ten_days().await;
+    // Somebody ran an expiry on a machine whose clock was a year ahead.
+    let ahead = world.lab.expire(POLICY, World::at(world.now + 365 * DAY), false).await.unwrap();
+    let marked = ahead.clusters[0].fresh.objects;
+    assert!(marked > 20 && ahead.deleted.objects == 0, "{ahead:?}");
+    // For the right clock nothing of it waits yet: it is marked once more, and waits from now on.
+    let first = world.lab.expire(POLICY, World::at(world.now), false).await.unwrap();
+    let waits = &first.clusters[0];
+    assert_eq!((first.deleted.objects, waits.due.objects, waits.waiting.objects), (0, 0, 0));
+    assert!(waits.fresh.objects > 20, "{waits:?}");
+    world.pass(DAY - HOUR);
+    let early = world.lab.expire(POLICY, World::at(world.now), false).await.unwrap();
+    assert_eq!((early.deleted.objects, early.clusters[0].fresh.objects), (0, 0));
+    assert_eq!(there(&world).await.len(), 10);
+    world.pass(HOUR);
+    let late = world.lab.expire(POLICY, World::at(world.now), false).await.unwrap();
+    assert_eq!(late.deleted, waits.fresh);
+    assert_eq!(there(&world).await, ids(&world, 7..=9));
+    world.whole(POLICY, &mut HashSet::new()).await;
+}
+
+#[tokio::test]
 async fn r18_log_stays_as_long_as_a_backup_that_reads_it_is_seen() {
     let mut world = ten_days().await;
     // An earlier run, killed while it put its marks in order, left one that names log alone.
