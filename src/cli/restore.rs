@@ -256,12 +256,15 @@ async fn one(args: &Args, context: &Context, desk: &Desk, source: &SourceName, s
         _ => Some(job.target().to_owned()),
     };
     let planned = plan_for(data.as_deref(), &holdings, &wish).map_err(|error| unplanned(error, &into))?;
+    // Before a container's place is made: that moves aside what is there. A volume that is yet to be made holds nothing.
+    if let Some(data) = &data {
+        place::apart_from(desk.repository.as_ref(), data, &planned).map_err(failed)?;
+    }
     let ui = &context.ui;
     if step != Step::CarryOut {
         let aside = match &into {
             Files::Container(container) => container.check(&planned, args.force).await.map(|()| Vec::new()),
-            _ => place::apart_from(desk.repository.as_ref(), job.target(), &planned)
-                .and_then(|()| place::check(job.target(), &planned, args.force, Watched::ByItsFile)),
+            _ => place::check(job.target(), &planned, args.force, Watched::ByItsFile),
         }
         .map_err(failed)?;
         if let Files::Server(server) = &into {

@@ -328,6 +328,14 @@ async fn all_sources_come_back_with_one_command_or_none_is_touched() {
     let without = "\n  mainstay restore shop-db --latest --identity identity.txt";
     assert!(again.code == 2 && again.err.contains("a PostgreSQL server runs in it"), "{}", again.err);
     assert!(again.err.contains(without), "{}", again.err);
+    // Nor does a container get the folder that it would be read from: `--force` would move that aside.
+    let from = ["restore", "shop-db", "--latest", "--identity", "identity.txt", "--force"];
+    let into = ["--into", "container", "--image", "mainstay-test/postgres:15", "--target", "repository"];
+    for more in [&[][..], &["--dry-run"]] {
+        let said = lab.said(&[&from[..], &into, more].concat());
+        assert!(said.code == 2 && said.err.contains("the repository"), "{}{}", said.out, said.err);
+    }
+    lab.mainstay(&["backups"]);
 }
 
 /// Pipelines back up and restore what their source's file allows, and what was restored serves on when the run is over.
