@@ -3,6 +3,9 @@
 use super::*;
 use crate::backup::repository::{Cluster, Item, Key, Stored};
 use crate::model::{SourceName, SystemId, Timeline};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use std::collections::BTreeMap;
 
 fn key(item: Item) -> Key {
     Key::Of(Cluster { source: SourceName::new("shop-db").unwrap(), system: SystemId(7) }, item)
@@ -124,4 +127,63 @@ fn an_identity_file_says_whose_signatures_go_with_it_and_shows_nothing_when_it_i
         let refused = Sealer::new(&wrong, keys.signing.clone()).err().unwrap().to_string();
         assert!(refused.contains(says), "{refused}");
     }
+}
+
+/// An object of this frame that is signed as it stands.
+fn signed(lab: &Lab, name: &Key, frame: &[u8], plain: Extent) -> Stored {
+    let recipient: age::x25519::Recipient = lab.keys.recipient.parse().unwrap();
+    let to = age::Encryptor::with_recipients(std::iter::once(&recipient as &dyn age::Recipient)).unwrap();
+    let mut encrypted = to.wrap_output(Vec::new()).unwrap();
+    std::io::Write::write_all(&mut encrypted, frame).unwrap();
+    resigned(lab, name, encrypted.finish().unwrap().into(), plain)
+}
+
+/// Stored bytes with a signed receipt that says that they are of this plain content.
+fn resigned(lab: &Lab, name: &Key, bytes: Bytes, plain: Extent) -> Stored {
+    let model = lab.sealer.seal(name, b"", BTreeMap::new()).unwrap().receipt.unchecked().unwrap();
+    let seal = serde_json::to_string(&Seal { plain, stored: Extent::of(&bytes), ..model }).unwrap();
+    let signature = STANDARD.encode(lab.keys.signing.sign(seal.as_bytes()));
+    Stored::new(bytes, Receipt { seal, signature })
+}
+
+#[test]
+fn what_is_opened_in_pieces_is_checked_by_its_frame_or_else_by_its_digest() {
+    let lab = lab();
+    let name = key(Item::History(Timeline(2)));
+    let plain: Vec<u8> = (0..3_u32 << 20).map(|i| (i % 251) as u8).collect();
+    let frame = |checksum| {
+        let mut compressor = zstd::bulk::Compressor::new(3).unwrap();
+        compressor.include_checksum(checksum).unwrap();
+        compressor.compress(&plain).unwrap()
+    };
+    let opens = |stored: &Stored| -> Result<usize, SealError> {
+        let mut pieces = lab.opener.pieces(&name, stored)?;
+        let mut bytes = 0;
+        while let Some(piece) = pieces.next()? {
+            assert_eq!(piece, &plain[bytes..][..piece.len()]);
+            bytes += piece.len();
+        }
+        Ok(bytes)
+    };
+    let right = Extent::of(&plain);
+    let wrong = Extent { sha256: "0".repeat(64), ..right.clone() };
+    let shorter = Extent { bytes: right.bytes - 1, ..right.clone() };
+    let longer = Extent { bytes: right.bytes + 1, ..right.clone() };
+    for checksum in [true, false] {
+        assert_eq!(opens(&signed(&lab, &name, &frame(checksum), right.clone())).unwrap(), plain.len());
+        for length in [&shorter, &longer] {
+            assert!(opens(&signed(&lab, &name, &frame(checksum), length.clone())).is_err());
+        }
+        // Whole objects always by their digest.
+        let refused = lab.opener.open(&name, &signed(&lab, &name, &frame(checksum), wrong.clone())).unwrap_err();
+        assert!(matches!(refused, SealError::Damaged(_)), "{refused}");
+    }
+    assert!(opens(&signed(&lab, &name, &frame(false), wrong.clone())).is_err(), "without a checksum the digest counts");
+    let mut off = frame(true);
+    *off.last_mut().unwrap() ^= 1;
+    let refused = opens(&signed(&lab, &name, &off, right)).unwrap_err();
+    assert!(refused.to_string().to_lowercase().contains("checksum"), "{refused}");
+    // What the writer makes has one, so that the digest in the receipt is not asked.
+    let sealed = lab.sealer.seal(&name, &plain, BTreeMap::new()).unwrap();
+    assert_eq!(opens(&resigned(&lab, &name, sealed.bytes, wrong)).unwrap(), plain.len());
 }
