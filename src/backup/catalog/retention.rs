@@ -72,6 +72,8 @@ pub enum Why {
     Unusable,
     /// Its manifest cannot be believed, so neither can it be said that nobody needs it.
     Doubtful,
+    /// This one may be the difference to it: its manifest cannot be believed.
+    MayBeUnder(BackupId),
     /// It may be running.
     MayRun,
     /// Where this timeline came from is not known.
@@ -110,6 +112,9 @@ impl std::fmt::Display for Why {
             Why::ChainOf(backup) => write!(f, "{backup} is the difference to it"),
             Why::Unusable => f.write_str("it cannot be used, and somebody may want to see why"),
             Why::Doubtful => f.write_str("its manifest cannot be believed"),
+            Why::MayBeUnder(backup) => {
+                write!(f, "{backup}, whose manifest cannot be believed, may be the difference to it")
+            }
             Why::MayRun => f.write_str("it may be running"),
             Why::UnknownLine(timeline) => write!(f, "where timeline {timeline} came from is not known"),
             Why::Log(backup) => write!(f, "a restore of {backup} reads it"),

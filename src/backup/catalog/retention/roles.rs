@@ -61,6 +61,13 @@ impl Roles<'_> {
         self.chains(&mut kept);
         for id in holdings.doubtful.keys() {
             kept.entry(id.clone()).or_default().insert(Why::Doubtful);
+            // It may be the difference to any of those back to the newest that is none itself.
+            for (before, backup) in holdings.backups.range(..id.clone()).rev() {
+                kept.entry(before.clone()).or_default().insert(Why::MayBeUnder(id.clone()));
+                if backup.manifest.parent.is_none() {
+                    break;
+                }
+            }
         }
         Ok(kept)
     }

@@ -134,6 +134,13 @@ fn r18_a_doubtful_listing_takes_nothing() {
     let plan = plan(&forged, &policy(7, 1), at(30 * DAY)).unwrap();
     assert_eq!(plan.floor, Lsn(90 * MIB));
     assert!(plan.drop.iter().all(|dropped| dropped.object != backup.object));
+    // And what it may be the difference to: the one before it, with the chain of that one.
+    assert_eq!(plan.backups[&id(9 * DAY)], BTreeSet::from([Why::MayBeUnder(id(10 * DAY))]));
+    assert!(!plan.backups.contains_key(&id(8 * DAY)));
+    forged.backups.get_mut(&id(9 * DAY)).unwrap().manifest.parent = Some(id(8 * DAY));
+    let plan = super::plan(&forged, &policy(7, 1), at(30 * DAY)).unwrap();
+    assert!(plan.backups[&id(8 * DAY)].contains(&Why::MayBeUnder(id(10 * DAY))));
+    assert!(!plan.backups.contains_key(&id(7 * DAY)));
 }
 
 #[test]
