@@ -301,8 +301,8 @@ impl Run<'_> {
         let (Ok(plan), Some(before)) = (&of.plan, first.clusters.get(&of.cluster.system)) else { return Vec::new() };
         let Some(now) = second.clusters.get(&of.cluster.system) else { return Vec::new() };
         let place_now = second.newest_written.unwrap_or(self.settings.now);
-        let of = |holdings| Marks::of(holdings, self.settings.now);
-        let (before, now) = (of(before), of(now));
+        let marks = |holdings| Marks::of(holdings, self.settings.now);
+        let (before, now) = (marks(before), marks(now));
         let due = |object: &Object| {
             let name = object.key.to_string();
             let ripe = |marked| ripe(marked, self.settings.now, place_now, self.settings.grace);

@@ -431,10 +431,7 @@ impl Flow<'_> {
                 Stage::at(&self.place.data).remove()?;
                 Ok(reached)
             }
-            Err(error) => {
-                running.stop().await?;
-                Err(error)
-            }
+            Err(error) => Err(running.give_up(error).await),
         }
     }
 
@@ -456,20 +453,17 @@ impl Flow<'_> {
         let feeding = feeder.run(stopped);
         tokio::pin!(feeding);
         let outcome = tokio::select! {
-            outcome = running.outcome() => outcome,
+            outcome = running.outcome() => {
+                stop.send_replace(true);
+                feeding.await.and(outcome)
+            }
             failed = &mut feeding => {
-                running.stop().await?;
-                return Err(failed.err().unwrap_or_else(|| RestoreError::Server("the log is no longer laid out".into())));
+                Err(failed.err().unwrap_or_else(|| RestoreError::Server("the log is no longer laid out".into())))
             }
         };
-        stop.send_replace(true);
-        match feeding.await.and(outcome) {
+        match outcome {
             Ok(outcome) => Ok((running, outcome)),
-            // It may be open, or open later, and nobody would look at it any more.
-            Err(error) => {
-                running.stop().await?;
-                Err(error)
-            }
+            Err(error) => Err(running.give_up(error).await),
         }
     }
 

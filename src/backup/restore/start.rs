@@ -154,12 +154,17 @@ impl Running {
         }
     }
 
-    /// Stops it at once, without a checkpoint, and waits until it is gone.
-    pub(super) async fn stop(self) -> Result<(), RestoreError> {
-        match self {
+    /// Stops it at once, without a checkpoint, and waits until it is gone: it may be open, or open later, and nobody would look
+    /// at it any more. Gives back why, which must be heard also when it cannot be stopped.
+    pub(super) async fn give_up(self, why: RestoreError) -> RestoreError {
+        let stopped = match self {
             Running::Local(server) => server.stop().await,
             Running::Container(server) => server.stop().await,
+        };
+        if let Err(error) = stopped {
+            tracing::error!(%error, "the server that failed to be restored could not be stopped, and may be open");
         }
+        why
     }
 
     /// Has it read its configuration again, and be started again by whoever keeps it: it is recovered.
