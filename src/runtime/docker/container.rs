@@ -14,7 +14,7 @@ use bollard::models::{
     Mount, MountType, NetworkingConfig, RestartPolicy, RestartPolicyNameEnum,
 };
 use bollard::query_parameters::{
-    AttachContainerOptions, CreateContainerOptions, InspectContainerOptions, KillContainerOptions,
+    AttachContainerOptions, CreateContainerOptions, EventsOptions, InspectContainerOptions, KillContainerOptions,
     RemoveContainerOptions, StartContainerOptions, WaitContainerOptions,
 };
 use futures_util::StreamExt;
@@ -36,6 +36,11 @@ const WORD_WITHIN: Duration = Duration::from_secs(10);
 /// A removal, or a making, that another call has begun: how often and how long we look for its end, together 10 s.
 pub(super) const REMOVAL_LOOKS: u32 = 200;
 pub(super) const REMOVAL_LOOK_EVERY: Duration = Duration::from_millis(50);
+/// The exit code of a process that KILL ended.
+const KILLED: i64 = 137;
+/// How long after a container's end the engine may still hear that its memory was short. A second was enough with
+/// every core busy; what has no such news waits this long for it.
+const SHORTAGE_HEARD_WITHIN: Duration = Duration::from_secs(2);
 
 /// The capabilities a step's root has. Never NET_RAW, NET_ADMIN, MKNOD, AUDIT_WRITE.
 pub(super) const CAPABILITIES: [&str; 10] = [
@@ -84,17 +89,40 @@ async fn look_closer(engine: &Engine, name: &str) -> Result<(State, Option<Strin
         other => other.map_err(|e| engine.error(format!("look at the container {name}"), &e))?,
     };
     let space = found.config.and_then(|config| config.labels?.remove(SPACE));
+    let limited = found.host_config.and_then(|host| host.memory).is_some_and(|limit| limit > 0);
     let state = found.state.unwrap_or_default();
     let state = match state.status {
         Some(ContainerStateStatusEnum::CREATED) => State::Created,
-        Some(ContainerStateStatusEnum::EXITED | ContainerStateStatusEnum::DEAD) => State::Exited {
-            code: state.exit_code.and_then(|code| code.try_into().ok()).unwrap_or(-1),
-            out_of_memory: state.oom_killed.unwrap_or_default(),
-        },
+        Some(ContainerStateStatusEnum::EXITED | ContainerStateStatusEnum::DEAD) => {
+            let mut out_of_memory = state.oom_killed.unwrap_or_default();
+            if limited && state.exit_code == Some(KILLED) && !out_of_memory {
+                let id = found.id.as_deref().unwrap_or(name);
+                out_of_memory = heard_of_shortage(engine, id, state.started_at, state.finished_at).await;
+            }
+            State::Exited { code: state.exit_code.and_then(|code| code.try_into().ok()).unwrap_or(-1), out_of_memory }
+        }
         Some(ContainerStateStatusEnum::REMOVING) => State::Absent,
         _ => State::Running,
     };
     Ok((state, space))
+}
+
+/// Whether the engine tells of a shortage of memory in a container that has ended. The kernel's word of it reaches the
+/// engine beside the word of the end, and may come second: the state then says "no" for ever, and the engine's events
+/// alone say "yes". Times are the engine's own, as it wrote them.
+async fn heard_of_shortage(engine: &Engine, id: &str, began: Option<String>, ended: Option<String>) -> bool {
+    let time = |text: Option<String>| text.and_then(|text| text.parse::<Timestamp>().ok());
+    let (Some(began), Some(ended)) = (time(began), time(ended)) else { return false };
+    let text = |at: Timestamp| format!("{}.{:09}", at.as_second(), at.subsec_nanosecond());
+    let filters = [("container", id), ("event", "oom")].map(|(key, value)| (key.to_owned(), vec![value.to_owned()]));
+    let options = EventsOptions {
+        since: Some(text(began)),
+        until: ended.checked_add(SHORTAGE_HEARD_WITHIN).ok().map(text),
+        filters: Some(filters.into()),
+    };
+    let mut events = engine.api.events(Some(options)).boxed();
+    // The engine ends this by its own clock; one that does not is not waited for.
+    matches!(tokio::time::timeout(SHORTAGE_HEARD_WITHIN * 2, events.next()).await, Ok(Some(Ok(_))))
 }
 
 /// The state of an attempt's container. One that was made for a space the run has given up is removed: a daemon that was
